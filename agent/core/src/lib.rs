@@ -1,0 +1,14 @@
+//! Toolgate's pure part, in the order a request meets it.
+//!
+//! - [`identity`]: App IDs, namespaces, SPIFFE IDs
+//! - `http1`: the HTTP/1.1 codec: heads, framing, chunked bodies
+//! - `mcp`: one strict JSON-RPC message, the method table, lists, server-sent events
+//! - `policy`: rules and predicates, compiled
+//! - `decision`: `decide` and the `Permitted` that only it can make
+//! - `denial`: reasons and what a refused client is told
+//!
+//! No I/O, no clock, no async, no panics: what comes from the network is data.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used))]
+
+pub mod identity;

@@ -1,0 +1,2 @@
+//! Toolgate.
+fn main() {}
