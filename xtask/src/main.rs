@@ -1,2 +1,78 @@
-//! Tasks.
-fn main() {}
+//! Toolgate's tasks, one file each: what a person types, CI runs too.
+//!
+//! - `workspace`: where things are, how commands are run and what is printed meanwhile
+//! - `sudo`: how the privileged part of a task gets root
+//! - `packages`: the official client and server packages, in a private folder under `target/`
+//! - `build`: the agent with its BPF object
+//! - `demo`, `run`, `test`, `ci`, `tidy`: the tasks
+
+mod build;
+mod ci;
+mod packages;
+mod run;
+mod sudo;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Toolgate's tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the agent with its BPF object
+    Build {
+        /// Optimised, as it would be installed
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the agent; what follows `--` goes to `toolgate run`, e.g. `-- --config DIR`
+    Run {
+        /// Optimised, as it would be installed
+        #[arg(long)]
+        release: bool,
+        /// Arguments of `toolgate run`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Install the official MCP client and server packages under target/ and print where they are
+    Packages,
+    /// Run all tests, the privileged ones included
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// What CI runs: formatting, clippy, tidy, then all tests
+    Ci,
+    /// Check the rules of the house that a machine can check
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Build { release } => build::build(release).map(|_agent| ()),
+        Task::Run { release, arguments } => run::run(release, &arguments),
+        Task::Packages => packages::install().map(|packages| {
+            println!("{}\n{}", packages.python.display(), packages.server_everything.display());
+        }),
+        Task::Test { filter } => test::test(filter.as_deref()),
+        Task::Ci => ci::ci(),
+        Task::Tidy => tidy::tidy(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
