@@ -1,8 +1,8 @@
 //! Toolgate's pure part, in the order a request meets it.
 //!
 //! - [`identity`]: App IDs, namespaces, SPIFFE IDs
-//! - `http1`: the HTTP/1.1 codec: heads, framing, chunked bodies
-//! - `mcp`: one strict JSON-RPC message, the method table, lists, server-sent events
+//! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
+//! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
 //! - `policy`: rules and predicates, compiled
 //! - `decision`: `decide` and the `Permitted` that only it can make
 //! - `denial`: reasons and what a refused client is told
@@ -14,4 +14,6 @@
     warn(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)
 )]
 
+pub mod http1;
 pub mod identity;
+pub mod mcp;

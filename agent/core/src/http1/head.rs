@@ -1,0 +1,253 @@
+//! Heads of requests and replies, and which bytes after them are their body.
+
+use super::error::HttpError;
+use super::headers::{HEADERS_MAX, Headers};
+use super::target;
+use std::mem::MaybeUninit;
+
+/// Limits on one head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// The head with its final empty line.
+    pub head_bytes_max: usize,
+    /// A request's target.
+    pub target_bytes_max: usize,
+}
+
+impl Default for HeadLimits {
+    fn default() -> Self {
+        Self { head_bytes_max: 32 * 1024, target_bytes_max: 8 * 1024 }
+    }
+}
+
+/// Which bytes after the head are the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// None.
+    None,
+    /// So many.
+    Length(u64),
+    /// Chunks, for a [`super::ChunkedDecoder`].
+    Chunked,
+    /// All until the connection ends; replies only.
+    UntilClose,
+}
+
+/// The head of a request.
+#[derive(Debug, Clone)]
+pub struct RequestHead<'b> {
+    /// As it was written; `GET` and `get` are two methods.
+    pub method: &'b str,
+    /// Path and query.
+    pub target: &'b str,
+    /// The path: no dot segment, no empty segment, no escape that hides one.
+    pub path: &'b str,
+    /// What follows the `?`.
+    pub query: Option<&'b str>,
+    /// All headers.
+    pub headers: Headers<'b>,
+    /// Never [`Framing::UntilClose`].
+    pub framing: Framing,
+    /// The connection may be used again.
+    pub keep_alive: bool,
+    /// The client waits for `100 Continue`.
+    pub expect_continue: bool,
+    /// Bytes of the head, with its final empty line.
+    pub bytes: usize,
+}
+
+/// The head of a reply.
+#[derive(Debug, Clone)]
+pub struct ResponseHead<'b> {
+    /// 100 to 599.
+    pub status: u16,
+    /// May be empty.
+    pub reason: &'b str,
+    /// All headers.
+    pub headers: Headers<'b>,
+    /// Which bytes are the body.
+    pub framing: Framing,
+    /// The connection may be used again.
+    pub keep_alive: bool,
+    /// Bytes of the head, with its final empty line.
+    pub bytes: usize,
+}
+
+/// Reads the head of a request at the front of `buf`. None: more bytes are needed.
+///
+/// # Errors
+/// [`HttpError`]; the connection cannot be read on.
+pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<RequestHead<'b>>, HttpError> {
+    let preface = b"PRI * HTTP/2.0\r\n";
+    if buf.starts_with(preface) {
+        return Err(HttpError::Version);
+    }
+    let Some(bytes) = head_bytes(buf, limits)? else {
+        return too_long_target(buf, limits).map(|()| None);
+    };
+    let head = buf.get(..bytes).unwrap_or_default();
+    too_long_target(head, limits)?;
+    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    let status = parsed.parse_with_uninit_headers(head, &mut space).map_err(syntax)?;
+    let (true, Some(method), Some(target), Some(version)) =
+        (status == httparse::Status::Complete(bytes), parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(HttpError::Syntax { problem: "the request line or a header is cut off" });
+    };
+    if version != 1 {
+        return Err(HttpError::Version);
+    }
+    let (path, query) = target::split(method, target)?;
+    let headers = Headers::new(parsed.headers);
+    headers.check()?;
+    host(&headers)?;
+    if headers.count("content-encoding") > 0 {
+        return Err(HttpError::ContentEncoding);
+    }
+    let expect_continue = match headers.only("expect")? {
+        Some(value) if value.eq_ignore_ascii_case("100-continue") => true,
+        Some(_) => return Err(HttpError::Expectation),
+        None => false,
+    };
+    let framing = declared(&headers)?.unwrap_or(Framing::None);
+    let keep_alive = !headers.has_token("connection", "close");
+    Ok(Some(RequestHead {
+        method,
+        target,
+        path,
+        query,
+        headers,
+        framing,
+        keep_alive,
+        expect_continue,
+        bytes,
+    }))
+}
+
+/// Reads the head of a reply at the front of `buf`. None: more bytes are needed. What has no body by its status or
+/// by the request's method has [`Framing::None`], whatever its headers say.
+///
+/// # Errors
+/// [`HttpError`]; the connection cannot be read on.
+pub fn response_head<'b>(
+    buf: &'b [u8],
+    request_method: &str,
+    limits: &HeadLimits,
+) -> Result<Option<ResponseHead<'b>>, HttpError> {
+    let Some(bytes) = head_bytes(buf, limits)? else { return Ok(None) };
+    let head = buf.get(..bytes).unwrap_or_default();
+    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let complete =
+        config.parse_response_with_uninit_headers(&mut parsed, head, &mut space).map_err(syntax)?;
+    let (true, Some(status), Some(version)) =
+        (complete == httparse::Status::Complete(bytes), parsed.code, parsed.version)
+    else {
+        return Err(HttpError::Syntax { problem: "the status line or a header is cut off" });
+    };
+    if !(100..600).contains(&status) {
+        return Err(HttpError::Syntax { problem: "the status is not within 100 and 599" });
+    }
+    let headers = Headers::new(parsed.headers);
+    headers.check()?;
+    let declared = declared(&headers)?;
+    if version == 0 && declared == Some(Framing::Chunked) {
+        return Err(HttpError::TransferEncoding);
+    }
+    let bodiless = matches!(status, 100..200 | 204 | 304) || request_method == "HEAD";
+    let framing = if bodiless { Framing::None } else { declared.unwrap_or(Framing::UntilClose) };
+    let ends = version == 0 || framing == Framing::UntilClose || headers.has_token("connection", "close");
+    let reason = parsed.reason.unwrap_or_default();
+    Ok(Some(ResponseHead { status, reason, headers, framing, keep_alive: !ends, bytes }))
+}
+
+/// Where the head ends, and that its lines do as they must. Looks no further than the limit.
+fn head_bytes(buf: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
+    let head = buf.get(..limits.head_bytes_max).unwrap_or(buf);
+    let mut rest = head;
+    let mut line_start = 0;
+    while let Some(length) = memchr::memchr(b'\n', rest) {
+        let (line, after) = rest.split_at_checked(length + 1).unwrap_or((rest, &[]));
+        let Some(line) = line.strip_suffix(b"\r\n") else { return Err(HttpError::BareLf) };
+        if line.is_empty() {
+            return if line_start == 0 { Err(HttpError::EmptyLine) } else { Ok(Some(line_start + 2)) };
+        }
+        if line_start > 0 {
+            header_line(line)?;
+        }
+        if memchr::memchr(b'\r', line).is_some() {
+            return Err(HttpError::BareCr);
+        }
+        line_start += length + 1;
+        rest = after;
+    }
+    if buf.len() >= limits.head_bytes_max {
+        return Err(HttpError::HeadTooLarge { head_bytes_max: limits.head_bytes_max });
+    }
+    Ok(None)
+}
+
+fn header_line(line: &[u8]) -> Result<(), HttpError> {
+    if let [b' ' | b'\t', ..] = line {
+        return Err(HttpError::ObsoleteFolding);
+    }
+    let Some(colon) = memchr::memchr(b':', line) else {
+        return Err(HttpError::Syntax { problem: "a header has no colon" });
+    };
+    match line.get(..colon).unwrap_or_default() {
+        [] => Err(HttpError::Syntax { problem: "a header has no name" }),
+        [.., b' ' | b'\t'] => Err(HttpError::SpaceBeforeColon),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a target over its limit, also before the request line has ended.
+fn too_long_target(head: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
+    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let target = line.split(|&byte| byte == b' ').nth(1).unwrap_or_default();
+    if target.len() > limits.target_bytes_max {
+        return Err(HttpError::TargetTooLong { target_bytes_max: limits.target_bytes_max });
+    }
+    Ok(())
+}
+
+fn host(headers: &Headers<'_>) -> Result<(), HttpError> {
+    let host = headers.only("host")?.ok_or(HttpError::HostMissing)?;
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte);
+    if host.is_empty() || !host.bytes().all(valid) {
+        return Err(HttpError::HostInvalid);
+    }
+    Ok(())
+}
+
+/// The framing that the headers declare: at most one, said once.
+fn declared(headers: &Headers<'_>) -> Result<Option<Framing>, HttpError> {
+    let encoding = headers.only("transfer-encoding")?;
+    let length = headers.only("content-length")?;
+    match (encoding, length) {
+        (Some(_), Some(_)) => Err(HttpError::LengthAndEncoding),
+        (Some(encoding), None) if encoding.eq_ignore_ascii_case("chunked") => Ok(Some(Framing::Chunked)),
+        (Some(_), None) => Err(HttpError::TransferEncoding),
+        (None, Some(length)) => {
+            let digits = length.bytes().all(|byte| byte.is_ascii_digit());
+            let length = length.parse().ok().filter(|_| digits).ok_or(HttpError::ContentLength)?;
+            Ok(Some(Framing::Length(length)))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn syntax(error: httparse::Error) -> HttpError {
+    let problem = match error {
+        httparse::Error::Version => return HttpError::Version,
+        httparse::Error::TooManyHeaders => return HttpError::TooManyHeaders { headers_max: HEADERS_MAX },
+        httparse::Error::HeaderName => "a header's name has bytes that none may have",
+        httparse::Error::HeaderValue => "a header's value has bytes that none may have",
+        httparse::Error::NewLine => "a line does not end in CRLF",
+        httparse::Error::Status => "the status is no number of three digits",
+        httparse::Error::Token => "the first line is no request line or status line",
+    };
+    HttpError::Syntax { problem }
+}

@@ -1,0 +1,118 @@
+//! The headers of one head, borrowed, in the order they came.
+
+use super::error::{HttpError, shortened};
+use smallvec::SmallVec;
+
+/// The most headers one head may have.
+pub const HEADERS_MAX: usize = 100;
+
+/// One header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header<'b> {
+    /// As it was written: names are compared without regard to case.
+    pub name: &'b str,
+    /// Without the white space around it.
+    pub value: &'b [u8],
+}
+
+/// All headers of one head.
+#[derive(Debug, Clone, Default)]
+pub struct Headers<'b> {
+    // What common clients send fits; more costs an allocation.
+    list: SmallVec<[Header<'b>; 24]>,
+}
+
+impl<'b> Headers<'b> {
+    pub(super) fn new(parsed: &[httparse::Header<'b>]) -> Self {
+        Self { list: parsed.iter().map(|header| Header { name: header.name, value: header.value }).collect() }
+    }
+
+    /// All in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Header<'b>> {
+        self.list.iter()
+    }
+
+    /// The first value of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&'b [u8]> {
+        self.all(name).next()
+    }
+
+    /// How often that name stands.
+    #[must_use]
+    pub fn count(&self, name: &str) -> usize {
+        self.all(name).count()
+    }
+
+    /// The value of a header that may stand once and has visible ASCII (and spaces) alone.
+    ///
+    /// # Errors
+    /// [`HttpError::Duplicate`], [`HttpError::HeaderValue`].
+    pub fn only(&self, name: &str) -> Result<Option<&'b str>, HttpError> {
+        let mut values = self.all(name);
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(HttpError::Duplicate { name: name.to_owned() });
+        }
+        let visible = value.iter().all(|byte| matches!(byte, 0x20..0x7f));
+        let text = std::str::from_utf8(value).ok().filter(|_| visible);
+        text.map(Some).ok_or_else(|| HttpError::HeaderValue { name: name.to_owned() })
+    }
+
+    /// Whether one of the comma-separated tokens under that name is `token`, in any case.
+    #[must_use]
+    pub fn has_token(&self, name: &str, token: &str) -> bool {
+        self.tokens(name).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// The comma-separated tokens under that name.
+    pub(super) fn tokens(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    }
+
+    fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        self.list
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| header.value)
+    }
+
+    /// Headers that a lenient reader could take for the framing, or that hide others.
+    pub(super) fn check(&self) -> Result<(), HttpError> {
+        for header in &self.list {
+            if !header.value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f)) {
+                return Err(HttpError::HeaderBytes { name: shortened(header.name.as_bytes()) });
+            }
+            let framing = ["content-length", "transfer-encoding", "content-encoding"];
+            if header.name.contains('_') && framing.iter().any(|name| same(header.name, name)) {
+                return Err(HttpError::Underscore { name: shortened(header.name.as_bytes()) });
+            }
+        }
+        let named = self.tokens("connection").find(|token| ESSENTIAL.iter().any(|name| begins(token, name)));
+        match named {
+            Some(name) => Err(HttpError::ConnectionNames { name: shortened(name) }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What decisions are made on, or the message cannot do without: `Connection` must not remove it on the way. Each
+/// also as a prefix.
+const ESSENTIAL: &[&str] =
+    &["host", "content-", "authorization", "accept", "cookie", "origin", "last-event-id", "mcp-"];
+
+/// Equal without regard to case, an underscore counting as a hyphen. `lower` is in lower case.
+pub(super) fn same(name: &str, lower: &str) -> bool {
+    name.len() == lower.len() && begins(name.as_bytes(), lower)
+}
+
+/// Begins with `lower`, compared as [`same`] does.
+pub(super) fn begins(name: &[u8], lower: &str) -> bool {
+    let normal = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() >= lower.len() && name.iter().zip(lower.bytes()).all(|(&byte, lower)| normal(byte) == lower)
+}
+
+/// The characters of a method or a header's name (RFC 9110 5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}

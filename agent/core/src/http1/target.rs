@@ -1,0 +1,67 @@
+//! The target of a request: the path alone, and no path that some server takes for another.
+
+use super::error::{HttpError, shortened};
+
+/// The path and the query of a target in origin form.
+///
+/// # Errors
+/// Another form, a byte that no target may have, or a path with more than one reading.
+pub(super) fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b str>), HttpError> {
+    let shown = || shortened(target.as_bytes());
+    if method.eq_ignore_ascii_case("CONNECT") {
+        return Err(HttpError::AuthorityForm { target: shown() });
+    }
+    if target == "*" {
+        return Err(HttpError::AsteriskForm);
+    }
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(HttpError::Target { target: shown(), problem: "it has bytes beyond visible ASCII" });
+    }
+    if target.contains('#') {
+        return Err(HttpError::Target {
+            target: shown(),
+            problem: "it has a fragment, which stays with the client",
+        });
+    }
+    if !target.starts_with('/') {
+        if has_scheme(target) {
+            return Err(HttpError::AbsoluteForm { target: shown() });
+        }
+        return Err(HttpError::Target { target: shown(), problem: "it does not begin with `/`" });
+    }
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    match ambiguity(path) {
+        Some(has) => Err(HttpError::AmbiguousPath { target: shown(), has }),
+        None => Ok((path, query)),
+    }
+}
+
+fn has_scheme(target: &str) -> bool {
+    target.split_once("://").is_some_and(|(scheme, _)| {
+        scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
+    })
+}
+
+fn ambiguity(path: &str) -> Option<&'static str> {
+    if path.contains("//") {
+        return Some("an empty segment (`//`)");
+    }
+    if path.contains('\\') {
+        return Some("a backslash");
+    }
+    // `..;x` is `..` to servers that know path parameters.
+    let dotted = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+    if path.split('/').any(dotted) {
+        return Some("a dot segment");
+    }
+    path.split('%').skip(1).find_map(|rest| match rest.as_bytes() {
+        [b'2', b'e' | b'E' | b'f' | b'F', ..] => Some("an encoded dot or slash"),
+        [b'5', b'c' | b'C', ..] => Some("an encoded backslash"),
+        [b'0' | b'1', low, ..] if low.is_ascii_hexdigit() => Some("an encoded control character"),
+        [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => None,
+        _ => Some("a `%` that begins no escape"),
+    })
+}

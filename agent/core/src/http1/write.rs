@@ -1,0 +1,117 @@
+//! What leaves the agent: exactly one framing, no hop-by-hop header, nothing that only the agent may say.
+
+use super::head::{RequestHead, ResponseHead};
+use super::headers::{Header, Headers, begins, same};
+use std::io::Write;
+
+/// Between a chunk's data and the next chunk's size.
+pub const CHUNK_END: &[u8] = b"\r\n";
+/// Ends a chunked body.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// How a reply's body will be framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outgoing {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+    /// No body, or one that ends with the connection.
+    None,
+}
+
+/// What holds for one connection alone (RFC 9110 7.6.1), and the framing, which is written anew.
+const HOP_BY_HOP: &[&str] = &[
+    "connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "http2-settings",
+];
+/// Of a request, besides: what the agent answers itself, and how it wants the reply.
+const REQUEST_ONLY: &[&str] = &["expect", "accept-encoding", "forwarded"];
+/// What a caller may not say about itself.
+const IDENTITY: &[&str] = &["dapr-caller-", "x-toolgate-", "x-forwarded-"];
+
+/// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
+/// what holds for one hop alone, what a caller may not say, and what asks for an encoded reply. `chunked` wins over
+/// `content_length`; with neither there is no body.
+pub fn write_request_head(
+    out: &mut Vec<u8>,
+    head: &RequestHead<'_>,
+    content_length: Option<u64>,
+    chunked: bool,
+) {
+    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    let dropped = |name: &str| {
+        REQUEST_ONLY.iter().any(|lower| same(name, lower))
+            || IDENTITY.iter().any(|lower| begins(name.as_bytes(), lower))
+    };
+    headers(out, &head.headers, dropped);
+    let framing = match (chunked, content_length) {
+        (true, _) => Outgoing::Chunked,
+        (false, Some(bytes)) => Outgoing::Length(bytes),
+        (false, None) => Outgoing::None,
+    };
+    end(out, framing);
+}
+
+/// Appends the head of a reply as it leaves the agent, by the same rules. `close` says that the connection ends
+/// after it.
+pub fn write_response_head(out: &mut Vec<u8>, head: &ResponseHead<'_>, framing: Outgoing, close: bool) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    decimal(out, u64::from(head.status));
+    out.push(b' ');
+    out.extend_from_slice(head.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    headers(out, &head.headers, |_| false);
+    if close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    end(out, framing);
+}
+
+/// Appends the size line of a chunk of `bytes`, which must not be 0.
+pub fn write_chunk_head(out: &mut Vec<u8>, bytes: usize) {
+    debug_assert_ne!(bytes, 0, "a chunk of 0 bytes ends the body");
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{bytes:x}\r\n");
+}
+
+fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&str) -> bool) {
+    // Collecting what Connection names costs more than asking each time: most heads name `keep-alive` or nothing.
+    let has_connection = headers.get("connection").is_some();
+    let named = |name: &str| has_connection && headers.has_token("connection", name);
+    for &Header { name, value } in headers.iter() {
+        let hop_by_hop =
+            HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name.as_bytes(), "proxy-");
+        if hop_by_hop || dropped(name) || named(name) {
+            continue;
+        }
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+fn end(out: &mut Vec<u8>, framing: Outgoing) {
+    match framing {
+        Outgoing::Length(bytes) => {
+            out.extend_from_slice(b"Content-Length: ");
+            decimal(out, bytes);
+            out.extend_from_slice(b"\r\n\r\n");
+        }
+        Outgoing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n"),
+        Outgoing::None => out.extend_from_slice(b"\r\n"),
+    }
+}
+
+fn decimal(out: &mut Vec<u8>, number: u64) {
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{number}");
+}

@@ -1,0 +1,183 @@
+//! A lazy view of a validated text. Nothing is checked again; what cannot be in such a text ends the iteration.
+
+use super::{Kind, Value, text};
+use std::borrow::Cow;
+
+impl<'b> Value<'b> {
+    /// Which of JSON's six kinds it is.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self.text().as_bytes().first() {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'-' | b'0'..=b'9') => Kind::Number,
+            Some(_) | None => Kind::Null,
+        }
+    }
+
+    /// The value as it stands in the text, without the white space around it.
+    #[must_use]
+    pub fn text(self) -> &'b str {
+        self.whole.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Where it stands in the text that was validated.
+    #[must_use]
+    pub fn offset(self) -> usize {
+        self.start
+    }
+
+    /// A string's text, unescaped; borrowed unless it has escapes.
+    #[must_use]
+    pub fn as_str(self) -> Option<Cow<'b, str>> {
+        let raw = self.text().strip_prefix('"')?.strip_suffix('"')?;
+        Some(text::unescape(raw))
+    }
+
+    /// A boolean.
+    #[must_use]
+    pub fn as_bool(self) -> Option<bool> {
+        match self.text() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// A number as it is written: no double stands between the text and the reader.
+    #[must_use]
+    pub fn number_text(self) -> Option<&'b str> {
+        (self.kind() == Kind::Number).then(|| self.text())
+    }
+
+    /// An object's members in order, keys unescaped; nothing for other kinds.
+    pub fn members(self) -> impl Iterator<Item = (Cow<'b, str>, Value<'b>)> {
+        self.raw_members().map(|(key, value)| (text::unescape(key), value))
+    }
+
+    /// An array's elements in order; nothing for other kinds.
+    pub fn elements(self) -> impl Iterator<Item = Value<'b>> {
+        let mut cursor = Cursor::inside(self, Kind::Array);
+        std::iter::from_fn(move || cursor.element())
+    }
+
+    /// The member of that key.
+    #[must_use]
+    pub fn get(self, key: &str) -> Option<Value<'b>> {
+        self.raw_members().find(|(raw, _)| same_key(raw, key)).map(|(_, value)| value)
+    }
+
+    /// The value that an RFC 6901 pointer names, this one being the root.
+    #[must_use]
+    pub fn pointer(self, pointer: &str) -> Option<Value<'b>> {
+        let Some(path) = pointer.strip_prefix('/') else {
+            return pointer.is_empty().then_some(self);
+        };
+        path.split('/').try_fold(self, |value, token| match value.kind() {
+            Kind::Object if token.contains('~') => value.get(&token.replace("~1", "/").replace("~0", "~")),
+            Kind::Object => value.get(token),
+            Kind::Array => {
+                let canonical = token == "0" || !token.starts_with(['0', '+', '-']);
+                value.elements().nth(token.parse().ok().filter(|_| canonical)?)
+            }
+            Kind::Null | Kind::Bool | Kind::Number | Kind::String => None,
+        })
+    }
+
+    /// Whether a member's key differs from `key` only in case, so that a lenient reader takes it for `key`.
+    #[must_use]
+    pub fn collides(self, key: &str) -> bool {
+        self.raw_members().any(|(raw, _)| text::collide(&text::unescape(raw), key))
+    }
+
+    fn raw_members(self) -> impl Iterator<Item = (&'b str, Value<'b>)> {
+        let mut cursor = Cursor::inside(self, Kind::Object);
+        std::iter::from_fn(move || cursor.member())
+    }
+}
+
+fn same_key(raw: &str, key: &str) -> bool {
+    raw == key || (raw.len() > key.len() && raw.contains('\\') && text::unescape(raw) == key)
+}
+
+/// How many bytes a string goes on before its closing quote.
+pub(super) fn string_bytes(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if bytes.get(at) == Some(&b'"') {
+            return at;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+/// A place between the members or elements of a container.
+struct Cursor<'b> {
+    value: Value<'b>,
+    at: usize,
+}
+
+impl<'b> Cursor<'b> {
+    /// Behind the opening bracket; at the end where the value is of another kind.
+    fn inside(value: Value<'b>, kind: Kind) -> Self {
+        let at = if value.kind() == kind { value.start + 1 } else { value.end };
+        Self { value, at }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        if self.at < self.value.end { self.value.whole.as_bytes().get(self.at).copied() } else { None }
+    }
+
+    fn rest(&self) -> &'b [u8] {
+        self.value.whole.as_bytes().get(self.at..self.value.end).unwrap_or_default()
+    }
+
+    fn separators(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn member(&mut self) -> Option<(&'b str, Value<'b>)> {
+        self.separators();
+        if self.peek()? != b'"' {
+            return None;
+        }
+        self.at += 1;
+        let start = self.at;
+        self.at += string_bytes(self.rest());
+        let key = self.value.whole.get(start..self.at)?;
+        self.at += 1;
+        Some((key, self.element()?))
+    }
+
+    fn element(&mut self) -> Option<Value<'b>> {
+        self.separators();
+        let start = self.at;
+        match self.peek()? {
+            b'"' => self.at += string_bytes(self.rest().get(1..)?) + 2,
+            b'{' | b'[' => self.container(),
+            b'}' | b']' => return None,
+            _ => self.at += self.rest().iter().take_while(|byte| !b" \n\r\t,]}".contains(byte)).count(),
+        }
+        Some(Value::new(self.value.whole, start, self.at))
+    }
+
+    fn container(&mut self) {
+        let mut depth = 0_usize;
+        while let Some(byte) = self.peek() {
+            self.at += 1;
+            match byte {
+                b'"' => self.at += string_bytes(self.rest()) + 1,
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' if depth <= 1 => return,
+                b'}' | b']' => depth -= 1,
+                _ => {}
+            }
+        }
+    }
+}

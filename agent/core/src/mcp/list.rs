@@ -1,0 +1,86 @@
+//! Removes from a list what its reader may not see. Every byte outside the array stays as it was.
+
+use super::json::{Kind, Malformed, Value};
+use super::method::ListKind;
+
+/// How many elements of a list stayed and went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filtered {
+    /// Still there.
+    pub kept: usize,
+    /// Gone.
+    pub removed: usize,
+}
+
+/// The array in `result`, and what names an element of it.
+fn keys(kind: ListKind) -> (&'static str, &'static str) {
+    match kind {
+        ListKind::Tools => ("tools", "name"),
+        ListKind::Resources => ("resources", "uri"),
+        ListKind::ResourceTemplates => ("resourceTemplates", "uriTemplate"),
+        ListKind::Prompts => ("prompts", "name"),
+    }
+}
+
+/// Appends `reply`, a whole JSON-RPC response, to `out` with those elements alone whose name (or URI) `keep` wants.
+/// An element without exactly one such name is removed. A reply without the list, such as an error, is unchanged.
+///
+/// # Errors
+/// [`Malformed`] where a lenient reader could find another list in the reply. `out` is unchanged then.
+pub fn filter(
+    reply: Value<'_>,
+    kind: ListKind,
+    mut keep: impl FnMut(&str) -> bool,
+    out: &mut Vec<u8>,
+) -> Result<Filtered, Malformed> {
+    let (list_key, name_key) = keys(kind);
+    let text = reply.text();
+    let Some(list) = find(reply, list_key)? else {
+        out.extend_from_slice(text.as_bytes());
+        return Ok(Filtered { kept: 0, removed: 0 });
+    };
+    let before = list.offset() - reply.offset();
+    let after = before + list.text().len();
+    let undo = out.len();
+    out.extend_from_slice(text.as_bytes().get(..=before).unwrap_or_default());
+    let mut filtered = Filtered { kept: 0, removed: 0 };
+    for element in list.elements() {
+        let name = element.get(name_key).filter(|_| !element.collides(name_key)).and_then(Value::as_str);
+        if !name.is_some_and(|name| keep(&name)) {
+            filtered.removed += 1;
+            continue;
+        }
+        if filtered.kept > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(element.text().as_bytes());
+        filtered.kept += 1;
+    }
+    if filtered.removed == 0 {
+        // Nothing to hide: the reply as it is, with the white space between its elements.
+        out.truncate(undo);
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        out.push(b']');
+        out.extend_from_slice(text.as_bytes().get(after..).unwrap_or_default());
+    }
+    Ok(filtered)
+}
+
+fn find<'b>(reply: Value<'b>, list_key: &'static str) -> Result<Option<Value<'b>>, Malformed> {
+    let colliding =
+        |value: Value<'_>, key: &str| Malformed::CollidingKey { offset: value.offset(), key: key.to_owned() };
+    if reply.collides("result") {
+        return Err(colliding(reply, "result"));
+    }
+    let Some(result) = reply.get("result") else { return Ok(None) };
+    if result.collides(list_key) {
+        return Err(colliding(result, list_key));
+    }
+    match result.get(list_key) {
+        Some(list) if list.kind() != Kind::Array => {
+            Err(Malformed::Member { offset: list.offset(), member: list_key, expected: "an array" })
+        }
+        list => Ok(list),
+    }
+}

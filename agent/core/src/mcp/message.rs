@@ -1,0 +1,372 @@
+//! One JSON-RPC 2.0 message: validated and taken apart in the same pass.
+
+use super::json::{JsonLimits, Key, Keys, Kind, Malformed, Parser, Scratch, Value};
+use super::method::{Class, Method};
+use std::borrow::Cow;
+
+/// The integers that every reader has exactly: 2^53 on either side of zero.
+const ID_MAX: i64 = 1 << 53;
+
+/// Names of the envelope, of `params` and of `_meta`: a key that differs from one of them only in case is what a
+/// lenient reader would take for it, so it is refused even where the name itself is absent.
+const ENVELOPE: &[&str] = &["jsonrpc", "id", "method", "params", "result", "error"];
+const PARAMS: &[&str] = &[
+    "name",
+    "uri",
+    "arguments",
+    "task",
+    "_meta",
+    "ref",
+    "argument",
+    "context",
+    "cursor",
+    "taskId",
+    "requestId",
+    "requestState",
+    "inputResponses",
+    "level",
+    "protocolVersion",
+    "capabilities",
+    "clientInfo",
+    "notifications",
+];
+const META: &[&str] = &[
+    "progressToken",
+    "traceparent",
+    "tracestate",
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientInfo",
+    "io.modelcontextprotocol/clientCapabilities",
+    "io.modelcontextprotocol/logLevel",
+    "io.modelcontextprotocol/related-task",
+    "io.modelcontextprotocol/subscriptionId",
+];
+
+/// The id of a request, by value; its JSON text is kept to echo it.
+#[derive(Debug, Clone)]
+pub enum Id<'b> {
+    /// An integer within 2^53 of zero.
+    Number {
+        /// The integer.
+        value: i64,
+        /// As it was written.
+        raw: &'b str,
+    },
+    /// A string.
+    String {
+        /// The string, unescaped.
+        value: Cow<'b, str>,
+        /// As it was written, with its quotes.
+        raw: &'b str,
+    },
+}
+
+impl<'b> Id<'b> {
+    /// The JSON text, to echo.
+    #[must_use]
+    pub fn raw(&self) -> &'b str {
+        match self {
+            Self::Number { raw, .. } | Self::String { raw, .. } => raw,
+        }
+    }
+
+    fn new(value: Value<'b>) -> Result<Self, Malformed> {
+        let raw = value.text();
+        let refused = || member(value, "id", "a string or an integer within 2^53 of zero");
+        match value.kind() {
+            Kind::String => Ok(Self::String { value: value.as_str().ok_or_else(refused)?, raw }),
+            Kind::Number => {
+                let number = raw.parse().ok().filter(|n| (-ID_MAX..=ID_MAX).contains(n) && raw != "-0");
+                Ok(Self::Number { value: number.ok_or_else(refused)?, raw })
+            }
+            Kind::Null | Kind::Bool | Kind::Array | Kind::Object => Err(refused()),
+        }
+    }
+}
+
+/// Equal by value, however it was written.
+impl PartialEq for Id<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Number { value: a, .. }, Self::Number { value: b, .. }) => a == b,
+            (Self::String { value: a, .. }, Self::String { value: b, .. }) => a == b,
+            (Self::Number { .. }, Self::String { .. }) | (Self::String { .. }, Self::Number { .. }) => false,
+        }
+    }
+}
+
+impl Eq for Id<'_> {}
+
+/// What a client sent.
+#[derive(Debug, Clone)]
+pub enum Message<'b> {
+    /// Has an id and wants a reply.
+    Request(Call<'b>),
+    /// Has none.
+    Notification(Call<'b>),
+    /// The client's answer to a request of the server.
+    Response(Response<'b>),
+}
+
+/// A request or a notification.
+#[derive(Debug, Clone)]
+pub struct Call<'b> {
+    /// None for a notification.
+    pub id: Option<Id<'b>>,
+    /// The method.
+    pub method: Method,
+    /// The method's name, also where it is none of MCP's.
+    pub method_name: Cow<'b, str>,
+    /// An object.
+    pub params: Option<Value<'b>>,
+    /// `params.name`; for `completion/complete` the name of the prompt it refers to. Always there for `tools/call`
+    /// and `prompts/get`.
+    pub name: Option<Cow<'b, str>>,
+    /// `params.uri`; for `completion/complete` the resource it refers to. Always there for `resources/read`,
+    /// `subscribe` and `unsubscribe`.
+    pub uri: Option<Cow<'b, str>>,
+    /// `params.arguments`, an object.
+    pub arguments: Option<Value<'b>>,
+    /// Whether `params.task` is there: the reply will be a task.
+    pub task: bool,
+}
+
+/// A client's answer.
+#[derive(Debug, Clone)]
+pub struct Response<'b> {
+    /// Which request it answers.
+    pub id: Id<'b>,
+    /// `error` rather than `result`.
+    pub is_error: bool,
+}
+
+/// The envelope of what a server sent: a reply, or a message of its own on a stream.
+#[derive(Debug, Clone)]
+pub enum Envelope<'b> {
+    /// A reply.
+    Response {
+        /// None only for an error about a request whose id could not be read.
+        id: Option<Id<'b>>,
+        /// `error` rather than `result`.
+        is_error: bool,
+    },
+    /// A request of the server.
+    Request(Cow<'b, str>, Id<'b>),
+    /// A notification.
+    Notification(Cow<'b, str>),
+}
+
+/// Members of the message as they were passed.
+#[derive(Default)]
+struct Fields<'b> {
+    jsonrpc: Option<Value<'b>>,
+    id: Option<Value<'b>>,
+    method: Option<Value<'b>>,
+    params: Option<Value<'b>>,
+    result: Option<Value<'b>>,
+    error: Option<Value<'b>>,
+    name: Option<Value<'b>>,
+    uri: Option<Value<'b>>,
+    arguments: Option<Value<'b>>,
+    reference: Option<Value<'b>>,
+    task: bool,
+}
+
+/// What kind of message the envelope makes it.
+enum Shape<'b> {
+    Call { method: Cow<'b, str> },
+    Reply { is_error: bool },
+}
+
+/// Validates what a client sent and takes it apart, in one pass.
+///
+/// # Errors
+/// [`Malformed`]: bad JSON, or a message that some reader could take for another.
+pub fn parse<'b>(
+    body: &'b [u8],
+    scratch: &mut Scratch,
+    limits: &JsonLimits,
+) -> Result<Message<'b>, Malformed> {
+    let (fields, _) = fields(body, scratch, limits)?;
+    let id = fields.id.map(Id::new).transpose()?;
+    match fields.shape()? {
+        Shape::Reply { is_error } => {
+            let id = id.ok_or(Malformed::Missing { member: "id", needed_by: "a response" })?;
+            Ok(Message::Response(Response { id, is_error }))
+        }
+        Shape::Call { method } => {
+            let call = fields.call(method, id)?;
+            Ok(if call.id.is_some() { Message::Request(call) } else { Message::Notification(call) })
+        }
+    }
+}
+
+/// Validates what a server sent, a reply's body or an event's data, and reads its envelope.
+///
+/// # Errors
+/// [`Malformed`], as [`parse`]; the id of an error reply may be absent or null.
+pub fn reply_envelope<'b>(
+    text: &'b [u8],
+    scratch: &mut Scratch,
+    limits: &JsonLimits,
+) -> Result<(Envelope<'b>, Value<'b>), Malformed> {
+    let (fields, value) = fields(text, scratch, limits)?;
+    let shape = fields.shape()?;
+    let nameless = matches!(shape, Shape::Reply { is_error: true });
+    let id = fields.id.filter(|id| !(nameless && id.kind() == Kind::Null)).map(Id::new).transpose()?;
+    let envelope = match (shape, id) {
+        (Shape::Reply { is_error: false }, None) => {
+            return Err(Malformed::Missing { member: "id", needed_by: "a result" });
+        }
+        (Shape::Reply { is_error }, id) => Envelope::Response { id, is_error },
+        (Shape::Call { method }, Some(id)) => Envelope::Request(method, id),
+        (Shape::Call { method }, None) => Envelope::Notification(method),
+    };
+    Ok((envelope, value))
+}
+
+fn fields<'b>(
+    text: &'b [u8],
+    scratch: &mut Scratch,
+    limits: &JsonLimits,
+) -> Result<(Fields<'b>, Value<'b>), Malformed> {
+    let mut parser = Parser::new(text, scratch, limits)?;
+    let mut fields = Fields::default();
+    let value = match parser.peek() {
+        Some(b'{') => parser.object(Keys::Collisions, |parser, key| fields.member(parser, key))?,
+        Some(b'[') => return Err(Malformed::Batch { offset: parser.offset() }),
+        Some(_) | None => {
+            let value = parser.value()?;
+            return Err(Malformed::NotAnObject { offset: value.offset() });
+        }
+    };
+    parser.finish()?;
+    Ok((fields, value))
+}
+
+impl<'b> Fields<'b> {
+    fn member(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>) -> Result<(), Malformed> {
+        match &*key.text() {
+            "jsonrpc" => self.jsonrpc = Some(parser.value()?),
+            "id" => self.id = Some(parser.value()?),
+            "method" => self.method = Some(parser.value()?),
+            "params" if parser.peek() == Some(b'{') => {
+                self.params = Some(parser.object(Keys::Collisions, |parser, key| self.param(parser, key))?);
+            }
+            "params" => self.params = Some(parser.value()?),
+            "result" => self.result = Some(parser.value()?),
+            "error" => self.error = Some(parser.value()?),
+            _ => drop(other(parser, key, ENVELOPE)?),
+        }
+        Ok(())
+    }
+
+    fn param(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>) -> Result<(), Malformed> {
+        match &*key.text() {
+            "name" => self.name = Some(parser.value()?),
+            "uri" => self.uri = Some(parser.value()?),
+            "arguments" => self.arguments = Some(parser.value()?),
+            "ref" => self.reference = Some(parser.value()?),
+            "task" => {
+                self.task = true;
+                parser.value()?;
+            }
+            "_meta" if parser.peek() == Some(b'{') => {
+                parser.object(Keys::Collisions, |parser, key| other(parser, key, META).map(drop))?;
+            }
+            _ => drop(other(parser, key, PARAMS)?),
+        }
+        Ok(())
+    }
+
+    fn shape(&self) -> Result<Shape<'b>, Malformed> {
+        let version = self.jsonrpc.ok_or(Malformed::Missing { member: "jsonrpc", needed_by: "JSON-RPC" })?;
+        if version.as_str().as_deref() != Some("2.0") {
+            return Err(member(version, "jsonrpc", "`\"2.0\"`"));
+        }
+        let has = match (self.method, self.result, self.error) {
+            (Some(method), None, None) => {
+                let name = method.as_str().ok_or_else(|| member(method, "method", "a string"))?;
+                return Ok(Shape::Call { method: name });
+            }
+            (None, Some(_), None) => return Ok(Shape::Reply { is_error: false }),
+            (None, None, Some(error)) if error.kind() == Kind::Object => {
+                return Ok(Shape::Reply { is_error: true });
+            }
+            (None, None, Some(error)) => return Err(member(error, "error", "an object")),
+            (None, None, None) => "none of them",
+            (None, Some(_), Some(_)) => "`result` and `error`",
+            (Some(_), _, _) => "`method` and a reply",
+        };
+        Err(Malformed::Ambiguous { has })
+    }
+
+    fn call(self, method_name: Cow<'b, str>, id: Option<Id<'b>>) -> Result<Call<'b>, Malformed> {
+        let method = Method::from_name(&method_name);
+        if method == Method::ToolsCall && id.is_none() {
+            return Err(Malformed::Missing { member: "id", needed_by: "tools/call" });
+        }
+        object(self.params, "params")?;
+        object(self.arguments, "params.arguments")?;
+        let (name, uri) = (self.name, self.uri);
+        let (name, uri) = match method.class() {
+            Class::Tool | Class::Prompt => {
+                (Some(string(name, "params.name", method)?), uri.and_then(Value::as_str))
+            }
+            Class::Resource => (name.and_then(Value::as_str), Some(string(uri, "params.uri", method)?)),
+            Class::Completion => completed(self.reference)?,
+            // These are decided without a name; what one means there is the server's to say.
+            Class::Handshake | Class::List(_) | Class::Listen | Class::ServerToClient | Class::Unknown => {
+                (name.and_then(Value::as_str), uri.and_then(Value::as_str))
+            }
+        };
+        let Self { params, arguments, task, .. } = self;
+        Ok(Call { id, method, method_name, params, name, uri, arguments, task })
+    }
+}
+
+/// A member that is not read; one that a lenient reader would read is refused.
+fn other<'b>(parser: &mut Parser<'b, '_>, key: Key<'b>, known: &[&str]) -> Result<Value<'b>, Malformed> {
+    if key.collides(known) {
+        return Err(parser.colliding(key.place()));
+    }
+    parser.value()
+}
+
+/// A name and a URI.
+type Reference<'b> = (Option<Cow<'b, str>>, Option<Cow<'b, str>>);
+
+/// What `completion/complete` refers to: the name of a prompt or the URI of a resource.
+fn completed(reference: Option<Value<'_>>) -> Result<Reference<'_>, Malformed> {
+    let method = Method::Complete;
+    let reference =
+        reference.ok_or(Malformed::Missing { member: "params.ref", needed_by: method.as_str() })?;
+    if ["type", "name", "uri"].iter().any(|key| reference.collides(key)) {
+        return Err(member(reference, "params.ref", "an object with `type`, `name` and `uri` in lower case"));
+    }
+    match reference.get("type").and_then(Value::as_str).as_deref() {
+        Some("ref/prompt") => Ok((Some(string(reference.get("name"), "params.ref.name", method)?), None)),
+        Some("ref/resource") => Ok((None, Some(string(reference.get("uri"), "params.ref.uri", method)?))),
+        Some(_) | None => Err(member(reference, "params.ref", "a `ref/prompt` or a `ref/resource`")),
+    }
+}
+
+fn object(value: Option<Value<'_>>, path: &'static str) -> Result<(), Malformed> {
+    match value {
+        Some(value) if value.kind() != Kind::Object => Err(member(value, path, "an object")),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn string<'b>(
+    value: Option<Value<'b>>,
+    path: &'static str,
+    method: Method,
+) -> Result<Cow<'b, str>, Malformed> {
+    let value = value.ok_or(Malformed::Missing { member: path, needed_by: method.as_str() })?;
+    value.as_str().ok_or_else(|| member(value, path, "a string"))
+}
+
+fn member(value: Value<'_>, member: &'static str, expected: &'static str) -> Malformed {
+    Malformed::Member { offset: value.offset(), member, expected }
+}

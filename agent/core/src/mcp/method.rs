@@ -1,0 +1,143 @@
+//! The methods of every revision of MCP up to 2026-07-28, and what kind of permission each needs.
+
+/// What a list lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListKind {
+    /// `tools/list`
+    Tools,
+    /// `resources/list`
+    Resources,
+    /// `resources/templates/list`
+    ResourceTemplates,
+    /// `prompts/list`
+    Prompts,
+}
+
+/// What decides about a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Whoever may anything at all: the handshake, liveness, and what refers to an earlier call.
+    Handshake,
+    /// A list: as the handshake, its reply filtered.
+    List(ListKind),
+    /// `tools/call`: the tool's name.
+    Tool,
+    /// Reading a resource or subscribing to it: its URI.
+    Resource,
+    /// `prompts/get`: the prompt's name.
+    Prompt,
+    /// `completion/complete`: the prompt or resource it refers to.
+    Completion,
+    /// `subscriptions/listen`: what it names.
+    Listen,
+    /// What only a server sends: never valid from a client.
+    ServerToClient,
+    /// No method of MCP: needs a rule that names it.
+    Unknown,
+}
+
+/// One row per method, so that name, variant and class cannot drift apart.
+macro_rules! methods {
+    ($($variant:ident $name:literal $class:expr;)*) => {
+        /// A method of MCP.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Method {
+            $(#[doc = concat!("`", $name, "`")] $variant,)*
+            /// None of them.
+            Other,
+        }
+
+        impl Method {
+            /// All but [`Method::Other`].
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The method of that exact name.
+            #[must_use]
+            pub fn from_name(name: &str) -> Self {
+                match name {
+                    $($name => Self::$variant,)*
+                    _ => Self::Other,
+                }
+            }
+
+            /// Its name; `other` for [`Method::Other`], so that it can be a label.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                    Self::Other => "other",
+                }
+            }
+
+            /// What decides about it.
+            #[must_use]
+            pub fn class(self) -> Class {
+                match self {
+                    $(Self::$variant => $class,)*
+                    Self::Other => Class::Unknown,
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    Initialize "initialize" Class::Handshake;
+    Initialized "notifications/initialized" Class::Handshake;
+    Ping "ping" Class::Handshake;
+    Discover "server/discover" Class::Handshake;
+    ToolsList "tools/list" Class::List(ListKind::Tools);
+    ToolsCall "tools/call" Class::Tool;
+    ResourcesList "resources/list" Class::List(ListKind::Resources);
+    ResourceTemplatesList "resources/templates/list" Class::List(ListKind::ResourceTemplates);
+    ResourcesRead "resources/read" Class::Resource;
+    ResourcesSubscribe "resources/subscribe" Class::Resource;
+    ResourcesUnsubscribe "resources/unsubscribe" Class::Resource;
+    PromptsList "prompts/list" Class::List(ListKind::Prompts);
+    PromptsGet "prompts/get" Class::Prompt;
+    Complete "completion/complete" Class::Completion;
+    SetLevel "logging/setLevel" Class::Handshake;
+    Cancelled "notifications/cancelled" Class::Handshake;
+    Progress "notifications/progress" Class::Handshake;
+    Message "notifications/message" Class::ServerToClient;
+    ToolsListChanged "notifications/tools/list_changed" Class::ServerToClient;
+    ResourcesListChanged "notifications/resources/list_changed" Class::ServerToClient;
+    ResourcesUpdated "notifications/resources/updated" Class::ServerToClient;
+    PromptsListChanged "notifications/prompts/list_changed" Class::ServerToClient;
+    RootsListChanged "notifications/roots/list_changed" Class::Handshake;
+    TasksGet "tasks/get" Class::Handshake;
+    TasksResult "tasks/result" Class::Handshake;
+    TasksUpdate "tasks/update" Class::Handshake;
+    TasksCancel "tasks/cancel" Class::Handshake;
+    TasksList "tasks/list" Class::Handshake;
+    TasksStatus "notifications/tasks/status" Class::ServerToClient;
+    SubscriptionsListen "subscriptions/listen" Class::Listen;
+    SamplingCreate "sampling/createMessage" Class::ServerToClient;
+    ElicitationCreate "elicitation/create" Class::ServerToClient;
+    ElicitationComplete "notifications/elicitation/complete" Class::ServerToClient;
+    RootsList "roots/list" Class::ServerToClient;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Class, Method};
+
+    #[test]
+    fn every_method_keeps_its_name() {
+        assert_eq!(Method::ALL.len(), 34);
+        for &method in Method::ALL {
+            assert_eq!(Method::from_name(method.as_str()), method);
+            assert_ne!(method.class(), Class::Unknown, "{method:?}");
+        }
+    }
+
+    #[test]
+    fn other_names_are_unknown() {
+        for name in
+            ["", "other", "tools/Call", "tools/call ", "tools", "notifications/", "TOOLS/CALL", "tools/call/"]
+        {
+            assert_eq!(Method::from_name(name), Method::Other, "{name:?}");
+            assert_eq!(Method::from_name(name).class(), Class::Unknown);
+        }
+    }
+}

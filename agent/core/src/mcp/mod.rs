@@ -1,0 +1,13 @@
+//! MCP as it is on the wire: strict JSON, one JSON-RPC message, its method, lists, server-sent events.
+//!
+//! What is accepted here means one thing to every reader, so the bytes may be forwarded as they are.
+
+pub mod json;
+pub mod list;
+mod message;
+mod method;
+pub mod sse;
+
+pub use json::{JsonLimits, Malformed, Scratch};
+pub use message::{Call, Envelope, Id, Message, Response, parse, reply_envelope};
+pub use method::{Class, ListKind, Method};
