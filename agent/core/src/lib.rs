@@ -3,9 +3,10 @@
 //! - [`identity`]: App IDs, namespaces, SPIFFE IDs
 //! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
 //! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
-//! - `policy`: rules and predicates, compiled
-//! - `decision`: `decide` and the `Permitted` that only it can make
-//! - `denial`: reasons and what a refused client is told
+//! - [`workload`]: which workload a process is
+//! - [`policy`]: rules and predicates, compiled
+//! - [`decision`]: `decide` and the `Permitted` that only it can make
+//! - [`denial`]: reasons and what a refused client is told
 //!
 //! No I/O, no clock, no async, no panics: what comes from the network is data.
 #![forbid(unsafe_code)]
@@ -14,6 +15,10 @@
     warn(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)
 )]
 
+pub mod decision;
+pub mod denial;
 pub mod http1;
 pub mod identity;
 pub mod mcp;
+pub mod policy;
+pub mod workload;

@@ -1,0 +1,421 @@
+//! Permit or deny: a pure function of who asks, for what, of which server, under which policies.
+//!
+//! [`Permitted`] can be made here alone, and `forward` takes nothing else.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use smallvec::smallvec;
+
+use crate::denial::Reason;
+use crate::identity::Identity;
+use crate::mcp::Message;
+use crate::policy::{Policies, Refused, Rules, Verdict};
+use crate::workload::Unidentified;
+
+/// How a server's messages travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Streamable HTTP (MCP 2025-03-26 and later).
+    Streamable,
+}
+
+/// Whether policy counts for a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It does.
+    Enforce,
+    /// What policy would deny passes, and is recorded.
+    DangerousObserve,
+}
+
+/// A declared server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Who it is.
+    pub identity: Identity,
+    /// Where its process listens, and where callers connect to.
+    pub address: SocketAddr,
+    /// The names it answers to, with or without port, in lower case; empty = its address and, on loopback,
+    /// `localhost`.
+    pub hosts: Vec<String>,
+    /// Its MCP path.
+    pub path: String,
+    /// Whether policy counts.
+    pub enforcement: Enforcement,
+    /// How its messages travel.
+    pub transport: Transport,
+}
+
+impl Server {
+    /// Whether a Host header names this server. A web page that had its own name resolve to this address is told
+    /// apart by it (DNS rebinding).
+    #[must_use]
+    pub fn accepts_host(&self, host: &str) -> bool {
+        let (name, port) = split_port(host);
+        if !port.is_none_or(|port| port.parse() == Ok(self.address.port())) || name.is_empty() {
+            return self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host));
+        }
+        // HTTP leaves out port 80 (RFC 9110 section 4.2.1); names without port are taken with any of both.
+        let port_fits = port.is_some() || self.address.port() == 80;
+        if self.hosts.is_empty() {
+            return port_fits && self.is_own_name(name);
+        }
+        self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host) || one.eq_ignore_ascii_case(name))
+    }
+
+    fn is_own_name(&self, name: &str) -> bool {
+        let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let address: Option<IpAddr> = match literal {
+            Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+            None => name.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+        };
+        let loopback = self.address.ip().is_loopback();
+        match address {
+            Some(address) => address == self.address.ip() || (loopback && address.is_loopback()),
+            None => loopback && name.eq_ignore_ascii_case("localhost"),
+        }
+    }
+}
+
+/// Host and port of a Host header; an IPv6 literal keeps its brackets.
+fn split_port(host: &str) -> (&str, Option<&str>) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+        Some(_) | None => (host, None),
+    }
+}
+
+/// What the shadow policies would have said had they counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowVerdict {
+    /// `None`: permitted.
+    pub reason: Option<Reason>,
+    /// The rules behind it.
+    pub rules: Rules,
+}
+
+/// Proof that something may be forwarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permitted<T> {
+    what: T,
+    rules: Rules,
+    observed: Option<Denied>,
+    shadow: Option<ShadowVerdict>,
+}
+
+impl<T> Permitted<T> {
+    /// What is permitted.
+    #[must_use]
+    pub fn get(&self) -> &T {
+        &self.what
+    }
+
+    /// What is permitted, the proof spent.
+    #[must_use]
+    pub fn into_inner(self) -> T {
+        self.what
+    }
+
+    /// The rules that permit it, `policy/rule`.
+    #[must_use]
+    pub fn rules(&self) -> &[Arc<str>] {
+        &self.rules
+    }
+
+    /// Why it would have been denied, had `--observe` or `dangerous_observe` not let it pass.
+    #[must_use]
+    pub fn observed(&self) -> Option<&Denied> {
+        self.observed.as_ref()
+    }
+
+    /// What the shadow policies say; `None` without any for this server.
+    #[must_use]
+    pub fn shadow(&self) -> Option<&ShadowVerdict> {
+        self.shadow.as_ref()
+    }
+}
+
+/// A refusal, as audit records it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// Why.
+    pub reason: Reason,
+    /// The rules behind it: the deny rule, or the allow rules whose arguments did not match.
+    pub rules: Rules,
+    /// More for audit, never for the client.
+    pub detail: Option<String>,
+    /// What the shadow policies say; `None` without any for this server.
+    pub shadow: Option<ShadowVerdict>,
+}
+
+impl Denied {
+    /// A refusal that no rule is behind.
+    #[must_use]
+    pub fn because(reason: Reason) -> Self {
+        Self { reason, rules: smallvec![], detail: None, shadow: None }
+    }
+
+    /// The same, with more for audit.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+}
+
+impl From<&Unidentified> for Denied {
+    fn from(unidentified: &Unidentified) -> Self {
+        Self::because(unidentified.reason()).with_detail(unidentified.to_string())
+    }
+}
+
+/// The outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision<T> {
+    /// It may be forwarded.
+    Permitted(Permitted<T>),
+    /// It may not.
+    Denied(Denied),
+}
+
+/// Whether the request names a session, looked up for this caller and server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionUse {
+    /// It names none.
+    None,
+    /// One that this caller got from this server.
+    Own,
+    /// One that it did not get, or that ended.
+    Unknown,
+}
+
+/// What a request wants.
+#[derive(Debug, Clone, Copy)]
+pub enum Action<'m> {
+    /// POST: to send this message.
+    Message(&'m Message<'m>),
+    /// GET: to open the server's stream.
+    OpenStream,
+    /// DELETE: to end its session.
+    EndSession,
+    /// Another path than the server's MCP path.
+    OtherPath,
+}
+
+/// What relaxes policy for a whole run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mode {
+    /// `--observe`: what policy or `undeclared` would deny passes, and is recorded. Wire rules, caller identity and
+    /// session binding stay.
+    pub observe: bool,
+}
+
+impl Mode {
+    /// Whether policy is relaxed for this server: then lists are shown whole, too.
+    #[must_use]
+    pub fn relaxes(self, server: &Server) -> bool {
+        self.observe || server.enforcement == Enforcement::DangerousObserve
+    }
+}
+
+/// Decides on a request to a declared server: the session, then the caller, then the target, then policies.
+#[must_use]
+pub fn decide<'m>(
+    caller: Result<&Identity, &Unidentified>,
+    server: &Server,
+    action: Action<'m>,
+    session: SessionUse,
+    policies: &Policies,
+    mode: Mode,
+) -> Decision<Action<'m>> {
+    if session == SessionUse::Unknown {
+        return Decision::Denied(Denied::because(Reason::UnknownSession));
+    }
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(unidentified) => return Decision::Denied(unidentified.into()),
+    };
+    let (verdict, shadow) = match action {
+        Action::Message(Message::Request(call) | Message::Notification(call)) => {
+            policies.judge(caller, &server.identity, call)
+        }
+        Action::OpenStream | Action::EndSession => policies.judge_may(caller, &server.identity),
+        // No server is let ask anything yet, so there is nothing to answer: not a matter of policy.
+        Action::Message(Message::Response(_)) => {
+            return Decision::Denied(Denied::because(Reason::UnexpectedResponse));
+        }
+        Action::OtherPath => return Decision::Denied(Denied::because(Reason::PathNotServed)),
+    };
+    let shadow = shadow.map(ShadowVerdict::from);
+    match verdict {
+        Ok(rules) => Decision::Permitted(Permitted { what: action, rules, observed: None, shadow }),
+        Err(Refused { reason, rules }) => {
+            let denied = Denied { reason, rules, detail: None, shadow: shadow.clone() };
+            if !mode.relaxes(server) {
+                return Decision::Denied(denied);
+            }
+            Decision::Permitted(Permitted {
+                what: action,
+                rules: smallvec![],
+                observed: Some(denied),
+                shadow,
+            })
+        }
+    }
+}
+
+impl From<Verdict> for ShadowVerdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Ok(rules) => Self { reason: None, rules },
+            Err(Refused { reason, rules }) => Self { reason: Some(reason), rules },
+        }
+    }
+}
+
+/// MCP to a server that is not declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shadow;
+
+/// A connection passed on without being read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage;
+
+/// What becomes of MCP to undeclared servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undeclared {
+    /// Denied.
+    Deny,
+    /// Passed on and recorded.
+    DangerousAllow,
+}
+
+/// What becomes of connections that are not MCP and go to no declared server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unrecognised {
+    /// Passed on.
+    Pass,
+    /// Denied.
+    Deny,
+}
+
+/// Decides on MCP to a server that is not declared.
+#[must_use]
+pub fn undeclared(
+    caller: Result<&Identity, &Unidentified>,
+    rule: Undeclared,
+    mode: Mode,
+) -> Decision<Shadow> {
+    match (caller, rule, mode.observe) {
+        (Err(unidentified), _, _) => Decision::Denied(unidentified.into()),
+        (Ok(_), Undeclared::DangerousAllow, _) => permitted(Shadow, None),
+        (Ok(_), Undeclared::Deny, true) => permitted(Shadow, Some(Denied::because(Reason::Undeclared))),
+        (Ok(_), Undeclared::Deny, false) => Decision::Denied(Denied::because(Reason::Undeclared)),
+    }
+}
+
+/// Decides on a connection that is not MCP and goes to no declared server, whoever makes it: a captured cgroup
+/// may hold processes that no Workload names. `--observe` does not relax it.
+#[must_use]
+pub fn unrecognised(rule: Unrecognised) -> Decision<Passage> {
+    match rule {
+        Unrecognised::Pass => permitted(Passage, None),
+        Unrecognised::Deny => Decision::Denied(Denied::because(Reason::Unrecognised)),
+    }
+}
+
+/// Decides on traffic to a declared server that cannot be read: denied, whoever sends it.
+#[must_use]
+pub fn opaque(caller: Result<&Identity, &Unidentified>, server: &Server) -> Decision<Passage> {
+    Decision::Denied(match caller {
+        Ok(_) => Denied::because(Reason::Opaque).with_detail(format!(
+            "`{}` is declared: its tools cannot be seen in this traffic",
+            server.identity
+        )),
+        Err(unidentified) => unidentified.into(),
+    })
+}
+
+fn permitted<T>(what: T, observed: Option<Denied>) -> Decision<T> {
+    Decision::Permitted(Permitted { what, rules: smallvec![], observed, shadow: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(address: &str, hosts: &[&str]) -> Server {
+        Server {
+            identity: Identity::new("example.org", "default", "docs").unwrap(),
+            address: address.parse().unwrap(),
+            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            path: "/mcp".to_owned(),
+            enforcement: Enforcement::Enforce,
+            transport: Transport::Streamable,
+        }
+    }
+
+    #[test]
+    fn hosts_name_the_server() {
+        let table: &[(&str, &[&str], &str, bool)] = &[
+            ("127.0.0.1:8000", &[], "127.0.0.1:8000", true),
+            ("127.0.0.1:8000", &[], "localhost:8000", true),
+            ("127.0.0.1:8000", &[], "LOCALHOST:8000", true),
+            ("127.0.0.1:8000", &[], "[::1]:8000", true),
+            ("127.0.0.1:8000", &[], "localhost", false),
+            ("127.0.0.1:8000", &[], "localhost:8001", false),
+            ("127.0.0.1:8000", &[], "evil.example:8000", false),
+            ("127.0.0.1:8000", &[], "", false),
+            ("127.0.0.1:8000", &[], ":8000", false),
+            ("127.0.0.1:80", &[], "localhost", true),
+            ("10.0.0.5:8000", &[], "10.0.0.5:8000", true),
+            ("10.0.0.5:8000", &[], "localhost:8000", false),
+            ("[fd00::1]:8000", &[], "[fd00::1]:8000", true),
+            ("[fd00::1]:80", &[], "[fd00::1]", true),
+            ("127.0.0.1:8000", &["docs.internal"], "docs.internal:8000", true),
+            ("127.0.0.1:8000", &["docs.internal"], "Docs.Internal", true),
+            ("127.0.0.1:8000", &["docs.internal"], "docs.internal:9", false),
+            ("127.0.0.1:8000", &["docs.internal"], "localhost:8000", false),
+            ("127.0.0.1:8000", &["docs.internal:9"], "docs.internal:9", true),
+            ("127.0.0.1:8000", &["docs.internal:9"], "docs.internal:8000", false),
+        ];
+        for (address, hosts, host, expected) in table {
+            assert_eq!(
+                server(address, hosts).accepts_host(host),
+                *expected,
+                "{host:?} of {address} {hosts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn observe_relaxes_undeclared_and_nothing_of_the_caller() {
+        let caller = Identity::new("example.org", "default", "a").unwrap();
+        let (known, unknown) = (Ok(&caller), Err(&Unidentified::Unknown));
+        let (strict, observe) = (Mode::default(), Mode { observe: true });
+        let table = [
+            (known, Undeclared::Deny, strict, Err(Reason::Undeclared)),
+            (known, Undeclared::Deny, observe, Ok(Some(Reason::Undeclared))),
+            (known, Undeclared::DangerousAllow, strict, Ok(None)),
+            (unknown, Undeclared::DangerousAllow, observe, Err(Reason::UnidentifiedCaller)),
+            (unknown, Undeclared::Deny, observe, Err(Reason::UnidentifiedCaller)),
+        ];
+        for (caller, rule, mode, expected) in table {
+            let got = match undeclared(caller, rule, mode) {
+                Decision::Permitted(permitted) => Ok(permitted.observed().map(|denied| denied.reason)),
+                Decision::Denied(denied) => Err(denied.reason),
+            };
+            assert_eq!(got, expected, "{caller:?} {rule:?} {mode:?}");
+        }
+        assert!(matches!(unrecognised(Unrecognised::Pass), Decision::Permitted(_)));
+        assert!(
+            matches!(unrecognised(Unrecognised::Deny), Decision::Denied(d) if d.reason == Reason::Unrecognised)
+        );
+        let docs = server("127.0.0.1:1", &[]);
+        assert!(matches!(opaque(known, &docs), Decision::Denied(d) if d.reason == Reason::Opaque));
+        assert!(
+            matches!(opaque(unknown, &docs), Decision::Denied(d) if d.reason == Reason::UnidentifiedCaller)
+        );
+    }
+}

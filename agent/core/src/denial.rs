@@ -1,0 +1,413 @@
+//! Why a request is refused, and what its sender is told.
+//!
+//! Two messages a refusal: [`Reason::public_text`] goes to the client and says no more than it may know; the
+//! audit line has the reason's name and the rules. One table, [`answer`], turns a reason into bytes.
+
+use std::fmt::Write as _;
+
+use smallvec::{SmallVec, smallvec};
+
+/// The JSON-RPC error code of a refusal: outside -32768..-32000, which JSON-RPC 2.0 keeps for itself.
+pub const REFUSED_CODE: i32 = -31403;
+
+/// After how many seconds a client that met an overload may come back.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $text:literal;)+) => {
+        /// Why a request is not served. One label for audit and metrics, one text for the client.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The label in audit lines and metrics.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// What the client is told.
+            #[must_use]
+            pub fn public_text(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No Workload's selectors fit the process, and `exec` did not start it.
+    UnidentifiedCaller = "unidentified_caller", "the calling process is not a known workload";
+    /// More than one Workload's selectors fit.
+    AmbiguousCaller = "ambiguous_caller", "the calling process is not a known workload";
+    /// `exec` claimed an App ID whose Workload does not fit the process.
+    ExecContradicted = "exec_contradicted", "the calling process is not a known workload";
+    /// No allow rule matches.
+    NoRule = "no_rule", "policy does not permit this";
+    /// A deny rule matches.
+    DeniedByRule = "denied_by_rule", "policy does not permit this";
+    /// An allow rule matches in everything but the arguments.
+    ArgumentsRefused = "arguments_refused", "policy does not permit these arguments";
+    /// A method that no MCP revision gives to clients, and no rule names.
+    MethodUnknown = "method_unknown", "policy does not permit this method";
+    /// An answer to a request that no server was let ask.
+    UnexpectedResponse = "unexpected_response", "no answer was asked for";
+    /// A request of a server (sampling, elicitation, roots) that no rule permits.
+    ServerRequest = "server_request", "policy does not permit requests from this server";
+    /// MCP to a server that no Server resource declares.
+    Undeclared = "undeclared", "this MCP server is not declared here";
+    /// A connection that is not MCP, where those are denied.
+    Unrecognised = "unrecognised", "only MCP may pass here";
+    /// Traffic to a declared server that cannot be read.
+    Opaque = "opaque", "this server takes plain HTTP only: its traffic must be readable here";
+    /// A session that does not exist or is another's.
+    UnknownSession = "unknown_session", "no such session";
+    /// A Host that is none of the server's.
+    HostMismatch = "host_mismatch", "the Host header does not name this server";
+    /// Not the server's MCP path.
+    PathNotServed = "path_not_served", "this path is not served";
+    /// Broken or ambiguous HTTP.
+    MalformedHttp = "malformed_http", "the HTTP request is malformed";
+    /// Broken or ambiguous JSON-RPC.
+    MalformedMessage = "malformed_message", "the JSON-RPC message is malformed";
+    /// More bytes than the limits allow.
+    TooLarge = "too_large", "the request is too large";
+    /// The server takes no connection.
+    ServerUnreachable = "server_unreachable", "the server cannot be reached";
+    /// The server does not answer in time.
+    ServerTimeout = "server_timeout", "the server did not answer in time";
+    /// The server's answer is no valid answer.
+    ServerFault = "server_fault", "the server's answer is invalid";
+    /// No room for another request.
+    Overload = "overload", "too many requests at once: try again";
+    /// No record could be written, and `audit.on_failure` is `deny`.
+    AuditUnavailable = "audit_unavailable", "the request could not be recorded";
+    /// The kernel has no record of the connection.
+    NoRecord = "no_record", "the connection is not known";
+    /// The agent is stopping.
+    ShuttingDown = "shutting_down", "shutting down: try again";
+}
+
+/// An HTTP answer, without its framing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// `Content-Type`; `None` = no body.
+    pub content_type: Option<&'static str>,
+    /// Further headers.
+    pub headers: SmallVec<[(&'static str, String); 1]>,
+    /// The whole body.
+    pub body: Vec<u8>,
+    /// Whether the connection is closed after it.
+    pub close: bool,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape<'m> {
+    /// `tools/call`.
+    ToolCall {
+        /// The request's id, as JSON.
+        id: &'m str,
+        /// Whether results carry `resultType` (MCP 2026-07-28 and later).
+        result_type: bool,
+    },
+    /// Any other request.
+    Request {
+        /// The request's id, as JSON.
+        id: &'m str,
+    },
+    /// A notification.
+    Notification,
+    /// A client's answer to a server's request.
+    Response,
+    /// GET: the server's stream.
+    Stream,
+    /// DELETE: the end of a session.
+    EndSession,
+    /// A path that is not the server's MCP path.
+    OtherPath {
+        /// Below `/.well-known/`.
+        well_known: bool,
+    },
+    /// A connection that speaks plain HTTP, before any message is known.
+    Connection,
+    /// HTTP or JSON-RPC that could not be read.
+    Broken {
+        /// HTTP status: 400, 413, 415, 431 ..
+        status: u16,
+        /// JSON-RPC code: -32700 or -32600.
+        code: i32,
+    },
+}
+
+/// What kind of failure a reason is, where that decides the status.
+enum Failure {
+    /// The sender's or the policy's: the shape decides.
+    Refused,
+    /// Ours or the server's: this status, whatever was asked.
+    Unavailable(u16),
+    /// Try again: 503.
+    Busy,
+    /// 404, as the MCP specification says for sessions.
+    Session,
+}
+
+fn failure(reason: Reason) -> Failure {
+    match reason {
+        Reason::UnidentifiedCaller
+        | Reason::AmbiguousCaller
+        | Reason::ExecContradicted
+        | Reason::NoRule
+        | Reason::DeniedByRule
+        | Reason::ArgumentsRefused
+        | Reason::MethodUnknown
+        | Reason::UnexpectedResponse
+        | Reason::ServerRequest
+        | Reason::Undeclared
+        | Reason::Unrecognised
+        | Reason::Opaque
+        | Reason::HostMismatch
+        | Reason::PathNotServed
+        | Reason::MalformedHttp
+        | Reason::MalformedMessage
+        | Reason::TooLarge
+        | Reason::AuditUnavailable
+        | Reason::NoRecord => Failure::Refused,
+        Reason::ServerUnreachable | Reason::ServerFault => Failure::Unavailable(502),
+        Reason::ServerTimeout => Failure::Unavailable(504),
+        Reason::Overload | Reason::ShuttingDown => Failure::Busy,
+        Reason::UnknownSession => Failure::Session,
+    }
+}
+
+/// The answer to a refused request: status, headers and body, in one table. `request_id` is the one of the audit
+/// line.
+#[must_use]
+pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
+    let text = format!("toolgate: {} (request {request_id})", reason.public_text());
+    let id = match to {
+        Shape::ToolCall { id, .. } | Shape::Request { id } => id,
+        Shape::Notification
+        | Shape::Response
+        | Shape::Stream
+        | Shape::EndSession
+        | Shape::OtherPath { .. }
+        | Shape::Connection
+        | Shape::Broken { .. } => "null",
+    };
+    match (failure(reason), to) {
+        (_, Shape::Broken { status, code }) => json(status, rpc_error("null", code, &text)).closing(),
+        (Failure::Unavailable(status), _) => json(status, rpc_error(id, REFUSED_CODE, &text)),
+        (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
+            .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
+            .closing_if(reason == Reason::ShuttingDown),
+        (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
+        (Failure::Refused, Shape::ToolCall { id, result_type }) => {
+            json(200, tool_result(id, result_type, &text))
+        }
+        (Failure::Refused, Shape::Request { id }) => json(200, rpc_error(id, REFUSED_CODE, &text)),
+        (Failure::Refused, Shape::Notification | Shape::Response) => empty(202),
+        (Failure::Refused, Shape::Stream | Shape::EndSession) => empty(405).with("Allow", "POST".to_owned()),
+        (Failure::Refused, Shape::OtherPath { well_known: true }) => json(404, plain_error(&text)),
+        (Failure::Refused, Shape::OtherPath { well_known: false }) => json(403, plain_error(&text)),
+        (Failure::Refused, Shape::Connection) => json(403, plain_error(&text)).closing(),
+    }
+}
+
+fn empty(status: u16) -> Answer {
+    Answer { status, content_type: None, headers: smallvec![], body: Vec::new(), close: false }
+}
+
+fn json(status: u16, body: String) -> Answer {
+    Answer { content_type: Some("application/json"), body: body.into_bytes(), ..empty(status) }
+}
+
+impl Answer {
+    fn with(mut self, name: &'static str, value: String) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn closing(self) -> Self {
+        self.closing_if(true)
+    }
+
+    fn closing_if(mut self, close: bool) -> Self {
+        self.close = close;
+        self
+    }
+}
+
+fn tool_result(id: &str, result_type: bool, text: &str) -> String {
+    let result_type = if result_type { r#""resultType":"complete","# } else { "" };
+    let text = quoted(text);
+    format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"result":{{{result_type}"content":[{{"type":"text","text":{text}}}],"isError":true}}}}"#
+    )
+}
+
+fn rpc_error(id: &str, code: i32, text: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{}}}}}"#, quoted(text))
+}
+
+fn plain_error(text: &str) -> String {
+    format!(r#"{{"error":{}}}"#, quoted(text))
+}
+
+/// Text as a JSON string (RFC 8259 section 7).
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            control if control.is_control() => {
+                // Control characters are all below U+00A0, so four digits do; writing to a String cannot fail.
+                let _ = write!(out, "\\u{:04x}", u32::from(control));
+            }
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_follow_the_table() {
+        let tool = Shape::ToolCall { id: "7", result_type: false };
+        let modern = Shape::ToolCall { id: "\"a\"", result_type: true };
+        let request = Shape::Request { id: "7" };
+        let table: &[(Reason, Shape<'_>, u16, &str)] = &[
+            (
+                Reason::NoRule,
+                tool,
+                200,
+                r#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"text","text":"toolgate: policy does not permit this (request r-1)"}],"isError":true}}"#,
+            ),
+            (
+                Reason::ArgumentsRefused,
+                modern,
+                200,
+                r#"{"jsonrpc":"2.0","id":"a","result":{"resultType":"complete","content":[{"type":"text","text":"toolgate: policy does not permit these arguments (request r-1)"}],"isError":true}}"#,
+            ),
+            (
+                Reason::NoRule,
+                request,
+                200,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: policy does not permit this (request r-1)"}}"#,
+            ),
+            (Reason::NoRule, Shape::Notification, 202, ""),
+            (Reason::UnexpectedResponse, Shape::Response, 202, ""),
+            (Reason::NoRule, Shape::Stream, 405, ""),
+            (Reason::NoRule, Shape::EndSession, 405, ""),
+            (
+                Reason::UnknownSession,
+                Shape::EndSession,
+                404,
+                r#"{"jsonrpc":"2.0","id":null,"error":{"code":-31403,"message":"toolgate: no such session (request r-1)"}}"#,
+            ),
+            (
+                Reason::UnknownSession,
+                tool,
+                404,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: no such session (request r-1)"}}"#,
+            ),
+            (
+                Reason::PathNotServed,
+                Shape::OtherPath { well_known: true },
+                404,
+                r#"{"error":"toolgate: this path is not served (request r-1)"}"#,
+            ),
+            (
+                Reason::PathNotServed,
+                Shape::OtherPath { well_known: false },
+                403,
+                r#"{"error":"toolgate: this path is not served (request r-1)"}"#,
+            ),
+            (
+                Reason::Undeclared,
+                Shape::Connection,
+                403,
+                r#"{"error":"toolgate: this MCP server is not declared here (request r-1)"}"#,
+            ),
+            (
+                Reason::MalformedMessage,
+                Shape::Broken { status: 400, code: -32700 },
+                400,
+                r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"toolgate: the JSON-RPC message is malformed (request r-1)"}}"#,
+            ),
+            (
+                Reason::ServerTimeout,
+                tool,
+                504,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: the server did not answer in time (request r-1)"}}"#,
+            ),
+            (
+                Reason::Overload,
+                request,
+                503,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: too many requests at once: try again (request r-1)"}}"#,
+            ),
+        ];
+        for (reason, shape, status, body) in table {
+            let got = answer(*reason, *shape, "r-1");
+            assert_eq!(
+                (got.status, std::str::from_utf8(&got.body).unwrap()),
+                (*status, *body),
+                "{reason:?} {shape:?}"
+            );
+            assert_eq!(got.content_type.is_some(), !body.is_empty(), "{reason:?} {shape:?}");
+        }
+        assert_eq!(
+            answer(Reason::Overload, request, "r").headers.as_slice(),
+            [("Retry-After", "1".to_owned())]
+        );
+        assert_eq!(
+            answer(Reason::NoRule, Shape::Stream, "r").headers.as_slice(),
+            [("Allow", "POST".to_owned())]
+        );
+    }
+
+    #[test]
+    fn every_answer_is_valid_json_and_hides_which_rule() {
+        let shapes = [
+            Shape::ToolCall { id: "1", result_type: true },
+            Shape::Request { id: "1" },
+            Shape::Notification,
+            Shape::Response,
+            Shape::Stream,
+            Shape::EndSession,
+            Shape::OtherPath { well_known: true },
+            Shape::Connection,
+            Shape::Broken { status: 413, code: -32600 },
+        ];
+        for reason in Reason::ALL {
+            for shape in shapes {
+                let got = answer(*reason, shape, "a\"b\\c\n\u{1}");
+                if !got.body.is_empty() {
+                    serde_json::from_slice::<serde_json::Value>(&got.body).unwrap();
+                }
+            }
+        }
+        assert_eq!(Reason::NoRule.public_text(), Reason::DeniedByRule.public_text());
+    }
+
+    #[test]
+    fn labels_are_unique() {
+        let mut labels: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), Reason::ALL.len());
+    }
+}

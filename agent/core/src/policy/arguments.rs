@@ -1,0 +1,240 @@
+//! The arguments of a call against the predicates of a rule.
+
+use super::predicate::{Budget, Predicate, Truth, all_hold};
+use crate::mcp::json::{Kind, Value};
+
+/// Which argument: a top-level name, or with a leading `/` a JSON Pointer (RFC 6901).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    text: String,
+    tokens: Vec<String>,
+}
+
+/// A key that names nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// No name at all.
+    #[error("an empty key names no argument")]
+    Empty,
+    /// `~` without 0 or 1 (RFC 6901 section 3).
+    #[error("`{key}` is no JSON Pointer: `~` is written `~0` and a `/` within a name `~1`")]
+    Escape {
+        /// What was given.
+        key: String,
+    },
+}
+
+impl Key {
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// [`InvalidKey`].
+    pub fn new(text: &str) -> Result<Self, InvalidKey> {
+        if text.is_empty() {
+            return Err(InvalidKey::Empty);
+        }
+        let tokens = match text.strip_prefix('/') {
+            None => vec![text.to_owned()],
+            Some(pointer) => pointer
+                .split('/')
+                .map(unescape)
+                .collect::<Option<_>>()
+                .ok_or_else(|| InvalidKey::Escape { key: text.to_owned() })?,
+        };
+        Ok(Self { text: text.to_owned(), tokens })
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+fn unescape(token: &str) -> Option<String> {
+    let mut name = String::with_capacity(token.len());
+    let mut characters = token.chars();
+    while let Some(character) = characters.next() {
+        match (character, character == '~') {
+            (_, false) => name.push(character),
+            (_, true) => match characters.next()? {
+                '0' => name.push('~'),
+                '1' => name.push('/'),
+                _ => return None,
+            },
+        }
+    }
+    Some(name)
+}
+
+/// What an allow rule makes of arguments that no key names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// One of them and the rule does not match.
+    Deny,
+    /// They are not looked at.
+    Allow,
+}
+
+/// The conditions of a rule: every predicate of every key must hold, and what no key names follows `others`.
+#[derive(Debug, Clone)]
+pub struct Arguments {
+    predicates: Vec<(Key, Vec<Predicate>)>,
+    others: Others,
+    named: Named,
+}
+
+/// The names that the keys use, as a tree: what a pointer passes through is named only along its way, so that
+/// `/filter/limit` leaves `/filter/offset` among the others.
+#[derive(Debug, Clone, Default)]
+struct Named {
+    whole: bool,
+    below: Vec<(String, Named)>,
+}
+
+/// Where a key leads in the arguments of one call.
+enum Found<'b> {
+    Value(Value<'b>),
+    Absent,
+    /// A sibling on the way has the same name under case folding: a server may read either.
+    Ambiguous,
+    Spent,
+}
+
+impl Arguments {
+    /// The conditions of one rule.
+    #[must_use]
+    pub fn new(predicates: Vec<(Key, Vec<Predicate>)>, others: Others) -> Self {
+        let mut named = Named::default();
+        for (key, _) in &predicates {
+            named.add(&key.tokens);
+        }
+        Self { predicates, others, named }
+    }
+
+    /// Each key with its predicates, as written.
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &[Predicate])> {
+        self.predicates.iter().map(|(key, predicates)| (key, predicates.as_slice()))
+    }
+
+    /// What is made of arguments that no key names.
+    #[must_use]
+    pub fn others(&self) -> Others {
+        self.others
+    }
+
+    /// Whether the conditions hold for these arguments; `None` = the call has none.
+    pub(super) fn hold(&self, arguments: Option<Value<'_>>, budget: &mut Budget) -> Truth {
+        if self.others == Others::Deny
+            && arguments.is_some_and(|arguments| self.named.leaves_out(arguments, budget))
+        {
+            return Truth::False;
+        }
+        let mut all = Truth::True;
+        for (key, predicates) in &self.predicates {
+            all = all.and(holds(key, predicates, arguments, budget));
+            if all == Truth::False {
+                break;
+            }
+        }
+        all
+    }
+}
+
+fn holds(key: &Key, predicates: &[Predicate], arguments: Option<Value<'_>>, budget: &mut Budget) -> Truth {
+    if predicates.is_empty() {
+        return Truth::True;
+    }
+    match find(&key.tokens, arguments, budget) {
+        Found::Value(value) => all_hold(predicates, Some(value), budget),
+        Found::Absent => all_hold(predicates, None, budget),
+        Found::Ambiguous | Found::Spent => Truth::Unknown,
+    }
+}
+
+fn find<'b>(tokens: &[String], arguments: Option<Value<'b>>, budget: &mut Budget) -> Found<'b> {
+    let Some(mut value) = arguments else { return Found::Absent };
+    for token in tokens {
+        if !budget.take(value.text().len()) {
+            return Found::Spent;
+        }
+        let next = match value.kind() {
+            Kind::Object => match member(value, token) {
+                Ok(next) => next,
+                Err(Collision) => return Found::Ambiguous,
+            },
+            Kind::Array => array_index(token).and_then(|index| value.elements().nth(index)),
+            Kind::Null | Kind::Bool | Kind::Number | Kind::String => None,
+        };
+        match next {
+            Some(next) => value = next,
+            None => return Found::Absent,
+        }
+    }
+    Found::Value(value)
+}
+
+struct Collision;
+
+/// The member `name`, in one walk over the object.
+fn member<'b>(object: Value<'b>, name: &str) -> Result<Option<Value<'b>>, Collision> {
+    let mut found = None;
+    for (key, value) in object.members() {
+        if key == name {
+            found = Some(value);
+        } else if folds_to(&key, name) {
+            return Err(Collision);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether two different names are equal to a reader that ignores case.
+fn folds_to(one: &str, other: &str) -> bool {
+    if one.is_ascii() && other.is_ascii() {
+        return one.eq_ignore_ascii_case(other);
+    }
+    // Up and then down: folds `ß` with `SS`, `ſ` with `s` and the Kelvin sign with `k`.
+    let fold = |text: &str| text.to_uppercase().to_lowercase();
+    fold(one) == fold(other)
+}
+
+/// An index as RFC 6901 section 4 writes it: no sign, no leading zero.
+fn array_index(token: &str) -> Option<usize> {
+    let digits = token.bytes().all(|b| b.is_ascii_digit()) && (token == "0" || !token.starts_with('0'));
+    if digits { token.parse().ok() } else { None }
+}
+
+impl Named {
+    fn add(&mut self, tokens: &[String]) {
+        let Some((first, rest)) = tokens.split_first() else {
+            self.whole = true;
+            return;
+        };
+        if let Some((_, below)) = self.below.iter_mut().find(|(name, _)| name == first) {
+            return below.add(rest);
+        }
+        let mut below = Self::default();
+        below.add(rest);
+        self.below.push((first.clone(), below));
+    }
+
+    /// Whether the value holds something that no key names. As deep as the longest pointer.
+    fn leaves_out(&self, value: Value<'_>, budget: &mut Budget) -> bool {
+        if self.whole {
+            return false;
+        }
+        if !budget.take(value.text().len()) {
+            return true;
+        }
+        let child = |name: &str| self.below.iter().find(|(named, _)| named == name).map(|(_, below)| below);
+        let mut left_out =
+            |name: &str, value| child(name).is_none_or(|below| below.leaves_out(value, budget));
+        match value.kind() {
+            Kind::Object => value.members().any(|(name, value)| left_out(&name, value)),
+            Kind::Array => value.elements().enumerate().any(|(at, value)| left_out(&at.to_string(), value)),
+            // The keys lead further down; a scalar here is something they do not speak of.
+            Kind::Null | Kind::Bool | Kind::Number | Kind::String => true,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a message asks for, as rules see it.
+
+use std::borrow::Cow;
+
+use smallvec::{SmallVec, smallvec};
+
+use crate::mcp::json::{Kind, Value};
+use crate::mcp::{Call, Class};
+
+/// One thing that a message asks for.
+#[derive(Debug, Clone)]
+pub(super) enum Asked<'m> {
+    /// A tool with its arguments.
+    Tool(Cow<'m, str>, Option<Value<'m>>),
+    /// A prompt.
+    Prompt(Cow<'m, str>, Arguable<'m>),
+    /// A resource, or in a completion a resource template.
+    Resource(Cow<'m, str>),
+    /// What any caller that may anything on the server may have.
+    Handshake,
+    /// What only a rule that names the method permits.
+    Method,
+}
+
+/// The arguments of a prompt; a completion asks about a prompt before they are known.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Arguable<'m> {
+    /// They are these; `None` = none are given.
+    Known(Option<Value<'m>>),
+    /// No condition can be evaluated on them.
+    NotYet,
+}
+
+/// Each must be permitted. Never empty.
+pub(super) type AllAsked<'m> = SmallVec<[Asked<'m>; 1]>;
+
+/// Reads what a message asks for. One that lacks what decides it (a name, a URI, a reference) is left to rules
+/// for its method.
+pub(super) fn asked<'m>(call: &'m Call<'m>) -> AllAsked<'m> {
+    let borrowed = |text: &'m Option<Cow<'m, str>>| text.as_deref().map(Cow::Borrowed);
+    let one = match call.method.class() {
+        Class::Handshake | Class::List(_) => Some(Asked::Handshake),
+        Class::Tool => borrowed(&call.name).map(|name| Asked::Tool(name, call.arguments)),
+        Class::Prompt => {
+            borrowed(&call.name).map(|name| Asked::Prompt(name, Arguable::Known(call.arguments)))
+        }
+        Class::Resource => borrowed(&call.uri).map(Asked::Resource),
+        Class::Completion => completed(call),
+        Class::Listen => return listened(call).unwrap_or_else(|| smallvec![Asked::Method]),
+        Class::ServerToClient | Class::Unknown => None,
+    };
+    smallvec![one.unwrap_or(Asked::Method)]
+}
+
+/// `completion/complete` follows its reference (MCP 2025-06-18, server/utilities/completion).
+fn completed<'m>(call: &Call<'m>) -> Option<Asked<'m>> {
+    let reference = call.params?.get("ref")?;
+    if ["type", "name", "uri"].iter().any(|key| reference.collides(key)) {
+        return None;
+    }
+    match &*reference.get("type")?.as_str()? {
+        "ref/prompt" => Some(Asked::Prompt(reference.get("name")?.as_str()?, Arguable::NotYet)),
+        "ref/resource" => Some(Asked::Resource(reference.get("uri")?.as_str()?)),
+        _ => None,
+    }
+}
+
+/// `subscriptions/listen` follows what it names (MCP 2026-07-28, `SubscriptionFilter`): changes of lists are part
+/// of the handshake, a resource is as good as read. `None`: it names what this agent does not know.
+fn listened<'m>(call: &Call<'m>) -> Option<AllAsked<'m>> {
+    let mut asked: AllAsked<'m> = smallvec![Asked::Handshake];
+    let Some(filter) = call.params.and_then(|params| params.get("notifications")) else { return Some(asked) };
+    if filter.kind() != Kind::Object {
+        return None;
+    }
+    for (name, value) in filter.members() {
+        match (&*name, value.kind()) {
+            ("toolsListChanged" | "promptsListChanged" | "resourcesListChanged", Kind::Bool) => {}
+            ("resourceSubscriptions", Kind::Array) => {
+                for uri in value.elements() {
+                    asked.push(Asked::Resource(uri.as_str()?));
+                }
+            }
+            _ => return None,
+        }
+    }
+    Some(asked)
+}

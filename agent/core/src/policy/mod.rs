@@ -1,0 +1,287 @@
+//! Rules and predicates, compiled: which call of which caller to which server is permitted.
+//!
+//! A server is governed by the policies that name it. At the server's end none means denied; at the caller's end
+//! none means that the caller's end has no say. Each end that has one must allow. Within an end a matching deny
+//! rule wins, else a matching allow rule permits, else the call is denied; order does not matter.
+
+mod arguments;
+mod asked;
+mod glob;
+mod pattern;
+mod predicate;
+mod rule;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::{SmallVec, smallvec};
+
+pub use self::arguments::{Arguments, InvalidKey, Key, Others};
+pub use self::glob::{Glob, InvalidGlob};
+pub use self::pattern::{IdentityPattern, InvalidPattern};
+pub use self::predicate::{
+    ARGUMENT_BYTES_READ_MAX, Directory, InvalidPredicate, JsonType, Literal, NUMBER_MAX, Predicate, Truth,
+};
+pub use self::rule::{DECIDED_BY_NAME, Effect, Rule, What};
+
+use self::asked::{Asked, asked};
+use self::predicate::Budget;
+use self::rule::Match;
+use crate::denial::Reason;
+use crate::identity::Identity;
+use crate::mcp::{Call, Class, ListKind};
+
+/// Names of rules, `policy/rule`.
+pub type Rules = SmallVec<[Arc<str>; 2]>;
+
+/// Whether a policy counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyMode {
+    /// It does.
+    Enforce,
+    /// Its verdict is recorded beside the real one and changes nothing.
+    Shadow,
+}
+
+/// Which end of a call applies a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The agent in front of the server.
+    Server,
+    /// The agent that captured the call.
+    Caller,
+}
+
+/// One Policy resource.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Its name, with the namespace where that is not `default`.
+    pub name: Arc<str>,
+    /// Whether it counts.
+    pub mode: PolicyMode,
+    /// Which end applies it.
+    pub at: At,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// Why policies refuse, and by which rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// One of the reasons of policy.
+    pub reason: Reason,
+    /// The deny rule that matched, or the allow rules whose arguments did not.
+    pub rules: Rules,
+}
+
+/// What policies say: the rules that permit, or why not.
+pub type Verdict = Result<Rules, Refused>;
+
+/// All policies of one generation, compiled per server. Servers that are not among those given are not governed,
+/// and so denied.
+#[derive(Debug, Default)]
+pub struct Policies {
+    sources: Vec<Policy>,
+    governed: HashMap<Identity, Governed>,
+}
+
+/// The rules about one server.
+#[derive(Debug, Default)]
+struct Governed {
+    enforced: Ends,
+    /// What would count if the shadow policies did; `None` without any.
+    preview: Option<Ends>,
+}
+
+#[derive(Debug, Default)]
+struct Ends {
+    server: Layer,
+    /// `None`: no policy of the caller's end names the server.
+    caller: Option<Layer>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    allow: Vec<Arc<Rule>>,
+    deny: Vec<Arc<Rule>>,
+}
+
+impl Policies {
+    /// Compiles the policies for these servers.
+    #[must_use]
+    pub fn new(policies: Vec<Policy>, servers: &[Identity]) -> Self {
+        let governed =
+            servers.iter().map(|server| (server.clone(), Governed::new(&policies, server))).collect();
+        Self { sources: policies, governed }
+    }
+
+    /// The policies as they were given.
+    #[must_use]
+    pub fn sources(&self) -> &[Policy] {
+        &self.sources
+    }
+
+    /// Whether any enforced policy of the server's end names the server.
+    #[must_use]
+    pub fn govern(&self, server: &Identity) -> bool {
+        self.governed.get(server).is_some_and(|governed| !governed.enforced.server.is_empty())
+    }
+
+    /// Whether some rule lets the caller do something on the server, its conditions aside, that no unconditional
+    /// deny takes away: what the handshake hangs on.
+    #[must_use]
+    pub fn may_anything(&self, caller: &Identity, server: &Identity) -> bool {
+        self.governed.get(server).is_some_and(|governed| governed.enforced.may(caller).is_ok())
+    }
+
+    /// Whether a list shows this entry (a name, a URI or a URI template) to the caller.
+    #[must_use]
+    pub fn lists(&self, caller: &Identity, server: &Identity, kind: ListKind, name: &str) -> bool {
+        self.governed.get(server).is_some_and(|governed| {
+            let ends = &governed.enforced;
+            ends.server.lists(caller, kind, name)
+                && ends.caller.as_ref().is_none_or(|layer| layer.lists(caller, kind, name))
+        })
+    }
+
+    /// The verdict on a call, and that of the shadow policies.
+    pub(crate) fn judge(
+        &self,
+        caller: &Identity,
+        server: &Identity,
+        call: &Call<'_>,
+    ) -> (Verdict, Option<Verdict>) {
+        self.both(server, |ends| ends.judge(caller, call))
+    }
+
+    /// The verdict on what needs no more than that the caller may anything.
+    pub(crate) fn judge_may(&self, caller: &Identity, server: &Identity) -> (Verdict, Option<Verdict>) {
+        self.both(server, |ends| ends.may(caller))
+    }
+
+    fn both(&self, server: &Identity, judge: impl Fn(&Ends) -> Verdict) -> (Verdict, Option<Verdict>) {
+        match self.governed.get(server) {
+            Some(governed) => (judge(&governed.enforced), governed.preview.as_ref().map(judge)),
+            None => (Err(Refused::without_rule(Reason::NoRule)), None),
+        }
+    }
+}
+
+impl Governed {
+    fn new(policies: &[Policy], server: &Identity) -> Self {
+        let concerns = |policy: &&Policy| policy.rules.iter().any(|rule| rule.names_server(server));
+        let named: Vec<&Policy> = policies.iter().filter(concerns).collect();
+        let enforced = Ends::new(named.iter().copied().filter(|p| p.mode == PolicyMode::Enforce), server);
+        let shadowed = named.iter().any(|policy| policy.mode == PolicyMode::Shadow);
+        Self { enforced, preview: shadowed.then(|| Ends::new(named.iter().copied(), server)) }
+    }
+}
+
+impl Ends {
+    fn new<'p>(policies: impl Iterator<Item = &'p Policy>, server: &Identity) -> Self {
+        let mut ends = Self::default();
+        for policy in policies {
+            let layer = match policy.at {
+                At::Server => &mut ends.server,
+                At::Caller => ends.caller.get_or_insert_default(),
+            };
+            for rule in policy.rules.iter().filter(|rule| rule.names_server(server)) {
+                match rule.effect {
+                    Effect::Allow => layer.allow.push(Arc::new(rule.clone())),
+                    Effect::Deny => layer.deny.push(Arc::new(rule.clone())),
+                }
+            }
+        }
+        ends
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.caller.iter().chain([&self.server])
+    }
+
+    fn may(&self, caller: &Identity) -> Verdict {
+        self.layers().map(|layer| layer.may(caller)).collect()
+    }
+
+    fn judge(&self, caller: &Identity, call: &Call<'_>) -> Verdict {
+        let mut budget = Budget::new(ARGUMENT_BYTES_READ_MAX);
+        let mut rules: Rules = smallvec![];
+        for asked in asked(call) {
+            for layer in self.layers() {
+                let rule = layer.judge(caller, call, &asked, &mut budget)?;
+                if !rules.contains(&rule) {
+                    rules.push(rule);
+                }
+            }
+        }
+        Ok(rules)
+    }
+}
+
+impl Layer {
+    fn is_empty(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+
+    /// The rule that permits this.
+    fn judge(
+        &self,
+        caller: &Identity,
+        call: &Call<'_>,
+        asked: &Asked<'_>,
+        budget: &mut Budget,
+    ) -> Result<Arc<str>, Refused> {
+        for rule in self.deny.iter().filter(|rule| rule.concerns(caller)) {
+            if rule.matches(&call.method_name, asked, budget) == Match::Whole {
+                return Err(Refused { reason: Reason::DeniedByRule, rules: smallvec![rule.name.clone()] });
+            }
+        }
+        let mut arguments_fail: Rules = smallvec![];
+        for rule in self.allow.iter().filter(|rule| rule.concerns(caller)) {
+            match rule.matches(&call.method_name, asked, budget) {
+                Match::Whole => return Ok(rule.name.clone()),
+                Match::ArgumentsFail => arguments_fail.push(rule.name.clone()),
+                Match::No => {}
+            }
+        }
+        match (asked, call.method.class()) {
+            (Asked::Handshake, _) => self.may(caller),
+            _ if !arguments_fail.is_empty() => {
+                Err(Refused { reason: Reason::ArgumentsRefused, rules: arguments_fail })
+            }
+            (_, Class::ServerToClient | Class::Unknown) => Err(Refused::without_rule(Reason::MethodUnknown)),
+            _ => Err(Refused::without_rule(Reason::NoRule)),
+        }
+    }
+
+    /// The first rule that lets the caller do something; else the deny rule that takes away the last.
+    fn may(&self, caller: &Identity) -> Result<Arc<str>, Refused> {
+        let mut refused = Refused::without_rule(Reason::NoRule);
+        for allow in self.allow.iter().filter(|rule| rule.concerns(caller)) {
+            let deny = self.deny.iter().find(|deny| deny.concerns(caller) && deny.shadows(allow));
+            match deny {
+                None => return Ok(allow.name.clone()),
+                Some(deny) => {
+                    refused = Refused { reason: Reason::DeniedByRule, rules: smallvec![deny.name.clone()] };
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    fn lists(&self, caller: &Identity, kind: ListKind, name: &str) -> bool {
+        let hides = |rule: &Arc<Rule>| {
+            rule.arguments.is_none() && rule.concerns(caller) && rule.covers_entry(kind, name) != Truth::False
+        };
+        let shows = |rule: &Arc<Rule>| {
+            rule.lists() && rule.concerns(caller) && rule.covers_entry(kind, name) == Truth::True
+        };
+        !self.deny.iter().any(hides) && self.allow.iter().any(shows)
+    }
+}
+
+impl Refused {
+    fn without_rule(reason: Reason) -> Self {
+        Self { reason, rules: smallvec![] }
+    }
+}

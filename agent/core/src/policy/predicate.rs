@@ -1,0 +1,545 @@
+//! What a rule may ask of one argument, answered with true, false or "cannot tell".
+
+use regex::Regex;
+
+use super::glob::Glob;
+use crate::mcp::json::{Kind, Value};
+
+/// Numbers from here on are not exact in a double (2^53), so no predicate is evaluated on them.
+pub const NUMBER_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// The most bytes of arguments that the rules of one decision may read; spent, nothing more can be told.
+/// A body of 4 MiB is read sixteen times.
+pub const ARGUMENT_BYTES_READ_MAX: usize = 64 * 1024 * 1024;
+
+/// The most bytes a compiled regular expression may take.
+const REGEX_BYTES_MAX: usize = 1024 * 1024;
+
+/// The outcome of a predicate. `Unknown` counts as false in an allow rule and as true in a deny rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truth {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// Absent, of another type, ambiguous, beyond exact numbers, or the budget is spent.
+    Unknown,
+}
+
+impl Truth {
+    /// Both hold (Kleene): false beats unknown.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::False, _) | (_, Self::False) => Self::False,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::True, Self::True) => Self::True,
+        }
+    }
+
+    /// One holds (Kleene): true beats unknown.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::True, _) | (_, Self::True) => Self::True,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::False, Self::False) => Self::False,
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(holds: bool) -> Self {
+        if holds { Self::True } else { Self::False }
+    }
+}
+
+/// What is left of [`ARGUMENT_BYTES_READ_MAX`] in one decision.
+#[derive(Debug)]
+pub(super) struct Budget {
+    bytes: usize,
+}
+
+impl Budget {
+    /// A budget of `bytes` to read.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { bytes }
+    }
+
+    /// Takes `bytes`; `false` once there are not that many left, and from then on.
+    pub(super) fn take(&mut self, bytes: usize) -> bool {
+        match self.bytes.checked_sub(bytes) {
+            Some(left) => {
+                self.bytes = left;
+                true
+            }
+            None => {
+                self.bytes = 0;
+                false
+            }
+        }
+    }
+}
+
+/// A scalar written in a rule.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Literal {
+    /// JSON null.
+    Null,
+    /// A boolean.
+    Bool(bool),
+    /// A number within +-2^53.
+    Number(f64),
+    /// Text, compared by code point.
+    Text(String),
+}
+
+/// A JSON type, as JSON Schema names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JsonType {
+    /// `null`
+    Null,
+    /// `boolean`
+    Boolean,
+    /// `number`, integers included
+    Number,
+    /// `integer`: a number without a fraction, however it is written
+    Integer,
+    /// `string`
+    String,
+    /// `array`
+    Array,
+    /// `object`
+    Object,
+}
+
+impl JsonType {
+    /// Every type with its name.
+    pub const ALL: [(&'static str, Self); 7] = [
+        ("null", Self::Null),
+        ("boolean", Self::Boolean),
+        ("number", Self::Number),
+        ("integer", Self::Integer),
+        ("string", Self::String),
+        ("array", Self::Array),
+        ("object", Self::Object),
+    ];
+
+    /// The name in JSON Schema.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, one)| *one == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// An absolute directory, kept as its parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    parts: Vec<String>,
+}
+
+/// One question about one argument. The order of the variants is that of the documentation.
+#[derive(Debug, Clone)]
+pub enum Predicate {
+    /// The same scalar.
+    Equals(Literal),
+    /// One of these scalars.
+    In(Vec<Literal>),
+    /// Text that begins so.
+    Prefix(String),
+    /// Text that ends so.
+    Suffix(String),
+    /// Text that fits, `*` not crossing `/`; text with a `.` or `..` part cannot be told.
+    Glob(Glob),
+    /// Text that fits as a whole.
+    Regex(Box<Regex>, String),
+    /// An absolute path that is the directory or below it once `.`, `..` and `//` are resolved by their letters.
+    Within(Directory),
+    /// A number, not less.
+    Min(f64),
+    /// A number, not more.
+    Max(f64),
+    /// Text of at most so many code points, or an array of at most so many elements.
+    MaxLength(u64),
+    /// Of this JSON type.
+    Type(JsonType),
+    /// Not given (`true`) or given (`false`).
+    Absent(bool),
+    /// An array with an element of which all of these hold.
+    Any(Vec<Predicate>),
+    /// An array of whose every element all of these hold.
+    Every(Vec<Predicate>),
+}
+
+/// A predicate's value that cannot be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum InvalidPredicate {
+    /// Not a regular expression.
+    #[error("`{pattern}` is no regular expression: {fault}")]
+    Regex {
+        /// What was given.
+        pattern: String,
+        /// The parser's last line.
+        fault: String,
+    },
+    /// Not an absolute path in its shortest form.
+    #[error(
+        "`{path}` is no absolute path in its shortest form: begin with `/`, without `.`, `..`, `//` and `\\`"
+    )]
+    Directory {
+        /// What was given.
+        path: String,
+    },
+    /// A number beyond +-2^53.
+    #[error("{number} is beyond +-2^53, where numbers are not exact: no argument could be compared with it")]
+    Number {
+        /// What was given.
+        number: f64,
+    },
+}
+
+impl Predicate {
+    /// Its key in a rule.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Equals(_) => "equals",
+            Self::In(_) => "in",
+            Self::Prefix(_) => "prefix",
+            Self::Suffix(_) => "suffix",
+            Self::Glob(_) => "glob",
+            Self::Regex(..) => "regex",
+            Self::Within(_) => "within",
+            Self::Min(_) => "min",
+            Self::Max(_) => "max",
+            Self::MaxLength(_) => "max_length",
+            Self::Type(_) => "type",
+            Self::Absent(_) => "absent",
+            Self::Any(_) => "any",
+            Self::Every(_) => "every",
+        }
+    }
+
+    /// Every key a rule may use, in the order of the documentation.
+    pub const NAMES: [&'static str; 14] = [
+        "equals",
+        "in",
+        "prefix",
+        "suffix",
+        "glob",
+        "regex",
+        "within",
+        "min",
+        "max",
+        "max_length",
+        "type",
+        "absent",
+        "any",
+        "every",
+    ];
+
+    /// A regular expression that must fit the whole text.
+    ///
+    /// # Errors
+    /// [`InvalidPredicate::Regex`].
+    pub fn regex(pattern: &str) -> Result<Self, InvalidPredicate> {
+        let compile = |text: &str| {
+            regex::RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build().map_err(|error| {
+                let fault = error.to_string();
+                let fault =
+                    fault.lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                InvalidPredicate::Regex { pattern: pattern.to_owned(), fault }
+            })
+        };
+        // By itself first: `a)|(b` is whole only once it is wrapped, and would then not be anchored.
+        compile(pattern)?;
+        Ok(Self::Regex(Box::new(compile(&format!(r"\A(?:{pattern})\z"))?), pattern.to_owned()))
+    }
+
+    /// Paths within a directory.
+    ///
+    /// # Errors
+    /// [`InvalidPredicate::Directory`].
+    pub fn within(path: &str) -> Result<Self, InvalidPredicate> {
+        let invalid = || InvalidPredicate::Directory { path: path.to_owned() };
+        let below = path.strip_prefix('/').ok_or_else(invalid)?;
+        let below = below.strip_suffix('/').unwrap_or(below);
+        let mut parts = Vec::new();
+        for part in below.split('/').filter(|_| !below.is_empty()) {
+            if matches!(part, "" | "." | "..") || part.contains(['\\', '\0']) {
+                return Err(invalid());
+            }
+            parts.push(part.to_owned());
+        }
+        Ok(Self::Within(Directory { parts }))
+    }
+
+    /// Checks a number of a rule.
+    ///
+    /// # Errors
+    /// [`InvalidPredicate::Number`].
+    pub fn number(number: f64) -> Result<f64, InvalidPredicate> {
+        if number.abs() < NUMBER_MAX { Ok(number) } else { Err(InvalidPredicate::Number { number }) }
+    }
+
+    /// Evaluates it on an argument, `None` = not given.
+    pub(super) fn holds(&self, value: Option<Value<'_>>, budget: &mut Budget) -> Truth {
+        if let Self::Absent(absent) = self {
+            return Truth::from(value.is_none() == *absent);
+        }
+        let Some(value) = value else { return Truth::Unknown };
+        if !budget.take(value.text().len()) {
+            return Truth::Unknown;
+        }
+        match self {
+            Self::Equals(literal) => equals(literal, value),
+            Self::In(literals) => among(literals, value),
+            Self::Prefix(prefix) => on_text(value, |text| Truth::from(text.starts_with(prefix.as_str()))),
+            Self::Suffix(suffix) => on_text(value, |text| Truth::from(text.ends_with(suffix.as_str()))),
+            Self::Glob(glob) => on_text(value, |text| {
+                if has_dot_part(text) { Truth::Unknown } else { Truth::from(glob.matches(text)) }
+            }),
+            Self::Regex(regex, _) => on_text(value, |text| Truth::from(regex.is_match(text))),
+            Self::Within(directory) => on_text(value, |text| directory.contains(text)),
+            Self::Min(min) => number(value).map_or(Truth::Unknown, |number| Truth::from(number >= *min)),
+            Self::Max(max) => number(value).map_or(Truth::Unknown, |number| Truth::from(number <= *max)),
+            Self::MaxLength(max) => {
+                length(value).map_or(Truth::Unknown, |length| Truth::from(length <= *max))
+            }
+            Self::Type(kind) => is_type(*kind, value),
+            Self::Absent(_) => Truth::Unknown,
+            Self::Any(predicates) => any(predicates, value, budget),
+            Self::Every(predicates) => every(predicates, value, budget),
+        }
+    }
+}
+
+/// Whether all of these hold for one argument; none at all (`{}`) = anything, absent too.
+pub(super) fn all_hold(predicates: &[Predicate], value: Option<Value<'_>>, budget: &mut Budget) -> Truth {
+    let mut all = Truth::True;
+    for predicate in predicates {
+        all = all.and(predicate.holds(value, budget));
+        if all == Truth::False {
+            break;
+        }
+    }
+    all
+}
+
+fn any(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth {
+    if value.kind() != Kind::Array {
+        return Truth::Unknown;
+    }
+    let mut found = Truth::False;
+    for element in value.elements() {
+        found = found.or(all_hold(predicates, Some(element), budget));
+        if found == Truth::True {
+            break;
+        }
+    }
+    found
+}
+
+fn every(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth {
+    if value.kind() != Kind::Array {
+        return Truth::Unknown;
+    }
+    let mut all = Truth::True;
+    for element in value.elements() {
+        all = all.and(all_hold(predicates, Some(element), budget));
+        if all == Truth::False {
+            break;
+        }
+    }
+    all
+}
+
+fn on_text(value: Value<'_>, holds: impl FnOnce(&str) -> Truth) -> Truth {
+    value.as_str().map_or(Truth::Unknown, |text| holds(&text))
+}
+
+/// A number that a double holds exactly enough to be compared.
+fn number(value: Value<'_>) -> Option<f64> {
+    let number: f64 = value.number_text()?.parse().ok()?;
+    (number.abs() < NUMBER_MAX).then_some(number)
+}
+
+fn length(value: Value<'_>) -> Option<u64> {
+    let length = match value.kind() {
+        Kind::String => value.as_str()?.chars().count(),
+        Kind::Array => value.elements().count(),
+        Kind::Null | Kind::Bool | Kind::Number | Kind::Object => return None,
+    };
+    u64::try_from(length).ok()
+}
+
+fn equals(literal: &Literal, value: Value<'_>) -> Truth {
+    match (literal, value.kind()) {
+        (Literal::Null, Kind::Null) => Truth::True,
+        (Literal::Bool(one), Kind::Bool) => {
+            value.as_bool().map_or(Truth::Unknown, |other| Truth::from(*one == other))
+        }
+        (Literal::Number(one), Kind::Number) =>
+        {
+            #[expect(clippy::float_cmp, reason = "both are exact: within +-2^53 and read by the same parser")]
+            number(value).map_or(Truth::Unknown, |other| Truth::from(*one == other))
+        }
+        (Literal::Text(one), Kind::String) => on_text(value, |other| Truth::from(one == other)),
+        (Literal::Null | Literal::Bool(_) | Literal::Number(_) | Literal::Text(_), _) => Truth::Unknown,
+    }
+}
+
+/// Of another type than every literal: cannot be told. Else a literal of another type is just another value.
+fn among(literals: &[Literal], value: Value<'_>) -> Truth {
+    let mut among = Truth::Unknown;
+    for literal in literals {
+        match equals(literal, value) {
+            Truth::True => return Truth::True,
+            Truth::False => among = Truth::False,
+            Truth::Unknown => {}
+        }
+    }
+    among
+}
+
+fn is_type(kind: JsonType, value: Value<'_>) -> Truth {
+    match (kind, value.kind()) {
+        (JsonType::Null, Kind::Null)
+        | (JsonType::Boolean, Kind::Bool)
+        | (JsonType::Number, Kind::Number)
+        | (JsonType::String, Kind::String)
+        | (JsonType::Array, Kind::Array)
+        | (JsonType::Object, Kind::Object) => Truth::True,
+        (JsonType::Integer, Kind::Number) => {
+            number(value).map_or(Truth::Unknown, |number| Truth::from(number.fract() == 0.0))
+        }
+        (_, Kind::Null | Kind::Bool | Kind::Number | Kind::String | Kind::Array | Kind::Object) => {
+            Truth::False
+        }
+    }
+}
+
+/// Whether a part between slashes is `.` or `..`, also percent-encoded, or a `\` might be read as a slash: what
+/// such text names is up to who resolves it.
+pub(super) fn has_dot_part(text: &str) -> bool {
+    text.contains('\\') || text.split('/').any(|part| dots(part) == Some(part.len()))
+}
+
+/// How many bytes of `part` are one or two dots, plain or `%2e`; `None` for other text.
+fn dots(part: &str) -> Option<usize> {
+    let mut rest = part;
+    for count in 0..=2 {
+        if rest.is_empty() {
+            return (count > 0).then_some(part.len());
+        }
+        let after =
+            rest.strip_prefix('.').or_else(|| rest.strip_prefix("%2e")).or_else(|| rest.strip_prefix("%2E"));
+        rest = after?;
+    }
+    None
+}
+
+impl Directory {
+    /// Walks the path by its letters; a link is the server's affair. Relative paths mean what the server's
+    /// working directory makes of them, and `\` or NUL may be read as something else: not to be told.
+    fn contains(&self, path: &str) -> Truth {
+        if !path.starts_with('/') || path.contains(['\\', '\0']) {
+            return Truth::Unknown;
+        }
+        // `inside` parts of the directory are matched; `beyond` more follow, below it or off to the side.
+        let (mut inside, mut beyond) = (0_usize, 0_usize);
+        for part in path.split('/') {
+            match part {
+                "" | "." => {}
+                ".." if beyond > 0 => beyond -= 1,
+                ".." => inside = inside.saturating_sub(1),
+                _ if beyond == 0 && self.parts.get(inside).is_some_and(|expected| expected == part) => {
+                    inside += 1
+                }
+                _ => beyond += 1,
+            }
+        }
+        Truth::from(inside == self.parts.len())
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/{}", self.parts.join("/"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn within_is_lexical() {
+        let table = [
+            ("/srv/docs", "/srv/docs", Truth::True),
+            ("/srv/docs", "/srv/docs/", Truth::True),
+            ("/srv/docs", "/srv/docs/a/b", Truth::True),
+            ("/srv/docs", "/srv//docs/./a", Truth::True),
+            ("/srv/docs", "/srv/x/../docs/a", Truth::True),
+            ("/srv/docs", "/srv/docs/../docs/a", Truth::True),
+            ("/srv/docs", "/../srv/docs/a", Truth::True),
+            ("/srv/docs", "/srv/docs/..", Truth::False),
+            ("/srv/docs", "/srv/docs/../../etc", Truth::False),
+            ("/srv/docs", "/srv/docs/a/../../x", Truth::False),
+            ("/srv/docs", "/srv/docs2", Truth::False),
+            ("/srv/docs", "/srv", Truth::False),
+            ("/srv/docs", "/x/srv/docs", Truth::False),
+            ("/srv/docs", "/x/docs", Truth::False),
+            ("/srv/docs", "srv/docs", Truth::Unknown),
+            ("/srv/docs", "", Truth::Unknown),
+            ("/srv/docs", "/srv/docs/..\\..\\etc", Truth::Unknown),
+            ("/srv/docs", "/srv/docs\0", Truth::Unknown),
+            ("/", "/etc", Truth::True),
+        ];
+        for (directory, path, expected) in table {
+            let Predicate::Within(directory) = Predicate::within(directory).unwrap() else { panic!() };
+            assert_eq!(directory.contains(path), expected, "{path:?} in {}", directory.path());
+        }
+        for path in ["srv", "", "/a/../b", "/a//b", "/./a", "/a\\b"] {
+            assert!(Predicate::within(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn dot_parts_are_seen_in_disguise() {
+        let table = [
+            ("a/../b", true),
+            ("a/%2e%2E/b", true),
+            ("a/.%2e", true),
+            ("..", true),
+            (".", true),
+            ("a\\b", true),
+            ("a/...", false),
+            ("a/.x", false),
+            ("", false),
+            ("a//b", false),
+        ];
+        for (text, expected) in table {
+            assert_eq!(has_dot_part(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn regexes_are_anchored_whatever_they_hold() {
+        let table = [("a|b", "ab", false), ("a|b", "b", true), ("a", "a\n", false), ("(?i)a", "A", true)];
+        for (pattern, text, expected) in table {
+            let Predicate::Regex(regex, _) = Predicate::regex(pattern).unwrap() else { panic!() };
+            assert_eq!(regex.is_match(text), expected, "{pattern} on {text:?}");
+        }
+        for pattern in ["a)|(b", "(", "(?x)a #"] {
+            assert!(Predicate::regex(pattern).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn numbers_beyond_exact_are_refused() {
+        assert!(Predicate::number(NUMBER_MAX).is_err());
+        assert!(Predicate::number(f64::NAN).is_err());
+        assert!(Predicate::number(-9_007_199_254_740_991.0).is_ok());
+    }
+}
