@@ -1,1 +1,3 @@
 //! Toolgate agent.
+
+pub mod capture;

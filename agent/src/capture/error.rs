@@ -1,0 +1,154 @@
+//! What can go wrong between the agent and the kernel, with the next step.
+
+use std::{io, path::PathBuf};
+
+/// Why the programs cannot be attached, changed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The binary was built before the BPF programs were.
+    #[error(
+        "this agent was built without its BPF programs: run `cargo xtask ebpf` and build again, or start it by `cargo xtask run`"
+    )]
+    NoObject,
+    /// Neither root nor the capabilities.
+    #[error("missing {missing}: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Privilege {
+        /// Names of the capabilities.
+        missing: String,
+    },
+    /// Older than 5.10.
+    #[error("kernel `{release}` is too old: 5.10 or later is needed")]
+    KernelTooOld {
+        /// As uname has it.
+        release: String,
+    },
+    /// A container of its own.
+    #[error(
+        "the agent runs in a PID namespace of its own, where process ids mean other processes: run it in the host's"
+    )]
+    PidNamespace,
+    /// No cgroup2.
+    #[error(
+        "no cgroup2 file system is mounted: mount one, for example `mount -t cgroup2 none /sys/fs/cgroup/unified`"
+    )]
+    NoCgroupMount,
+    /// A cgroup that is not there.
+    #[error("cgroup `{}`: {source}", path.display())]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A cgroup that was removed since.
+    #[error("no cgroup has the id `{id}`: {source}; it was removed, or CAP_DAC_READ_SEARCH is missing")]
+    CgroupId {
+        /// Inode of its directory.
+        id: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// Too deep for the programs to see.
+    #[error("cgroup `{path}` lies deeper than {max} levels: name one above it")]
+    CgroupTooDeep {
+        /// Below the cgroup2 root.
+        path: String,
+        /// The limit.
+        max: u32,
+    },
+    /// No BTF, or one without a field that is needed.
+    #[error(
+        "kernel type information `/sys/kernel/btf/vmlinux`: {reason}; a kernel built with CONFIG_DEBUG_INFO_BTF is needed"
+    )]
+    Btf {
+        /// What is missing.
+        reason: String,
+    },
+    /// No bpffs, and none can be mounted.
+    #[error("bpf file system at `{}`: {source}; mount it, for example `mount -t bpf bpf /sys/fs/bpf`", path.display())]
+    Bpffs {
+        /// Where it is or should be.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A pin that cannot be made or removed.
+    #[error("pin `{}`: {source}", path.display())]
+    Pin {
+        /// On the bpf file system.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A fact about this host that cannot be read.
+    #[error("{what}: {source}")]
+    Host {
+        /// Which fact.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// No listeners, or more than the map holds.
+    #[error("{count} listening sockets: between 1 and {max} are possible")]
+    Listeners {
+        /// How many were given.
+        count: usize,
+        /// The limit.
+        max: u32,
+    },
+    /// The object lacks a map or program, so it is another version's.
+    #[error(
+        "the BPF object has no `{name}`: it belongs to another version; run `cargo xtask ebpf` and build again"
+    )]
+    WrongObject {
+        /// Map or program.
+        name: &'static str,
+    },
+    /// The object was refused as a whole.
+    #[error("loading the BPF object: {}", chain(source))]
+    Load {
+        /// aya's words.
+        source: Box<aya::EbpfError>,
+    },
+    /// The verifier refused a program, or it cannot be attached.
+    #[error("BPF program `{name}`: {}", chain(source))]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// aya's words; with the verifier's log where there is one.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map cannot be written or read.
+    #[error("BPF map `{name}`: {}", chain(source))]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// aya's words.
+        source: Box<aya::maps::MapError>,
+    },
+    /// More entries than a map holds.
+    #[error("{count} entries for the BPF map `{name}`: at most {max} are possible")]
+    TooMany {
+        /// Which map.
+        name: &'static str,
+        /// How many were asked for.
+        count: usize,
+        /// The limit.
+        max: u32,
+    },
+}
+
+/// An error of aya with its causes: its own text often leaves out the errno.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,168 @@
+//! What the host says about itself and the agent: read once, before anything is attached.
+
+use std::{fs, io, net::TcpListener, os::fd::AsRawFd as _, path::PathBuf};
+
+use super::CaptureError;
+
+/// `/proc` names the initial PID namespace by this inode (PROC_PID_INIT_INO).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// A line of mountinfo.
+pub(super) struct Mount {
+    pub(super) at: PathBuf,
+    pub(super) kind: String,
+}
+
+/// What is mounted in the agent's namespace.
+pub(super) fn mounts() -> Result<Vec<Mount>, CaptureError> {
+    let text = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/mountinfo`", source })?;
+    Ok(text.lines().filter_map(parse_mount).collect())
+}
+
+/// `36 35 98:0 /root /mount/point options [fields...] - type source options` (proc_pid_mountinfo(5)).
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (front, back) = line.split_once(" - ")?;
+    let at = front.split(' ').nth(4)?;
+    let kind = back.split(' ').next()?;
+    Some(Mount { at: PathBuf::from(unescape(at)), kind: kind.to_owned() })
+}
+
+/// Space, tab, newline and backslash are octal there.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// Refuses early and in words what would fail late with an errno.
+pub(super) fn check() -> Result<(), CaptureError> {
+    let missing = missing_capabilities()?;
+    if !missing.is_empty() {
+        return Err(CaptureError::Privilege { missing: missing.join(", ") });
+    }
+    if !since(5, 10)? {
+        return Err(CaptureError::KernelTooOld { release: release()? });
+    }
+    let namespace = fs::read_link("/proc/self/ns/pid")
+        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/ns/pid`", source })?;
+    if namespace.as_os_str() != INITIAL_PID_NAMESPACE {
+        return Err(CaptureError::PidNamespace);
+    }
+    Ok(())
+}
+
+fn missing_capabilities() -> Result<Vec<&'static str>, CaptureError> {
+    let failed =
+        |source| CaptureError::Host { what: "reading the capabilities in `/proc/self/status`", source };
+    let status = fs::read_to_string("/proc/self/status").map_err(failed)?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .ok_or_else(|| failed(io::Error::other("no line `CapEff`")))?;
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    let wanted = [("CAP_BPF", CAP_BPF), ("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_PERFMON", CAP_PERFMON)];
+    // CAP_SYS_ADMIN includes the two younger ones.
+    let has_or_older = |capability| has(capability) || (capability != CAP_NET_ADMIN && has(CAP_SYS_ADMIN));
+    Ok(wanted
+        .into_iter()
+        .filter(|&(_, capability)| !has_or_older(capability))
+        .map(|(name, _)| name)
+        .collect())
+}
+
+fn release() -> Result<String, CaptureError> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|source| CaptureError::Host { what: "reading `/proc/sys/kernel/osrelease`", source })?;
+    Ok(release.trim_end().to_owned())
+}
+
+/// Whether the kernel is at least `major.minor`.
+pub(super) fn since(major: u32, minor: u32) -> Result<bool, CaptureError> {
+    let release = release()?;
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let (Some(found_major), Some(found_minor)) = (numbers.next(), numbers.next()) else {
+        return Err(CaptureError::KernelTooOld { release });
+    };
+    Ok((found_major, found_minor) >= (major, minor))
+}
+
+/// The start of this process in nanoseconds since boot, as the half-open range that a tick spans.
+pub(super) fn own_start_ns() -> Result<(u64, u64), CaptureError> {
+    let failed = |source| CaptureError::Host { what: "reading the start time in `/proc/self/stat`", source };
+    let stat = fs::read_to_string("/proc/self/stat").map_err(failed)?;
+    let ticks = start_ticks(&stat).ok_or_else(|| failed(io::Error::other("no field 22")))?;
+    // SAFETY: a call without pointers.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let per_second = u64::try_from(per_second).ok().filter(|&ticks| ticks > 0).unwrap_or(100);
+    let tick_ns = 1_000_000_000 / per_second;
+    Ok((ticks * tick_ns, (ticks + 1) * tick_ns))
+}
+
+/// Field 22 of proc_pid_stat(5), counted behind the name, which may hold anything.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(22 - 3)?.parse().ok()
+}
+
+/// CLOCK_MONOTONIC, as bpf_ktime_get_ns has it.
+pub(super) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer, and a clock that every Linux has, so that it cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}
+
+/// The cookie of the network namespace that a socket is in.
+pub(super) fn netns_cookie(socket: &TcpListener) -> Result<u64, CaptureError> {
+    let mut cookie = 0_u64;
+    let mut bytes: libc::socklen_t = 8;
+    // SAFETY: the pointers are to 8 bytes and their length, as the option wants.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut bytes,
+        )
+    };
+    if done == 0 {
+        return Ok(cookie);
+    }
+    let what = "asking for the network namespace's cookie (SO_NETNS_COOKIE, kernel 5.14)";
+    Err(CaptureError::Host { what, source: io::Error::last_os_error() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines() {
+        let check = |line: &str, expected: Option<(&str, &str)>| {
+            let found = parse_mount(line).map(|mount| (mount.at, mount.kind));
+            assert_eq!(found, expected.map(|(at, kind)| (PathBuf::from(at), kind.to_owned())), "{line}");
+        };
+        check(
+            "35 25 0:30 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw",
+            Some(("/sys/fs/cgroup/unified", "cgroup2")),
+        );
+        check("36 25 0:31 / /a\\040b rw - bpf bpf rw", Some(("/a b", "bpf")));
+        check("36 25 0:31", None);
+        check("", None);
+    }
+
+    #[test]
+    fn start_time_behind_a_name_with_brackets() {
+        let stat = "1 (a) b) S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 4711 21 22";
+        // The name holds the delimiter: fields are counted from the last one.
+        assert_eq!(start_ticks(stat), Some(4711));
+        assert_eq!(start_ticks("1 (a) S 2"), None);
+    }
+}

@@ -1,0 +1,250 @@
+//! What is to be captured, and how it gets into the maps.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+};
+
+use aya::maps::{
+    HashMap, MapData, MapError,
+    lpm_trie::{Key, LpmTrie},
+};
+use ipnet::IpNet;
+use toolgate_ebpf_common::{
+    ACTION_CAPTURE, ACTION_REFUSE, CGROUP_LEVELS_MAX, CGROUPS_MAX, DESTINATIONS_ALL, DESTINATIONS_DECLARED,
+    DESTINATIONS_MAX, SCOPE_BELOW_ONLY, SCOPE_SUBTREE, v4_mapped,
+};
+
+use super::{CaptureError, abi::Abi, cgroup};
+
+/// What is captured, and what is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Where captured connections are turned to.
+    pub listener: SocketAddrV4,
+    /// Whose connections; of nested ones the deepest decides.
+    pub cgroups: Vec<CapturedCgroup>,
+    /// Which destinations, for cgroups with [`Destinations::Declared`].
+    pub capture: Vec<Destination>,
+    /// Destinations that are left alone: these win.
+    pub exclude: Vec<Destination>,
+    /// Ports of the agent that captured processes are refused at. An unspecified address means any.
+    pub refuse: Vec<SocketAddr>,
+}
+
+/// A cgroup by its id, see [`cgroup::id`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CapturedCgroup {
+    /// Inode of its directory.
+    pub id: u64,
+    /// Which processes.
+    pub scope: Scope,
+    /// Which destinations.
+    pub destinations: Destinations,
+}
+
+/// Which processes of a captured cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those in it and below.
+    Subtree,
+    /// Those below it only.
+    BelowOnly,
+}
+
+/// Which destinations of a captured cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destinations {
+    /// Those that the plan names.
+    Declared,
+    /// All.
+    All,
+}
+
+/// A network, and one port or all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Addresses.
+    pub net: IpNet,
+    /// Port; none: every port.
+    pub port: Option<u16>,
+}
+
+type AbiKey = Abi<toolgate_ebpf_common::Destination>;
+type Trie = LpmTrie<MapData, AbiKey, u32>;
+/// Prefix length, port and address -> action.
+type Entries = BTreeMap<(u32, [u8; 2], [u8; 16]), u32>;
+
+/// The maps that a plan fills.
+pub(super) struct PlanMaps {
+    pub(super) captured: HashMap<MapData, u64, u32>,
+    pub(super) excluded: Trie,
+    pub(super) destinations: Trie,
+}
+
+impl PlanMaps {
+    /// Brings the maps to `plan`. They change one entry at a time, in an order in which at no moment
+    /// less is captured than both the old plan and the new one capture.
+    pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), CaptureError> {
+        let captured = cgroup_entries(&plan.cgroups)?;
+        let destinations = destination_entries(plan)?;
+        let excluded =
+            trie_entries("EXCLUDED", plan.exclude.iter().map(|destination| (key(destination), 0)))?;
+        remove_stale(&mut self.excluded, "EXCLUDED", &excluded)?;
+        insert(&mut self.destinations, "DESTINATIONS", &destinations)?;
+        for (id, flags) in &captured {
+            self.captured.insert(id, flags, 0).map_err(map_error("CAPTURED"))?;
+        }
+        let known: Vec<u64> =
+            self.captured.keys().collect::<Result<_, _>>().map_err(map_error("CAPTURED"))?;
+        for id in known.iter().filter(|id| !captured.contains_key(id)) {
+            self.captured.remove(id).map_err(map_error("CAPTURED"))?;
+        }
+        remove_stale(&mut self.destinations, "DESTINATIONS", &destinations)?;
+        insert(&mut self.excluded, "EXCLUDED", &excluded)
+    }
+}
+
+pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> CaptureError {
+    move |source| CaptureError::Map { name, source: Box::new(source) }
+}
+
+fn cgroup_entries(cgroups: &[CapturedCgroup]) -> Result<BTreeMap<u64, u32>, CaptureError> {
+    for cgroup in cgroups {
+        check_depth(cgroup.id)?;
+    }
+    limit("CAPTURED", cgroups.len(), CGROUPS_MAX)?;
+    Ok(cgroups.iter().map(|cgroup| (cgroup.id, flags(*cgroup))).collect())
+}
+
+/// The programs look at the upper levels only. A cgroup that is gone captures nobody at any depth.
+fn check_depth(id: u64) -> Result<(), CaptureError> {
+    match cgroup::path_of(id) {
+        Ok(path) if levels(&path) >= CGROUP_LEVELS_MAX as usize => {
+            Err(CaptureError::CgroupTooDeep { path, max: CGROUP_LEVELS_MAX - 1 })
+        }
+        Ok(_) | Err(CaptureError::CgroupId { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn levels(path: &str) -> usize {
+    path.split('/').filter(|name| !name.is_empty()).count()
+}
+
+fn flags(cgroup: CapturedCgroup) -> u32 {
+    let scope = match cgroup.scope {
+        Scope::Subtree => SCOPE_SUBTREE,
+        Scope::BelowOnly => SCOPE_BELOW_ONLY,
+    };
+    let destinations = match cgroup.destinations {
+        Destinations::Declared => DESTINATIONS_DECLARED,
+        Destinations::All => DESTINATIONS_ALL,
+    };
+    scope | destinations
+}
+
+/// Refusals after captures, so that they win where both name the same.
+fn destination_entries(plan: &Plan) -> Result<Entries, CaptureError> {
+    let captured = plan.capture.iter().map(|destination| (key(destination), ACTION_CAPTURE));
+    let refused = plan.refuse.iter().map(|address| (refused_key(*address), ACTION_REFUSE));
+    trie_entries("DESTINATIONS", captured.chain(refused))
+}
+
+fn trie_entries(
+    name: &'static str,
+    entries: impl Iterator<Item = ((u32, [u8; 2], [u8; 16]), u32)>,
+) -> Result<Entries, CaptureError> {
+    let entries: Entries = entries.collect();
+    limit(name, entries.len(), DESTINATIONS_MAX)?;
+    Ok(entries)
+}
+
+fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
+    if count > max as usize { Err(CaptureError::TooMany { name, count, max }) } else { Ok(()) }
+}
+
+fn key(destination: &Destination) -> (u32, [u8; 2], [u8; 16]) {
+    let (address, bits) = match destination.net.trunc() {
+        IpNet::V4(net) => (mapped(net.network().into()), 96 + u32::from(net.prefix_len())),
+        IpNet::V6(net) => (net.network().octets(), u32::from(net.prefix_len())),
+    };
+    // Port 0 is what the programs look up for "any port": nobody can connect to it.
+    let port = destination.port.unwrap_or(0).to_be_bytes();
+    (toolgate_ebpf_common::Destination::PORT_BITS + bits, port, address)
+}
+
+fn refused_key(address: SocketAddr) -> (u32, [u8; 2], [u8; 16]) {
+    let port = address.port().to_be_bytes();
+    if address.ip().is_unspecified() {
+        return (toolgate_ebpf_common::Destination::PORT_BITS, port, [0; 16]);
+    }
+    (toolgate_ebpf_common::Destination::BITS, port, mapped(address.ip()))
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => v4_mapped(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+fn trie_key(&(bits, port, address): &(u32, [u8; 2], [u8; 16])) -> Key<AbiKey> {
+    Key::new(bits, Abi(toolgate_ebpf_common::Destination { port, address }))
+}
+
+fn insert(trie: &mut Trie, name: &'static str, entries: &Entries) -> Result<(), CaptureError> {
+    entries
+        .iter()
+        .try_for_each(|(key, action)| trie.insert(&trie_key(key), *action, 0))
+        .map_err(map_error(name))
+}
+
+fn remove_stale(trie: &mut Trie, name: &'static str, wanted: &Entries) -> Result<(), CaptureError> {
+    let known: Vec<Key<AbiKey>> = trie.keys().collect::<Result<_, _>>().map_err(map_error(name))?;
+    for key in known {
+        let Abi(destination) = key.data();
+        if !wanted.contains_key(&(key.prefix_len(), destination.port, destination.address)) {
+            trie.remove(&key).map_err(map_error(name))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_compare_from_the_left() {
+        let check = |net: &str, port: Option<u16>, bits: u32, port_bytes: [u8; 2], address: &str| {
+            let found = key(&Destination { net: net.parse().unwrap(), port });
+            let expected = address.parse::<std::net::Ipv6Addr>().unwrap().octets();
+            assert_eq!(found, (bits, port_bytes, expected), "{net}");
+        };
+        check("127.0.0.1/32", Some(8000), 144, [0x1f, 0x40], "::ffff:127.0.0.1");
+        check("10.1.2.3/8", None, 120, [0, 0], "::ffff:10.0.0.0");
+        check("0.0.0.0/0", None, 112, [0, 0], "::ffff:0.0.0.0");
+        check("fd00::1/64", Some(1), 80, [0, 1], "fd00::");
+    }
+
+    #[test]
+    fn a_refusal_wins_over_a_capture_of_the_same() {
+        let address: SocketAddr = "127.0.0.1:15020".parse().unwrap();
+        let plan = Plan {
+            listener: "127.0.0.1:15001".parse().unwrap(),
+            cgroups: Vec::new(),
+            capture: vec![Destination { net: address.ip().into(), port: Some(address.port()) }],
+            exclude: Vec::new(),
+            refuse: vec![address],
+        };
+        let entries = destination_entries(&plan).unwrap();
+        assert_eq!(entries.into_values().collect::<Vec<_>>(), [ACTION_REFUSE]);
+    }
+
+    #[test]
+    fn levels_below_the_root() {
+        assert_eq!(levels("/"), 0);
+        assert_eq!(levels("/system.slice/a.service"), 2);
+    }
+}

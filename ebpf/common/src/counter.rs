@@ -1,0 +1,92 @@
+//! One counter for every way through every program.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $program:literal $branch:literal,)+) => {
+        /// Slot of the per-CPU counter array. A branch without a counter here cannot be written:
+        /// each program returns through `count`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            /// All, in the order of their slots.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The program it belongs to.
+            pub const fn program(self) -> &'static str {
+                match self { $(Self::$variant => $program,)+ }
+            }
+
+            /// The branch, as a metric label.
+            pub const fn branch(self) -> &'static str {
+                match self { $(Self::$variant => $branch,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Redirected to the agent, record in the socket's storage.
+    ConnectRedirected = "connect4" "redirected",
+    /// Not TCP.
+    ConnectNotTcp = "connect4" "not_tcp",
+    /// The agent's own connection.
+    ConnectAgent = "connect4" "agent",
+    /// Of no captured cgroup.
+    ConnectNotCaptured = "connect4" "not_captured",
+    /// Captured, to a destination that is excluded.
+    ConnectExcluded = "connect4" "excluded",
+    /// Captured, to a destination that is not declared.
+    ConnectOther = "connect4" "other_destination",
+    /// Captured, straight to the agent's listener: refused.
+    ConnectListener = "connect4" "refused_listener",
+    /// Captured, to a port that captured processes must not reach: refused.
+    ConnectRefused = "connect4" "refused_destination",
+    /// Captured, from another network namespace than the agent's: refused.
+    ConnectNamespace = "connect4" "refused_namespace",
+    /// The kernel did not say which executable: refused.
+    ConnectNoProcess = "connect4" "refused_no_process",
+    /// No socket storage could be had: refused.
+    ConnectNoStorage = "connect4" "refused_no_storage",
+    /// The configuration could not be read, which the kernel excludes: refused.
+    ConnectNoConfig = "connect4" "refused_no_config",
+    /// Record published under the connection's addresses, before its SYN.
+    SockOpsRecorded = "sock_ops" "recorded",
+    /// A connection that was not redirected.
+    SockOpsNotOurs = "sock_ops" "not_ours",
+    /// A redirected socket that connects elsewhere after all.
+    SockOpsElsewhere = "sock_ops" "elsewhere",
+    /// The map of connections is full: the SYN will be dropped.
+    SockOpsFull = "sock_ops" "refused_full",
+    /// A connect that failed: its record is removed.
+    SockOpsRemoved = "sock_ops" "removed",
+    /// A state change that leaves the record to the agent.
+    SockOpsKept = "sock_ops" "kept",
+    /// The configuration could not be read, which the kernel excludes: the SYN will be dropped.
+    SockOpsNoConfig = "sock_ops" "refused_no_config",
+    /// Another operation.
+    SockOpsOther = "sock_ops" "other_operation",
+    /// The client sees the peer that it asked for.
+    PeerOriginal = "getpeername4" "original",
+    /// Not redirected.
+    PeerUntouched = "getpeername4" "untouched",
+    /// Given to a listener of the agent.
+    LookupAssigned = "sk_lookup" "assigned",
+    /// Not for the agent's listener.
+    LookupOther = "sk_lookup" "other_port",
+    /// The configuration could not be read, which the kernel excludes: dropped.
+    LookupNoConfig = "sk_lookup" "dropped_no_config",
+    /// To the agent without a record: dropped.
+    LookupNoRecord = "sk_lookup" "dropped_no_record",
+    /// No agent listens: dropped.
+    LookupNoListener = "sk_lookup" "dropped_no_listener",
+}
+
+// `ALL` is indexed by slot: the discriminants must be 0, 1, 2 ...
+const _: () = {
+    let mut slot = 0;
+    while slot < Counter::ALL.len() {
+        assert!(Counter::ALL[slot] as usize == slot);
+        slot += 1;
+    }
+};
