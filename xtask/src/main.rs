@@ -8,6 +8,7 @@
 
 mod build;
 mod ci;
+mod demo;
 mod packages;
 mod run;
 mod sudo;
@@ -35,6 +36,11 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Show what Toolgate does, on a real client and a real server
+    Demo,
+    /// The part of `demo` that runs as root
+    #[command(hide = true)]
+    DemoAsRoot(demo::Prepared),
     /// Run the agent; what follows `--` goes to `toolgate run`, e.g. `-- --config DIR`
     Run {
         /// Optimised, as it would be installed
@@ -60,6 +66,8 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Build { release } => build::build(release).map(|_agent| ()),
+        Task::Demo => demo::demo(),
+        Task::DemoAsRoot(prepared) => demo::show(&prepared),
         Task::Run { release, arguments } => run::run(release, &arguments),
         Task::Packages => packages::install().map(|packages| {
             println!("{}\n{}", packages.python.display(), packages.server_everything.display());

@@ -1,0 +1,143 @@
+//! What the demo runs: the server outside any captured cgroup, the agent, the client inside and outside.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Prepared;
+use super::leftovers::Leftovers;
+use super::process::Process;
+use crate::workspace::{root, say};
+
+/// The example that the demo runs: a copy of it, on ports that are free here.
+const EXAMPLE: &str = "policies/examples/demo";
+/// The address of the server in the example's resources.
+const EXAMPLE_SERVER: &str = "127.0.0.1:3001";
+/// The App ID that the captured client gets.
+pub(super) const APP_ID: &str = "demo-agent";
+
+/// Everything that runs while the demo shows. Dropped: the agent ends first, then the server.
+pub(super) struct Stage<'p> {
+    prepared: &'p Prepared,
+    config: PathBuf,
+    audit: PathBuf,
+    metrics: SocketAddr,
+    pub(super) server: SocketAddr,
+    // In the order in which they are dropped.
+    agent_process: Process,
+    server_process: Process,
+}
+
+impl<'p> Stage<'p> {
+    /// Starts the server and the agent, in `folder`, and waits until both are ready.
+    pub(super) fn set(prepared: &'p Prepared, folder: &Path, leftovers: &mut Leftovers) -> Result<Self> {
+        let [server, metrics, ready, outbound] = free_addresses()?;
+        let config = folder.join("config");
+        let audit = folder.join("audit.jsonl");
+        copy_example(&config, server)?;
+        let settings = format!(
+            "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+             store: {{ embedded: {} }}\n\
+             audit: {{ file: {} }}\n",
+            outbound.port(),
+            folder.join("admin.sock").display(),
+            folder.join("store").display(),
+            audit.display(),
+        );
+        fs::write(config.join("toolgate.yaml"), settings)
+            .context("cannot write the agent's configuration")?;
+
+        say(format_args!("starting the MCP server `server-everything` on port {}", server.port()));
+        let mut node = Command::new("node");
+        node.arg(&prepared.server_everything).arg("streamableHttp").env_clear();
+        node.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        node.env("PORT", server.port().to_string());
+        // What `get-env` gives away to whoever may call it.
+        node.env("API_TOKEN", "not-for-agents");
+        let mut server_process = Process::start("the MCP server", &mut node)?;
+        server_process.wait_for("listening on port")?;
+
+        say("starting the agent");
+        let mut run = Command::new(&prepared.agent);
+        run.arg("run").arg("--config").arg(&config);
+        let mut agent_process = Process::start("the agent", &mut run)?;
+        agent_process.wait_for("toolgate: ready")?;
+        leftovers.note_held_by(agent_process.id())?;
+        Ok(Self { prepared, config, audit, metrics, server, agent_process, server_process })
+    }
+
+    /// The client, started by `toolgate exec`: that is all that makes it a captured one.
+    pub(super) fn client_captured(&self) -> Result<Vec<String>> {
+        let mut exec = Command::new(&self.prepared.agent);
+        exec.args(["exec", "--app-id", APP_ID, "--config"]).arg(&self.config).arg("--");
+        exec.args(self.client_words());
+        Process::start("the captured client", &mut exec)?.finish()
+    }
+
+    /// The very same words without `toolgate exec`.
+    pub(super) fn client_outside(&self) -> Result<Vec<String>> {
+        let [python, client, url] = self.client_words();
+        Process::start("the client outside", Command::new(python).args([client, url]))?.finish()
+    }
+
+    fn client_words(&self) -> [PathBuf; 3] {
+        let client = root().join("xtask/src/demo/client.py");
+        [self.prepared.python.clone(), client, format!("http://{}/mcp", self.server).into()]
+    }
+
+    /// The audit lines so far: what a caller got an answer to has been written.
+    pub(super) fn audit(&self) -> Result<String> {
+        fs::read_to_string(&self.audit).with_context(|| format!("cannot read `{}`", self.audit.display()))
+    }
+
+    /// The agent's metrics.
+    pub(super) fn metrics(&self) -> Result<String> {
+        let mut stream = TcpStream::connect(self.metrics).context("cannot reach the agent's metrics")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).context("cannot set a timeout")?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.metrics)
+            .context("cannot ask for the metrics")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).context("cannot read the metrics")?;
+        Ok(reply)
+    }
+
+    /// Ends the agent, then the server, and tells whether the agent ended in order.
+    pub(super) fn strike(self) -> Result<()> {
+        let status = self.agent_process.stop()?;
+        let _node_ends_by_the_signal = self.server_process.stop()?;
+        if !status.success() {
+            bail!("the agent ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+/// The example's resources, with the address that the server has here.
+fn copy_example(config: &Path, server: SocketAddr) -> Result<()> {
+    let from = root().join(EXAMPLE).join("resources");
+    let to = config.join("resources");
+    fs::create_dir_all(&to).with_context(|| format!("cannot create `{}`", to.display()))?;
+    for entry in fs::read_dir(&from).with_context(|| format!("cannot read `{}`", from.display()))? {
+        let file = entry.context("cannot list the example")?.path();
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+        let text = text.replace(EXAMPLE_SERVER, &server.to_string());
+        let name = file.file_name().unwrap_or_default();
+        fs::write(to.join(name), text).with_context(|| format!("cannot write `{}`", to.display()))?;
+    }
+    Ok(())
+}
+
+/// Addresses on loopback that nobody uses now.
+fn free_addresses() -> Result<[SocketAddr; 4]> {
+    let any = || TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1");
+    // All at once, so that they differ.
+    let listeners = [any()?, any()?, any()?, any()?];
+    let [a, b, c, d] = &listeners;
+    let address = |listener: &TcpListener| listener.local_addr().context("a listener without address");
+    Ok([address(a)?, address(b)?, address(c)?, address(d)?])
+}
