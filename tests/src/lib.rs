@@ -1,1 +1,30 @@
-//! Harness.
+//! The harness of the privileged tests: a real kernel, a real agent, real connections.
+//!
+//! - `host`: one agent a host, so one test at a time
+//! - `process`: a started process, its output line by line; ended when dropped
+//! - `agent`: an agent on a configuration of the test's own
+//! - `caller`: a captured process that connects where it is told and hands over the connection
+//! - `http`: the client's end of such a connection, byte for byte
+//! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
+//! - `sdk`: the official Python SDK, as server and as client
+//! - `wait`: the one place that polls
+
+mod agent;
+mod caller;
+mod host;
+pub mod http;
+mod process;
+mod sdk;
+pub mod server;
+pub mod wait;
+
+pub use agent::{Agent, Ended, Setup, free_address, get, toolgate};
+pub use caller::{Caller, Connected};
+pub use host::{Host, cgroup2};
+pub use http::Connection;
+pub use process::Process;
+pub use sdk::{SdkClient, SdkServer};
+pub use server::{Request, Server};
+
+/// How long anything may take that a test waits for. A test that waits this long has failed.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);

@@ -1,0 +1,291 @@
+//! An agent on a configuration of the test's own: free ports, its own socket, its own audit file.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Caller, Host, PATIENCE, Process, wait};
+
+/// What a test wants of its agent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup<'t> {
+    /// `resources/all.yaml`.
+    pub resources: &'t str,
+    /// The `capture` section of `toolgate.yaml`, as a flow mapping; empty: the default.
+    pub capture: &'t str,
+    /// Run with `--observe`.
+    pub observe: bool,
+}
+
+/// A running agent. Dropped: it ends, and whatever it left is detached.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    /// Where `GET /metrics` is answered.
+    pub metrics: SocketAddr,
+    /// Where readiness is answered.
+    pub ready: SocketAddr,
+    /// Where captured connections arrive.
+    pub outbound: SocketAddr,
+    folder: TempDir,
+    // Last: the next test's turn begins when all else is gone.
+    _host: Host,
+}
+
+/// An agent that did not get ready.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// All it said.
+    pub said: String,
+}
+
+impl Agent {
+    /// Waits for this test's turn, starts an agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not get ready; with what it said.
+    pub fn start(setup: Setup<'_>) -> Result<Self> {
+        Self::start_in(Host::turn()?, setup)
+    }
+
+    /// The same, in a turn that the test has already.
+    ///
+    /// # Errors
+    /// It does not get ready; with what it said.
+    pub fn start_in(host: Host, setup: Setup<'_>) -> Result<Self> {
+        let folder = tempfile::tempdir().context("cannot make a folder")?;
+        let [outbound, metrics, ready] = [free_address()?, free_address()?, free_address()?];
+        let settings = settings(folder.path(), [outbound, metrics, ready], setup.capture);
+        write_config(folder.path(), &settings, setup.resources)?;
+        let mut command = run_command(folder.path());
+        if setup.observe {
+            command.arg("--observe");
+        }
+        let process = Process::start(&mut command)?;
+        let agent = Self { process, metrics, ready, outbound, folder, _host: host };
+        agent.process.line("toolgate: ready")?;
+        Ok(agent)
+    }
+
+    /// Starts an agent that is expected to refuse; `settings` is all of its `toolgate.yaml`.
+    ///
+    /// # Errors
+    /// It starts all the same.
+    pub fn refused(_host: &Host, settings: &str, resources: &str) -> Result<Ended> {
+        let folder = tempfile::tempdir().context("cannot make a folder")?;
+        write_config(folder.path(), settings, resources)?;
+        let mut process = Process::start(&mut run_command(folder.path()))?;
+        // Silence is no proof: either it says that it is ready, or it ends.
+        if process.line("toolgate: ready").is_ok() {
+            bail!("it was to refuse, and it started:\n{}", process.said());
+        }
+        let status = process.end()?;
+        Ok(Ended { status, said: process.said() })
+    }
+
+    /// A second configuration beside this agent's, as another agent would have.
+    ///
+    /// # Errors
+    /// No free port.
+    pub fn other_settings(folder: &Path) -> Result<String> {
+        Ok(settings(folder, [free_address()?, free_address()?, free_address()?], ""))
+    }
+
+    /// The folder given as `--config`.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// `toolgate exec --app-id APP_ID --config DIR --`; the test adds the command.
+    #[must_use]
+    pub fn exec(&self, app_id: &str) -> Command {
+        let mut command = self.toolgate("exec");
+        command.args(["--app-id", app_id, "--"]);
+        command
+    }
+
+    /// `toolgate VERB --config DIR`.
+    #[must_use]
+    pub fn toolgate(&self, verb: &str) -> Command {
+        let mut command = toolgate();
+        command.arg(verb).arg("--config").arg(self.config());
+        command
+    }
+
+    /// A captured process with that App ID, which connects where it is told.
+    ///
+    /// # Errors
+    /// `toolgate exec` fails.
+    pub fn caller(&self, app_id: &str) -> Result<Caller> {
+        Caller::start(self.exec(app_id))
+    }
+
+    /// Waits until the audit file has `count` lines, and returns all there are.
+    ///
+    /// # Errors
+    /// There are fewer for too long, or one is no JSON.
+    pub fn audit(&self, count: usize) -> Result<Vec<Value>> {
+        wait::until(&format!("{count} audit lines"), || {
+            let lines = self.audit_now()?;
+            Ok((lines.len() >= count).then_some(lines))
+        })
+    }
+
+    /// The audit lines there are.
+    ///
+    /// # Errors
+    /// One is no JSON.
+    pub fn audit_now(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("not JSON: `{line}`"));
+        whole.lines().map(parse).collect()
+    }
+
+    /// Writes `resources/all.yaml` anew, as an editor would: beside it, then renamed over it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_resources(&self, resources: &str) -> Result<()> {
+        let folder = self.config().join("resources");
+        let fresh = folder.join(".all.yaml.fresh");
+        fs::write(&fresh, resources).context("cannot write the resources")?;
+        fs::rename(&fresh, folder.join("all.yaml")).context("cannot rename the resources")
+    }
+
+    /// The agent's process: its lines are its log.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Kills it, as the kernel would when out of memory: it has no time to detach.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.end().map(|_status| ())
+    }
+
+    /// Asks it to end in order.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.end()
+    }
+
+    /// Starts the same configuration again, after `kill` or `stop`.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = Process::start(&mut run_command(self.config()))?;
+        self.process.line("toolgate: ready").map(|_line| ())
+    }
+
+    /// A reply of the metrics port, head and all.
+    ///
+    /// # Errors
+    /// The port does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        get(self.metrics, "/metrics")
+    }
+
+    /// The value of a metric, whose name and labels are as Prometheus writes them; 0 where there is none.
+    ///
+    /// # Errors
+    /// The port does not answer.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let text = self.metrics()?;
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)));
+        let values =
+            lines.filter_map(|line| line.rsplit_once(' ')).filter_map(|(_, value)| value.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ended_before = self.process.signal(Signal::SIGTERM);
+        let _killed_by_its_guard = self.process.end();
+        let _nothing_to_detach = toolgate().arg("detach").output();
+    }
+}
+
+/// The agent's binary: cargo puts it beside the folder that holds this test.
+#[must_use]
+pub fn toolgate() -> Command {
+    let this = std::env::current_exe().unwrap_or_default();
+    let folder = this.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+    Command::new(folder.join("toolgate"))
+}
+
+/// Answers to `GET path`, head and all.
+///
+/// # Errors
+/// Nobody answers.
+pub fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).context("cannot connect")?;
+    stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .context("cannot ask")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).context("cannot read the answer")?;
+    Ok(reply)
+}
+
+/// An address on loopback that nobody uses now.
+///
+/// # Errors
+/// There is none.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1")?;
+    listener.local_addr().context("a listener without address")
+}
+
+/// A `toolgate.yaml` whose files are all in `folder`.
+fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], capture: &str) -> String {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut text = format!(
+        "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+         store: {{ embedded: {} }}\n\
+         audit: {{ file: {} }}\n",
+        outbound.port(),
+        file("admin.sock"),
+        file("store"),
+        file("audit.jsonl")
+    );
+    if !capture.is_empty() {
+        text += &format!("capture: {capture}\n");
+    }
+    text
+}
+
+fn write_config(folder: &Path, settings: &str, resources: &str) -> Result<PathBuf> {
+    let below = folder.join("resources");
+    fs::create_dir_all(&below).context("cannot make a folder")?;
+    fs::write(folder.join("toolgate.yaml"), settings).context("cannot write the configuration")?;
+    fs::write(below.join("all.yaml"), resources).context("cannot write the resources")?;
+    Ok(below)
+}
+
+fn run_command(config: &Path) -> Command {
+    let mut command = toolgate();
+    command.arg("run").arg("--config").arg(config);
+    command
+}

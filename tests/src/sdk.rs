@@ -1,0 +1,168 @@
+//! The official Python SDK at both ends: `tests/fixtures/server.py` and `client.py`.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Process, free_address};
+
+/// A FastMCP server. Its log tells what really reached it.
+#[derive(Debug)]
+pub struct SdkServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    folder: TempDir,
+    /// Held open so that the server's open of the gate does not wait for the test.
+    gate: File,
+    _process: Process,
+}
+
+/// A client on the SDK, behind whatever prefix it was started with.
+#[derive(Debug)]
+pub struct SdkClient {
+    process: Process,
+    /// Lines that were read already.
+    read: usize,
+}
+
+impl SdkServer {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn start() -> Result<Self> {
+        let folder = tempfile::tempdir().context("cannot make a folder")?;
+        let gate = folder.path().join("gate");
+        mkfifo(&gate, Mode::S_IRWXU).context("cannot make a FIFO")?;
+        let gate_end =
+            OpenOptions::new().read(true).write(true).open(&gate).context("cannot open the FIFO")?;
+        let address = free_address()?;
+        let mut command = Command::new(python()?);
+        command.arg(fixture("server.py")).env("PORT", address.port().to_string());
+        command.env("LOG", folder.path().join("log")).env("GATE", &gate);
+        let process = Process::start(&mut command)?;
+        process.line("Uvicorn running on")?;
+        Ok(Self { address, folder, gate: gate_end, _process: process })
+    }
+
+    /// Its URL, as any client would be given it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}/mcp", self.address)
+    }
+
+    /// Lets `slow_count` go on by one step.
+    ///
+    /// # Errors
+    /// The FIFO is gone.
+    pub fn release(&mut self) -> Result<()> {
+        self.gate.write_all(b".").context("cannot write to the gate")
+    }
+
+    /// The messages that reached it so far.
+    ///
+    /// # Errors
+    /// Its log cannot be read.
+    pub fn messages(&self) -> Result<Vec<Value>> {
+        let log = std::fs::read_to_string(self.folder.path().join("log"))
+            .context("cannot read the server's log")?;
+        let mut messages = Vec::new();
+        for line in log.lines() {
+            let entry: Value = serde_json::from_str(line).context("a broken log line")?;
+            let body = entry.get("body").and_then(Value::as_str).unwrap_or_default();
+            if let Ok(message) = serde_json::from_slice(&unhex(body)?) {
+                messages.push(message);
+            }
+        }
+        Ok(messages)
+    }
+
+    /// The tool calls that reached it so far, by name.
+    ///
+    /// # Errors
+    /// Its log cannot be read.
+    pub fn calls(&self) -> Result<Vec<String>> {
+        let messages = self.messages()?;
+        let calls =
+            messages.iter().filter(|message| message.get("method").is_some_and(|name| name == "tools/call"));
+        Ok(calls.filter_map(|call| call.pointer("/params/name")?.as_str().map(str::to_owned)).collect())
+    }
+}
+
+impl SdkClient {
+    /// Starts it behind `prefix` and waits until it has its session.
+    ///
+    /// # Errors
+    /// It gets none.
+    pub fn start(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg(python()?).arg(fixture("client.py")).arg(url);
+        let mut client = Self { process: Process::start(&mut prefix)?, read: 0 };
+        client.answer("ready")?;
+        Ok(client)
+    }
+
+    /// One that is not captured.
+    ///
+    /// # Errors
+    /// It gets no session.
+    pub fn outside(url: &str) -> Result<Self> {
+        let mut plain = Command::new("env");
+        plain.arg("--");
+        Self::start(plain, url)
+    }
+
+    /// Sends a tool call; its answers are read by `answer`.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub fn call(&mut self, tool: &str, arguments: &Value) -> Result<()> {
+        self.process.say(&serde_json::json!(["call", tool, arguments]).to_string())
+    }
+
+    /// Asks for the names of the tools.
+    ///
+    /// # Errors
+    /// The client gets no list.
+    pub fn tools(&mut self) -> Result<Vec<String>> {
+        self.process.say("[\"list\"]")?;
+        serde_json::from_value(self.answer("tools")?).context("not a list of names")
+    }
+
+    /// Waits for the next answer that has the member `name`, and returns it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn answer(&mut self, name: &str) -> Result<Value> {
+        let (number, line) = self.process.line_from(self.read, &format!("{{\"{name}\": "))?;
+        self.read = number + 1;
+        let answer: Value =
+            serde_json::from_str(&line).with_context(|| format!("not an answer: `{line}`"))?;
+        answer.get(name).cloned().with_context(|| format!("no `{name}` in `{line}`"))
+    }
+}
+
+/// The interpreter with the SDK that `cargo xtask packages` installed.
+fn python() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot tell where this test is")?;
+    let target = this.ancestors().nth(3).context("this test is in no target folder")?;
+    let python = target.join("packages/python/bin/python");
+    ensure!(python.exists(), "`{}` is missing: run `cargo xtask packages`", python.display());
+    Ok(python)
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let digit = |at: usize| text.get(at..at + 2).context("an odd number of digits");
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(digit(at)?, 16).context("not hex")).collect()
+}
