@@ -1,3 +1,4 @@
 //! Toolgate agent.
 
 pub mod capture;
+pub mod config;

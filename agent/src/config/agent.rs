@@ -1,0 +1,272 @@
+//! `toolgate.yaml`: the agent's own settings, read at start. Every key has a default.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toolgate_core::decision::{Undeclared, Unrecognised};
+use toolgate_core::policy::Glob;
+
+use super::diagnostic::Diagnostic;
+use super::schema::{AgentFile, AuditFile, CaptureFile, ListenFile, Words};
+use super::source::Source;
+use super::words::{self, Destination, Findings, choice};
+
+/// The agent's own settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The trust domain of every identity here.
+    pub trust_domain: String,
+    /// What is captured, and what becomes of what policy does not speak of.
+    pub capture: Capture,
+    /// Where the agent listens.
+    pub listen: Listen,
+    /// Where it keeps its state.
+    pub store: PathBuf,
+    /// The record of what was decided.
+    pub audit: Audit,
+}
+
+/// `capture:`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// Whose connections, besides what `toolgate exec` starts.
+    pub cgroups: Vec<Cgroup>,
+    /// To where.
+    pub destinations: Destinations,
+    /// To where not.
+    pub exclude: Vec<Destination>,
+    /// What is not MCP and goes to no declared server.
+    pub unrecognised: Unrecognised,
+    /// MCP to no declared server.
+    pub undeclared: Undeclared,
+}
+
+/// Which cgroups, with all that is below them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cgroup {
+    /// The whole host.
+    Root,
+    /// Those below the cgroup2 root that fit, without the leading `/`.
+    Below(Glob),
+}
+
+/// Which destinations are captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destinations {
+    /// Addresses of declared servers.
+    Declared,
+    /// Every address.
+    All,
+    /// These, and those of declared servers.
+    List(Vec<Destination>),
+}
+
+/// `listen:`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The port that captured connections are redirected to.
+    pub outbound: u16,
+    /// The socket of the admin API.
+    pub admin: PathBuf,
+    /// Where metrics are served.
+    pub metrics: SocketAddr,
+    /// Where readiness is served.
+    pub ready: SocketAddr,
+}
+
+/// `audit:`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// The file, one JSON line a message.
+    pub file: PathBuf,
+    /// What becomes of a message that cannot be recorded.
+    pub on_failure: OnFailure,
+    /// How often the file is synced: a crash loses no more than that.
+    pub sync: Duration,
+}
+
+/// What becomes of a message that cannot be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Denied.
+    Deny,
+    /// Passed on without record.
+    DangerousAllow,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            trust_domain: "example.org".to_owned(),
+            capture: Capture {
+                cgroups: Vec::new(),
+                destinations: Destinations::Declared,
+                exclude: Vec::new(),
+                unrecognised: Unrecognised::Pass,
+                undeclared: Undeclared::Deny,
+            },
+            listen: Listen {
+                outbound: 15001,
+                admin: "/run/toolgate/admin.sock".into(),
+                metrics: loopback(15020),
+                ready: loopback(15021),
+            },
+            store: "/var/lib/toolgate".into(),
+            audit: Audit {
+                file: "/var/log/toolgate/audit.jsonl".into(),
+                on_failure: OnFailure::Deny,
+                sync: Duration::from_millis(100),
+            },
+        }
+    }
+}
+
+impl AgentConfig {
+    /// The settings that let unchecked or unrecorded MCP through, to be logged at start.
+    #[must_use]
+    pub fn dangerous(&self) -> Vec<&'static str> {
+        let undeclared = (self.capture.undeclared == Undeclared::DangerousAllow)
+            .then_some("capture.undeclared: dangerous_allow lets MCP to undeclared servers pass");
+        let audit = (self.audit.on_failure == OnFailure::DangerousAllow)
+            .then_some("audit.on_failure: dangerous_allow lets messages pass without record");
+        undeclared.into_iter().chain(audit).collect()
+    }
+}
+
+/// Reads `<dir>/toolgate.yaml`; without that file every key has its default.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load_agent(dir: &Path) -> Result<AgentConfig, Vec<Diagnostic>> {
+    if let Err(error) = std::fs::read_dir(dir) {
+        let finding = Diagnostic::of_file(dir, format!("cannot read the directory: {error}"));
+        return Err(vec![finding.help("create it, or name another with `--config`")]);
+    }
+    let file = dir.join("toolgate.yaml");
+    if !file.exists() {
+        return Ok(AgentConfig::default());
+    }
+    parse(&Source::read(&file).map_err(|finding| vec![finding])?)
+}
+
+/// Reads the text of a `toolgate.yaml`.
+pub(super) fn parse(source: &Source) -> Result<AgentConfig, Vec<Diagnostic>> {
+    let documents = source.documents();
+    let document = match documents.as_slice() {
+        [] => return Ok(AgentConfig::default()),
+        [document] => document,
+        [_, _, ..] => {
+            let fault = Diagnostic::of_file(&source.file, "more than one YAML document".to_owned());
+            return Err(vec![fault.help("resources belong into files of the directory `resources`")]);
+        }
+    };
+    let file: AgentFile = source.parse(document).map_err(|finding| vec![finding])?;
+    let mut findings = Findings::default();
+    let config = build(source, file, &mut findings);
+    if findings.all.is_empty() { Ok(config) } else { Err(findings.all) }
+}
+
+fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConfig {
+    let mut config = AgentConfig::default();
+    findings.refuse_later(source, &[("identity", &file.identity)]);
+    if let Some(domain) = file.trust_domain {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
+        if domain.value.is_empty() || domain.value.len() > 255 || !domain.value.chars().all(allowed) {
+            let fault = source.error(&domain, format!("`{}` is no trust domain", domain.value));
+            findings.push(fault.help("use a-z, 0-9, `.`, `-` and `_`, as in `example.org`"));
+        }
+        config.trust_domain = domain.value;
+    }
+    if let Some(capture) = &file.capture {
+        read_capture(source, capture, &mut config.capture, findings);
+    }
+    if let Some(listen) = &file.listen {
+        read_listen(source, listen, &mut config.listen, findings);
+    }
+    if let Some(store) = file.store.and_then(|store| store.embedded) {
+        config.store = findings.keep(words::file_path(source, &store)).unwrap_or(config.store);
+    }
+    if let Some(audit) = &file.audit {
+        read_audit(source, audit, &mut config.audit, findings);
+    }
+    config
+}
+
+fn read_capture(source: &Source, file: &CaptureFile, capture: &mut Capture, findings: &mut Findings) {
+    for word in file.cgroups.iter().flatten() {
+        capture.cgroups.extend(findings.keep(cgroup(source, word)));
+    }
+    for word in file.exclude.iter().flatten() {
+        capture.exclude.extend(findings.keep(words::destination(source, word)));
+    }
+    match file.destinations.as_ref().map(|given| (given, &given.value)) {
+        None => {}
+        Some((given, Words::One(word))) => {
+            let built = [("declared", false), ("all", true)];
+            let word = Some(serde_saphyr::Spanned::new(word.clone(), given.referenced, given.defined));
+            if findings.keep(choice(source, &word, ("destinations", false), &built, &[])) == Some(true) {
+                capture.destinations = Destinations::All;
+            }
+        }
+        Some((_, Words::Many(list))) => {
+            let list =
+                list.iter().filter_map(|word| findings.keep(words::destination(source, word))).collect();
+            capture.destinations = Destinations::List(list);
+        }
+    }
+    let unrecognised = [("pass", Unrecognised::Pass), ("deny", Unrecognised::Deny)];
+    let default = ("unrecognised", capture.unrecognised);
+    capture.unrecognised =
+        findings.keep(choice(source, &file.unrecognised, default, &unrecognised, &[])).unwrap_or(default.1);
+    let undeclared = [("deny", Undeclared::Deny), ("dangerous_allow", Undeclared::DangerousAllow)];
+    let default = ("undeclared", capture.undeclared);
+    capture.undeclared =
+        findings.keep(choice(source, &file.undeclared, default, &undeclared, &[])).unwrap_or(default.1);
+    findings.keep(choice(source, &file.tls, ("tls", ()), &[("opaque", ())], &["inspect", "deny"]));
+    let later = ["dangerous_open"];
+    findings.keep(choice(source, &file.agent_loss, ("agent_loss", ()), &[("closed", ())], &later));
+}
+
+fn cgroup(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<Cgroup, Diagnostic> {
+    if word.value == "/" {
+        return Ok(Cgroup::Root);
+    }
+    let path = word.value.trim_matches('/');
+    Glob::new(path).map(Cgroup::Below).map_err(|error| source.error(word, error.to_string()))
+}
+
+fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings: &mut Findings) {
+    let later = [("peer", &file.peer), ("authority", &file.authority), ("invoke", &file.invoke)];
+    findings.refuse_later(source, &later);
+    if let Some(port) = &file.outbound {
+        if port.value == 0 {
+            findings.push(
+                source.error(port, "the kernel redirects to a fixed port").help("leave it out for 15001"),
+            );
+        }
+        listen.outbound = port.value;
+    }
+    if let Some(admin) = &file.admin {
+        listen.admin = findings.keep(words::file_path(source, admin)).unwrap_or_default();
+    }
+    for (word, address) in [(&file.metrics, &mut listen.metrics), (&file.ready, &mut listen.ready)] {
+        if let Some(word) = word {
+            *address = findings.keep(words::address(source, word)).unwrap_or(*address);
+        }
+    }
+}
+
+fn read_audit(source: &Source, file: &AuditFile, audit: &mut Audit, findings: &mut Findings) {
+    if let Some(path) = &file.file {
+        audit.file = findings.keep(words::file_path(source, path)).unwrap_or_default();
+    }
+    if let Some(sync) = &file.sync {
+        audit.sync = findings.keep(words::duration(source, sync)).unwrap_or_default();
+    }
+    let built = [("deny", OnFailure::Deny), ("dangerous_allow", OnFailure::DangerousAllow)];
+    let default = ("on_failure", audit.on_failure);
+    audit.on_failure =
+        findings.keep(choice(source, &file.on_failure, default, &built, &[])).unwrap_or(default.1);
+}

@@ -1,0 +1,222 @@
+//! The configuration in plain English: what is captured, who is who, and one sentence for each rule.
+
+use std::fmt::Display;
+
+use toolgate_core::decision::{Enforcement, Server, Undeclared, Unrecognised};
+use toolgate_core::policy::{
+    Arguments, At, Effect, Glob, Literal, Others, Policies, Policy, PolicyMode, Predicate, Rule, What,
+};
+use toolgate_core::workload::{Selectors, Workload};
+
+use super::agent::{AgentConfig, Cgroup, Destinations};
+use super::resources::Resources;
+use super::words::Destination;
+
+/// What `toolgate check` prints.
+#[must_use]
+pub fn explain(agent: &AgentConfig, resources: &Resources) -> String {
+    let mut lines = vec!["captured:".to_owned()];
+    lines.extend(capture(agent, resources).map(|line| format!("  {line}")));
+    lines.push("callers:".to_owned());
+    lines.extend(section(resources.workloads.iter().map(workload), "no Workload is declared"));
+    lines.push("servers:".to_owned());
+    lines.extend(section(
+        resources.servers.iter().map(|server| self::server(server, &resources.policies)),
+        "no Server is declared",
+    ));
+    for policy in resources.policies.sources() {
+        lines.push(format!("policy {}, {}:", policy.name, applied(policy)));
+        lines.extend(policy.rules.iter().map(|rule| format!("  {}", sentence(rule))));
+    }
+    lines.push("everything else is denied".to_owned());
+    lines.extend(agent.dangerous().into_iter().map(|setting| format!("dangerous: {setting}")));
+    lines.join("\n") + "\n"
+}
+
+fn section(lines: impl Iterator<Item = String>, none: &str) -> Vec<String> {
+    let mut lines: Vec<String> = lines.map(|line| format!("  {line}")).collect();
+    if lines.is_empty() {
+        lines.push(format!("  {none}"));
+    }
+    lines
+}
+
+fn capture(agent: &AgentConfig, resources: &Resources) -> impl Iterator<Item = String> {
+    let capture = &agent.capture;
+    let mut whose = vec!["what `toolgate exec` starts (to every destination)".to_owned()];
+    whose.extend(capture.cgroups.iter().map(|cgroup| match cgroup {
+        Cgroup::Root => "every process of this host".to_owned(),
+        Cgroup::Below(glob) => format!("{} and below", glob.as_str()),
+    }));
+    let to = match &capture.destinations {
+        Destinations::Declared => match resources.servers.as_slice() {
+            [] => "to no destination yet: no Server is declared".to_owned(),
+            servers => format!("to {}", and(servers.iter().map(|server| server.address))),
+        },
+        Destinations::All => "to every destination".to_owned(),
+        Destinations::List(list) => {
+            format!("to {} and every declared server", and(list.iter().map(destination)))
+        }
+    };
+    let gap = match &capture.destinations {
+        Destinations::Declared | Destinations::List(_) if !capture.cgroups.is_empty() => Some(
+            "MCP of these cgroups to other addresses is not seen: `destinations: all` closes that gap"
+                .to_owned(),
+        ),
+        Destinations::Declared | Destinations::List(_) | Destinations::All => None,
+    };
+    let exclude = (!capture.exclude.is_empty())
+        .then(|| format!("never to {}", and(capture.exclude.iter().map(destination))));
+    let undeclared = match capture.undeclared {
+        Undeclared::Deny => "denied",
+        Undeclared::DangerousAllow => "passed on and recorded",
+    };
+    let unrecognised = match capture.unrecognised {
+        Unrecognised::Pass => "passed on",
+        Unrecognised::Deny => "denied",
+    };
+    let rest = format!(
+        "captured MCP to a server that is not declared is {undeclared}; what is not MCP and goes to no declared server is {unrecognised}"
+    );
+    [format!("connections of {}", and(whose)), to].into_iter().chain(exclude).chain(gap).chain([rest])
+}
+
+fn destination(destination: &Destination) -> String {
+    match destination.port {
+        Some(port) => format!("{} port {port}", destination.net),
+        None => destination.net.to_string(),
+    }
+}
+
+fn workload(workload: &Workload) -> String {
+    let Selectors { unit, cgroup, user, exe } = &workload.selectors;
+    let parts = [
+        unit.as_ref().map(|unit| format!("in unit {unit}")),
+        cgroup.as_ref().map(|cgroup| format!("in cgroup {} or below", cgroup.as_str())),
+        user.as_ref().map(|user| format!("of user {user}")),
+        exe.as_ref().map(|exe| match exe.file {
+            Some(_) => format!("running {}", exe.path),
+            None => format!("running {} (which is not there, so none)", exe.path),
+        }),
+    ];
+    if workload.selectors.is_empty() {
+        return format!("{} is what `toolgate exec --app-id {0}` starts", workload.name);
+    }
+    format!("{} is every process {}", workload.name, and(parts.into_iter().flatten()))
+}
+
+fn server(server: &Server, policies: &Policies) -> String {
+    let hosts =
+        if server.hosts.is_empty() { String::new() } else { format!(", named {}", and(&server.hosts)) };
+    let policy = match (policies.govern(&server.identity), server.enforcement) {
+        (_, Enforcement::DangerousObserve) => "; what policy would deny passes (dangerous_observe)",
+        (false, Enforcement::Enforce) => "; no policy names it, so every call is denied",
+        (true, Enforcement::Enforce) => "",
+    };
+    format!("{} is at {}{hosts}, path {}{policy}", server.identity, server.address, server.path)
+}
+
+fn applied(policy: &Policy) -> &'static str {
+    match (policy.mode, policy.at) {
+        (PolicyMode::Enforce, At::Server) => "applied at the server's end",
+        (PolicyMode::Enforce, At::Caller) => "applied at the caller's end",
+        (PolicyMode::Shadow, At::Server) => "recorded only, as if applied at the server's end",
+        (PolicyMode::Shadow, At::Caller) => "recorded only, as if applied at the caller's end",
+    }
+}
+
+/// One rule as a sentence.
+fn sentence(rule: &Rule) -> String {
+    let effect = match rule.effect {
+        Effect::Allow => "allow",
+        Effect::Deny => "deny",
+    };
+    let what = match &rule.what {
+        What::Everything => "do anything".to_owned(),
+        What::Tools(globs) => format!("call {}", named("tool", globs)),
+        What::Methods(globs) => format!("use {}", named("method", globs)),
+        What::Resources(globs) => format!("read {}", named("resource", globs)),
+        What::Prompts(globs) => format!("get {}", named("prompt", globs)),
+    };
+    let when = rule.arguments.as_ref().map(conditions).unwrap_or_default();
+    let hidden = if rule.list == Some(false) { ", hidden from lists" } else { "" };
+    let (callers, servers) = (and(&rule.callers), and(&rule.servers));
+    match rule.effect {
+        Effect::Allow => format!("{effect} {callers} to {what} on {servers}{when}{hidden} [{}]", rule.name),
+        Effect::Deny => format!("{effect} that {callers} {what} on {servers}{when} [{}]", rule.name),
+    }
+}
+
+fn named(noun: &str, globs: &[Glob]) -> String {
+    match globs {
+        [one] if one.as_str() == "*" => format!("any {noun} without `/` in its name"),
+        [one] => format!("{noun} {}", one.as_str()),
+        several => format!("{noun}s {}", and(several.iter().map(Glob::as_str))),
+    }
+}
+
+fn conditions(arguments: &Arguments) -> String {
+    let mut all: Vec<String> =
+        arguments.iter().map(|(key, predicates)| condition(key.as_str(), predicates)).collect();
+    match (arguments.others(), all.is_empty()) {
+        (Others::Deny, true) => all.push("no argument is given".to_owned()),
+        (Others::Deny, false) => all.push("no other argument is given".to_owned()),
+        (Others::Allow, _) => {}
+    }
+    if all.is_empty() { String::new() } else { format!(" when {}", and(all)) }
+}
+
+fn condition(subject: &str, predicates: &[Predicate]) -> String {
+    if predicates.is_empty() {
+        return format!("{subject} is anything");
+    }
+    let predicates = predicates.iter().map(predicate);
+    format!("{subject} {}", and(predicates))
+}
+
+fn predicate(predicate: &Predicate) -> String {
+    match predicate {
+        Predicate::Equals(value) => format!("is {}", literal(value)),
+        Predicate::In(values) => format!("is {}", listed(values.iter().map(literal), "or")),
+        Predicate::Prefix(text) => format!("begins with {text:?}"),
+        Predicate::Suffix(text) => format!("ends with {text:?}"),
+        Predicate::Glob(glob) => format!("fits {}", glob.as_str()),
+        Predicate::Regex(_, pattern) => format!("fits the regular expression {pattern}"),
+        Predicate::Within(directory) => format!("is within {}", directory.path()),
+        Predicate::Min(number) => format!("is at least {number}"),
+        Predicate::Max(number) => format!("is at most {number}"),
+        Predicate::MaxLength(length) => format!("has a length of at most {length}"),
+        Predicate::Type(kind) => format!("is of type {}", kind.as_str()),
+        Predicate::Absent(true) => "is not given".to_owned(),
+        Predicate::Absent(false) => "is given".to_owned(),
+        Predicate::Any(predicates) => {
+            format!("has an element that {}", and(predicates.iter().map(self::predicate)))
+        }
+        Predicate::Every(predicates) => {
+            format!("has only elements that {}", and(predicates.iter().map(self::predicate)))
+        }
+    }
+}
+
+fn literal(literal: &Literal) -> String {
+    match literal {
+        Literal::Null => "null".to_owned(),
+        Literal::Bool(value) => value.to_string(),
+        Literal::Number(number) => number.to_string(),
+        Literal::Text(text) => format!("{text:?}"),
+    }
+}
+
+fn and<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    listed(items, "and")
+}
+
+/// `a, b and c`
+fn listed<T: Display>(items: impl IntoIterator<Item = T>, last: &str) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    match items.as_slice() {
+        [] => "nothing".to_owned(),
+        [one] => one.clone(),
+        [many @ .., end] => format!("{} {last} {end}", many.join(", ")),
+    }
+}

@@ -1,0 +1,352 @@
+//! The resources: every `*.yaml` and `*.yml` of one directory, all or nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_saphyr::Spanned;
+use toolgate_core::decision::{Enforcement, Server, Transport};
+use toolgate_core::identity::{Identity, check_name};
+use toolgate_core::policy::Policies;
+use toolgate_core::workload::{Workload, proven_overlap};
+
+use super::agent::AgentConfig;
+use super::diagnostic::{Diagnostic, Severity};
+use super::policies::read_policy;
+use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
+use super::selectors::read_selectors;
+use super::source::{Source, did_you_mean};
+use super::words::{self, Findings, choice};
+
+/// One generation of resources. All that decides a request comes from one of these.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// Who calls.
+    pub workloads: Vec<Workload>,
+    /// What is called.
+    pub servers: Vec<Arc<Server>>,
+    /// What is permitted.
+    pub policies: Policies,
+    /// Counts up with every load, so that an audit line tells which files it was decided by.
+    pub generation: u64,
+    /// What is probably not meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+/// A resource with its file.
+struct Placed<'s, S> {
+    source: &'s Source,
+    metadata: Metadata,
+    spec: S,
+}
+
+/// All resources by kind, before anything refers to anything.
+#[derive(Default)]
+struct Kinds<'s> {
+    workloads: Vec<Placed<'s, WorkloadSpec>>,
+    servers: Vec<Placed<'s, ServerSpec>>,
+    policies: Vec<Placed<'s, PolicySpec>>,
+}
+
+/// What policies may refer to.
+pub(super) struct Known<'k> {
+    pub(super) trust_domain: &'k str,
+    pub(super) workloads: &'k [Workload],
+    pub(super) servers: &'k [Identity],
+}
+
+/// Reads the resources of a directory.
+///
+/// # Errors
+/// All that is wrong with any of the files; then none counts.
+pub fn load_resources(dir: &Path, agent: &AgentConfig) -> Result<Resources, Vec<Diagnostic>> {
+    let mut findings = Findings::default();
+    let files = files(dir).map_err(|finding| vec![finding])?;
+    let sources: Vec<Source> = files.iter().filter_map(|file| findings.keep(Source::read(file))).collect();
+    compile(&sources, agent, findings)
+}
+
+/// In the order of their names. Hidden files are editors' and kubelets' own.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Diagnostic> {
+    let fault = |error: std::io::Error| {
+        Diagnostic::of_file(dir, format!("cannot read the directory: {error}"))
+            .help("create it; an empty one declares nothing, and every MCP call is denied")
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(fault)? {
+        let path = entry.map_err(fault)?.path();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Makes one generation of all sources.
+pub(super) fn compile(
+    sources: &[Source],
+    agent: &AgentConfig,
+    mut findings: Findings,
+) -> Result<Resources, Vec<Diagnostic>> {
+    let mut kinds = Kinds::default();
+    for source in sources {
+        for document in source.documents() {
+            let read = kinds.read(source, &document);
+            findings.keep(read);
+        }
+    }
+    // What could not be read would be missed by everything that refers to it.
+    if !findings.all.is_empty() {
+        return Err(findings.all);
+    }
+    let workloads = read_workloads(&kinds.workloads, agent, &mut findings);
+    let servers = read_servers(&kinds.servers, agent, &workloads, &mut findings);
+    let identities: Vec<Identity> = servers.iter().map(|server| server.identity.clone()).collect();
+    let known = Known { trust_domain: &agent.trust_domain, workloads: &workloads, servers: &identities };
+    let mut policies = Vec::new();
+    let mut names = Names::default();
+    for Placed { source, metadata, spec } in &kinds.policies {
+        let identity = findings.keep(names.claim(source, metadata, agent, "Policy"));
+        let policy = read_policy(source, identity.as_ref(), spec, &known, &mut findings);
+        policies.extend(policy);
+    }
+    let policies = Policies::new(policies, &identities);
+    warn_ungoverned(&kinds.servers, &servers, &policies, &mut findings);
+    findings.all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    if findings.all.iter().any(|finding| finding.severity == Severity::Error) {
+        return Err(findings.all);
+    }
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+    Ok(Resources { workloads, servers, policies, generation, warnings: findings.all })
+}
+
+impl<'s> Kinds<'s> {
+    fn read(&mut self, source: &'s Source, document: &str) -> Result<(), Diagnostic> {
+        const OURS: [&str; 3] = ["Workload", "Server", "Policy"];
+        const LATER: [&str; 5] = ["Configuration", "Component", "Resiliency", "HTTPEndpoint", "MCPServer"];
+        let Head { api_version, kind } = source.parse(document)?;
+        if LATER.contains(&kind.value.as_str()) {
+            let fault = source.error(&kind, format!("kind `{}` is designed but not built yet", kind.value));
+            return Err(fault.help("move it to another directory for now"));
+        }
+        if !OURS.contains(&kind.value.as_str()) {
+            let fault = source.error(&kind, format!("unknown kind `{}`", kind.value));
+            return Err(fault.help(did_you_mean(&kind.value, &OURS)));
+        }
+        if api_version.value != "toolgate/v1" {
+            let fault =
+                source.error(&api_version, format!("no version `{}` of `{}`", api_version.value, kind.value));
+            return Err(fault.help("write `apiVersion: toolgate/v1`"));
+        }
+        fn placed<'s, S>(source: &'s Source, resource: Resource<S>) -> Placed<'s, S> {
+            Placed { source, metadata: resource.metadata, spec: resource.spec }
+        }
+        match kind.value.as_str() {
+            "Workload" => self.workloads.push(placed(source, source.parse(document)?)),
+            "Server" => self.servers.push(placed(source, source.parse(document)?)),
+            _ => self.policies.push(placed(source, source.parse(document)?)),
+        }
+        Ok(())
+    }
+}
+
+/// The names of one kind that are taken.
+#[derive(Default)]
+struct Names {
+    taken: Vec<Identity>,
+}
+
+impl Names {
+    /// The name and namespace of a resource as an identity, once.
+    fn claim(
+        &mut self,
+        source: &Source,
+        metadata: &Metadata,
+        agent: &AgentConfig,
+        kind: &str,
+    ) -> Result<Identity, Diagnostic> {
+        let identity = identity(source, &metadata.name, &metadata.namespace, agent)?;
+        if self.taken.contains(&identity) {
+            let fault = source.error(&metadata.name, format!("another {kind} is called `{identity}`"));
+            return Err(fault.help("give each its own name"));
+        }
+        self.taken.push(identity.clone());
+        Ok(identity)
+    }
+}
+
+fn identity(
+    source: &Source,
+    app_id: &Spanned<String>,
+    namespace: &Given<String>,
+    agent: &AgentConfig,
+) -> Result<Identity, Diagnostic> {
+    if let Some(namespace) = namespace {
+        check_name(&namespace.value).map_err(|error| source.error(namespace, error.to_string()))?;
+    }
+    let namespace = namespace.as_ref().map_or("default", |namespace| &namespace.value);
+    Identity::new(&agent.trust_domain, namespace, &app_id.value)
+        .map_err(|error| source.error(app_id, error.to_string()))
+}
+
+fn read_workloads(
+    placed: &[Placed<'_, WorkloadSpec>],
+    agent: &AgentConfig,
+    findings: &mut Findings,
+) -> Vec<Workload> {
+    let mut workloads: Vec<Workload> = Vec::new();
+    let mut names = Names::default();
+    for Placed { source, metadata, spec } in placed {
+        findings.refuse_later(source, &[("configuration", &spec.configuration), ("tls", &spec.tls)]);
+        let selectors =
+            spec.selectors.as_ref().map(|spec| read_selectors(source, spec, findings)).unwrap_or_default();
+        let Some(identity) = findings.keep(names.claim(source, metadata, agent, "Workload")) else {
+            continue;
+        };
+        if let Some(other) = workloads.iter().find(|other| proven_overlap(&other.selectors, &selectors)) {
+            let message =
+                format!("every process that fits one of `{identity}` and `{}` fits the other", other.name);
+            let help = "a process that fits two workloads is neither: make the selectors exclude each other";
+            findings.push(source.error(&metadata.name, message).help(help));
+        }
+        let name = identity.to_string().into();
+        workloads.push(Workload { identity, selectors, name });
+    }
+    workloads
+}
+
+fn read_servers(
+    placed: &[Placed<'_, ServerSpec>],
+    agent: &AgentConfig,
+    workloads: &[Workload],
+    findings: &mut Findings,
+) -> Vec<Arc<Server>> {
+    let mut servers: Vec<Arc<Server>> = Vec::new();
+    let mut names = Names::default();
+    for Placed { source, metadata, spec } in placed {
+        findings.keep(names.claim(source, metadata, agent, "Server"));
+        let app_id = spec.app_id.as_ref().unwrap_or(&metadata.name);
+        let identity = findings.keep(identity(source, app_id, &metadata.namespace, agent));
+        let server = read_server(source, metadata, spec, workloads, findings);
+        let (Some(identity), Some(server)) = (identity, server) else { continue };
+        if servers.iter().any(|other| other.identity == identity) {
+            let fault = source.error(app_id, format!("another Server has the App ID `{identity}`"));
+            findings.push(fault.help("give each its own `app_id`"));
+        }
+        let address = spec.local.as_ref().and_then(|local| local.value.address.as_ref());
+        if let (Some(other), Some(at)) =
+            (servers.iter().find(|other| other.address == server.address), address)
+        {
+            let fault =
+                source.error(at, format!("`{}` is the address of Server `{}` too", at.value, other.identity));
+            findings.push(fault.help("one address is one server: which one is meant could not be told"));
+        }
+        servers.push(Arc::new(Server { identity, ..server }));
+    }
+    servers
+}
+
+/// A server whose identity is still to be set.
+fn read_server(
+    source: &Source,
+    metadata: &Metadata,
+    spec: &ServerSpec,
+    workloads: &[Workload],
+    findings: &mut Findings,
+) -> Option<Server> {
+    let later = [("peer", &spec.peer), ("external", &spec.external), ("configuration", &spec.configuration)];
+    findings.refuse_later(source, &later);
+    findings.keep(choice(
+        source,
+        &spec.pins,
+        ("pins", ()),
+        &[("off", ())],
+        &["warn", "enforce", "first_use"],
+    ));
+    findings.keep(choice(source, &spec.opaque, ("opaque", ()), &[("deny", ())], &["allow"]));
+    let transports = [("streamable", Transport::Streamable)];
+    let transport =
+        choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &["sse"]);
+    let enforcements =
+        [("enforce", Enforcement::Enforce), ("dangerous_observe", Enforcement::DangerousObserve)];
+    let enforcement = findings.keep(choice(
+        source,
+        &spec.enforcement,
+        ("enforcement", Enforcement::Enforce),
+        &enforcements,
+        &[],
+    ))?;
+    if let Some(word) = spec.enforcement.as_ref().filter(|_| enforcement == Enforcement::DangerousObserve) {
+        let warning = source.error(word, "what policy would deny on this server passes").warning();
+        findings.push(warning.help("remove `enforcement` when its rules are complete"));
+    }
+    let hosts: Vec<String> =
+        spec.hosts.iter().flatten().filter_map(|word| findings.keep(words::host(source, word))).collect();
+    let path = match &spec.path {
+        Some(word) => findings.keep(http_path(source, word)),
+        None => Some("/mcp".to_owned()),
+    };
+    let Some(local) = &spec.local else {
+        let later = spec.peer.is_some() || spec.external.is_some();
+        if !later {
+            let fault = source.error(&metadata.name, "`local` is missing: where the server listens");
+            findings.push(fault.help("add `local: { address: \"127.0.0.1:8000\" }`"));
+        }
+        return None;
+    };
+    findings.refuse_later(source, &[("unix", &local.value.unix)]);
+    if let Some(word) = &local.value.workload {
+        let namespace = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
+        let known: Vec<&str> = workloads
+            .iter()
+            .filter(|workload| workload.identity.namespace() == namespace)
+            .map(|workload| workload.identity.app_id())
+            .collect();
+        if !known.contains(&word.value.as_str()) {
+            let fault = source.error(word, format!("no Workload is called `{}`", word.value));
+            findings.push(fault.help(did_you_mean(&word.value, &known)));
+        }
+    }
+    let Some(address) = &local.value.address else {
+        findings.push(source.error(local, "`address` is missing").help("add `address: \"127.0.0.1:8000\"`"));
+        return None;
+    };
+    let address = findings.keep(words::address(source, address))?;
+    let identity = Identity::new("unset", "unset", "unset").ok()?;
+    Some(Server { identity, address, hosts, path: path?, enforcement, transport: findings.keep(transport)? })
+}
+
+/// The MCP path: compared byte by byte, so it must be in the form that requests have.
+fn http_path(source: &Source, word: &Spanned<String>) -> Result<String, Diagnostic> {
+    let path = word.value.as_str();
+    let plain = path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'%' | b'\\'));
+    let dotted = path.split('/').any(|part| part == "." || part == "..");
+    if path.starts_with('/') && plain && !dotted && !path.contains("//") {
+        return Ok(path.to_owned());
+    }
+    let fault = source.error(word, format!("`{path}` is no path as requests have it"));
+    Err(fault.help("begin with `/`, without query, `.`, `..`, `//` and percent signs: `/mcp`"))
+}
+
+fn warn_ungoverned(
+    placed: &[Placed<'_, ServerSpec>],
+    servers: &[Arc<Server>],
+    policies: &Policies,
+    findings: &mut Findings,
+) {
+    for Placed { source, metadata, spec } in placed {
+        let app_id = &spec.app_id.as_ref().unwrap_or(&metadata.name).value;
+        let namespace = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
+        let server =
+            servers.iter().find(|s| s.identity.app_id() == app_id && s.identity.namespace() == namespace);
+        if server.is_some_and(|server| !policies.govern(&server.identity)) {
+            let message = format!("no policy names `{app_id}`: every call to it is denied");
+            let warning = source.error(&metadata.name, message).warning();
+            findings.push(warning.help("add a Policy with a rule whose `servers` name it"));
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The shapes of the files, as serde reads them. What they mean is checked where it is used.
+//!
+//! Every key is read by [`given`], so that `key:` without a value is an error: a condition that was left empty
+//! must not become no condition.
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+use toolgate_core::policy::Literal;
+
+/// A key that may be left out.
+pub(super) type Given<T> = Option<Spanned<T>>;
+
+/// A key whose value is not looked at: it is designed but not built yet.
+pub(super) type Later = Given<serde::de::IgnoredAny>;
+
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A struct of keys that may all be left out, unknown ones refused.
+macro_rules! keys {
+    ($($(#[doc = $doc:literal])+ struct $name:ident { $($field:ident: $type:ty,)+ })+) => {
+        $(
+            $(#[doc = $doc])+
+            #[derive(Debug, serde::Deserialize)]
+            #[serde(deny_unknown_fields)]
+            pub(super) struct $name {
+                $(#[serde(default, deserialize_with = "given")] pub(super) $field: $type,)+
+            }
+        )+
+    };
+}
+
+keys! {
+    /// `toolgate.yaml`.
+    struct AgentFile {
+        trust_domain: Given<String>,
+        capture: Option<CaptureFile>,
+        identity: Later,
+        listen: Option<ListenFile>,
+        store: Option<StoreFile>,
+        audit: Option<AuditFile>,
+    }
+
+    /// `capture:`
+    struct CaptureFile {
+        cgroups: Option<Vec<Spanned<String>>>,
+        destinations: Given<Words>,
+        exclude: Option<Vec<Spanned<String>>>,
+        unrecognised: Given<String>,
+        undeclared: Given<String>,
+        tls: Given<String>,
+        agent_loss: Given<String>,
+    }
+
+    /// `listen:`
+    struct ListenFile {
+        outbound: Given<u16>,
+        peer: Later,
+        authority: Later,
+        invoke: Later,
+        admin: Given<String>,
+        metrics: Given<String>,
+        ready: Given<String>,
+    }
+
+    /// `store:`
+    struct StoreFile {
+        embedded: Given<String>,
+    }
+
+    /// `audit:`
+    struct AuditFile {
+        file: Given<String>,
+        on_failure: Given<String>,
+        sync: Given<String>,
+    }
+
+    /// `spec:` of a Workload.
+    struct WorkloadSpec {
+        selectors: Option<SelectorsSpec>,
+        configuration: Later,
+        tls: Later,
+    }
+
+    /// `selectors:`
+    struct SelectorsSpec {
+        unit: Given<String>,
+        cgroup: Given<String>,
+        user: Given<String>,
+        exe: Given<String>,
+        exe_sha256: Later,
+        container: Later,
+    }
+
+    /// `spec:` of a Server.
+    struct ServerSpec {
+        app_id: Given<String>,
+        local: Given<LocalSpec>,
+        peer: Later,
+        external: Later,
+        hosts: Option<Vec<Spanned<String>>>,
+        path: Given<String>,
+        transport: Given<String>,
+        configuration: Later,
+        pins: Given<String>,
+        opaque: Given<String>,
+        enforcement: Given<String>,
+    }
+
+    /// `local:`
+    struct LocalSpec {
+        address: Given<String>,
+        workload: Given<String>,
+        unix: Later,
+    }
+
+    /// `spec:` of a Policy.
+    struct PolicySpec {
+        mode: Given<String>,
+        at: Given<String>,
+        rules: Given<Vec<Spanned<RuleSpec>>>,
+    }
+
+    /// One of `rules:`
+    struct RuleSpec {
+        name: Given<String>,
+        effect: Given<String>,
+        callers: Given<Vec<Spanned<String>>>,
+        servers: Given<Vec<Spanned<String>>>,
+        tools: Given<Vec<Spanned<String>>>,
+        methods: Given<Vec<Spanned<String>>>,
+        resources: Given<Vec<Spanned<String>>>,
+        prompts: Given<Vec<Spanned<String>>>,
+        server_requests: Later,
+        list: Given<bool>,
+        arguments: Given<Pairs<PredicateSpec>>,
+        other_arguments: Given<String>,
+        token: Later,
+        when: Later,
+    }
+
+    /// What is asked of one argument.
+    struct PredicateSpec {
+        equals: Given<Scalar>,
+        r#in: Given<Vec<Spanned<Scalar>>>,
+        prefix: Given<String>,
+        suffix: Given<String>,
+        glob: Given<String>,
+        regex: Given<String>,
+        within: Given<String>,
+        min: Given<f64>,
+        max: Given<f64>,
+        max_length: Given<u64>,
+        r#type: Given<String>,
+        absent: Given<bool>,
+        any: Option<Box<PredicateSpec>>,
+        every: Option<Box<PredicateSpec>>,
+    }
+}
+
+/// What says how to read the rest of a resource.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Head {
+    #[serde(rename = "apiVersion")]
+    pub(super) api_version: Spanned<String>,
+    pub(super) kind: Spanned<String>,
+}
+
+/// A resource of a known kind.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Resource<S> {
+    #[serde(rename = "apiVersion")]
+    #[expect(dead_code, reason = "read as part of the head; named here so that it is no unknown key")]
+    pub(super) api_version: String,
+    #[expect(dead_code, reason = "read as part of the head; named here so that it is no unknown key")]
+    pub(super) kind: String,
+    pub(super) metadata: Metadata,
+    pub(super) spec: S,
+}
+
+/// `metadata:`
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metadata {
+    pub(super) name: Spanned<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) namespace: Given<String>,
+}
+
+/// A mapping in the order of the file, each key with its place.
+#[derive(Debug)]
+pub(super) struct Pairs<V>(pub(super) Vec<(Spanned<String>, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<V>(std::marker::PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
+            type Value = Pairs<V>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("keys and values")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(InOrder(std::marker::PhantomData))
+    }
+}
+
+/// One word or a list of them.
+#[derive(Debug)]
+pub(super) enum Words {
+    One(String),
+    Many(Vec<Spanned<String>>),
+}
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Words;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a word or a list")
+            }
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Words, E> {
+                Ok(Words::One(word.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Words, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = list.next_element()? {
+                    words.push(word);
+                }
+                Ok(Words::Many(words))
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
+/// A scalar of any JSON type: quoted it is text, plain what YAML 1.2 makes of it.
+#[derive(Debug)]
+pub(super) struct Scalar(pub(super) Literal);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyScalar;
+        impl Visitor<'_> for AnyScalar {
+            type Value = Scalar;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text, a number, true, false or null")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(Literal::Bool(value)))
+            }
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "what is beyond +-2^53 is refused when it is used"
+            )]
+            fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(Literal::Number(value as f64)))
+            }
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "what is beyond +-2^53 is refused when it is used"
+            )]
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar(Literal::Number(value as f64)))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+                Ok(Scalar(Literal::Number(value)))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
+                Ok(Scalar(Literal::Text(value.to_owned())))
+            }
+            fn visit_unit<E>(self) -> Result<Scalar, E> {
+                Ok(Scalar(Literal::Null))
+            }
+        }
+        deserializer.deserialize_any(AnyScalar)
+    }
+}
