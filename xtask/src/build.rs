@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::ebpf;
 use crate::workspace::{cargo, run, say, target};
 
 /// Builds the BPF object, then the agent around it. Returns the agent's binary.
 pub(crate) fn build(release: bool) -> Result<PathBuf> {
+    ebpf::build()?;
     say("building the agent");
     let mut command = cargo(["build", "--package", "toolgate", "--bin", "toolgate"]);
     if release {

@@ -3,17 +3,20 @@
 //! - `workspace`: where things are, how commands are run and what is printed meanwhile
 //! - `sudo`: how the privileged part of a task gets root
 //! - `packages`: the official client and server packages, in a private folder under `target/`
+//! - `toolchain`, `ebpf`: what compiles BPF programs, found or made, and the object that the agent embeds
 //! - `build`: the agent with its BPF object
 //! - `demo`, `run`, `test`, `ci`, `tidy`: the tasks
 
 mod build;
 mod ci;
 mod demo;
+mod ebpf;
 mod packages;
 mod run;
 mod sudo;
 mod test;
 mod tidy;
+mod toolchain;
 mod workspace;
 
 use std::process::ExitCode;
@@ -30,6 +33,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build the BPF object, with a toolchain that is found or made
+    Ebpf,
     /// Build the agent with its BPF object
     Build {
         /// Optimised, as it would be installed
@@ -65,6 +70,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Ebpf => ebpf::build().map(|object| println!("{}", object.display())),
         Task::Build { release } => build::build(release).map(|_agent| ()),
         Task::Demo => demo::demo(),
         Task::DemoAsRoot(prepared) => demo::show(&prepared),
