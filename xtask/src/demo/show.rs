@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::stage::{APP_ID, Stage};
 
 /// Width of one of the two columns.
 const COLUMN: usize = 52;
 /// Lines of one result; the rest is cut.
-const RESULT_LINES_MAX: usize = 4;
+const RESULT_LINES_MAX: usize = 8;
 /// What of an audit line tells most; the file has more.
 const AUDIT_FIELDS: [&str; 8] =
     ["caller", "target", "method", "tool", "decision", "reason", "rules", "status"];
@@ -95,16 +95,16 @@ pub(super) fn audit(lines: &str) -> Result<String> {
     for line in lines.lines() {
         let entry: Value =
             serde_json::from_str(line).with_context(|| format!("not an audit line: `{line}`"))?;
-        let mut shown = Map::new();
+        let mut shown = Vec::new();
         for field in AUDIT_FIELDS {
             let value = match field {
                 "caller" => entry.pointer("/caller/app_id"),
                 _other => entry.get(field),
             };
             let Some(value) = value.filter(|value| !value.is_null()) else { continue };
-            shown.insert(field.to_owned(), value.clone());
+            shown.push(format!("\"{field}\":{value}"));
         }
-        let _infallible = writeln!(out, "  {}", coloured(&Value::Object(shown).to_string()));
+        let _infallible = writeln!(out, "  {}", coloured(&format!("{{{}}}", shown.join(","))));
     }
     Ok(out)
 }

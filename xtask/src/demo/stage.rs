@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use super::Prepared;
 use super::leftovers::Leftovers;
 use super::process::Process;
-use crate::workspace::{root, say};
+use crate::workspace::{find_program, root, say};
 
 /// The example that the demo runs: a copy of it, on ports that are free here.
 const EXAMPLE: &str = "policies/examples/demo";
@@ -53,12 +53,10 @@ impl<'p> Stage<'p> {
             .context("cannot write the agent's configuration")?;
 
         say(format_args!("starting the MCP server `server-everything` on port {}", server.port()));
-        let mut node = Command::new("node");
-        node.arg(&prepared.server_everything).arg("streamableHttp").env_clear();
-        node.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        node.env("PORT", server.port().to_string());
-        // What `get-env` gives away to whoever may call it.
-        node.env("API_TOKEN", "not-for-agents");
+        let mut node = Command::new(find_program("node").context("`node` is missing")?);
+        node.arg(&prepared.server_everything).arg("streamableHttp");
+        // Its whole environment is what `get-env` gives away to whoever may call it.
+        node.env_clear().env("PORT", server.port().to_string()).env("API_TOKEN", "not-for-agents");
         let mut server_process = Process::start("the MCP server", &mut node)?;
         server_process.wait_for("listening on port")?;
 
