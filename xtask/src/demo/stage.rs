@@ -17,7 +17,7 @@ use crate::workspace::{find_program, root, say};
 /// The example that the demo runs: a copy of it, on ports that are free here.
 const EXAMPLE: &str = "policies/examples/demo";
 /// The address of the server in the example's resources.
-const EXAMPLE_SERVER: &str = "127.0.0.1:3001";
+const EXAMPLE_SERVER: &str = "127.0.0.1:8931";
 /// The App ID that the captured client gets.
 pub(super) const APP_ID: &str = "demo-agent";
 
