@@ -97,7 +97,7 @@ fn begins_function(line: &str) -> bool {
 fn module_words(source: &Source<'_>) -> Found {
     let first = source.text.lines().find(|line| !line.starts_with("#!") && !line.trim().is_empty());
     match first {
-        Some(line) if source.is_rust() && !line.starts_with("//!") => {
+        Some(line) if source.tested_code().next().is_some() && !line.starts_with("//!") => {
             vec![(1, "begin the file with `//!` and what it is for".to_owned())]
         }
         _other => Vec::new(),

@@ -27,9 +27,11 @@ impl<'t> Source<'t> {
         self.name.starts_with(folder)
     }
 
-    /// Lines of code before the module of unit tests, numbered from 1.
+    /// Lines of code before the module of unit tests, numbered from 1; none in a file that is such a module.
     pub(super) fn tested_code(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.code_lines().take_while(|(_, line)| !line.trim_start().starts_with("#[cfg(test)]"))
+        let all_tests = self.name.ends_with("/tests.rs");
+        let begins_tests = move |line: &str| all_tests || line.trim_start().starts_with("#[cfg(test)]");
+        self.code_lines().take_while(move |(_, line)| !begins_tests(line))
     }
 
     /// Lines of code, numbered from 1.
