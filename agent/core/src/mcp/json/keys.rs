@@ -79,13 +79,8 @@ impl Scratch {
             Mark { head, start, end: self.arena.len(), in_arena: true, offset: key.offset }
         } else {
             let end = key.offset + key.raw.len();
-            Mark {
-                head: head(key.raw.as_bytes()),
-                start: key.offset,
-                end,
-                in_arena: false,
-                offset: key.offset,
-            }
+            let head = head_in(text, key.offset, key.raw.len());
+            Mark { head, start: key.offset, end, in_arena: false, offset: key.offset }
         };
         let earlier = self.keys.get(frame.keys..).unwrap_or_default();
         if earlier.len() < LINEAR_MAX && earlier.iter().any(|other| self.equal(text, other, &mark)) {
@@ -166,6 +161,15 @@ impl Scratch {
 fn bytes<'a>(text: &'a [u8], arena: &'a [u8], mark: &Mark) -> &'a [u8] {
     let from = if mark.in_arena { arena } else { text };
     from.get(mark.start..mark.end).unwrap_or_default()
+}
+
+/// [`head`] of a key in the text, where the bytes behind a short one can be read along.
+fn head_in(text: &[u8], start: usize, length: usize) -> u64 {
+    match text.get(start..).and_then(<[u8]>::first_chunk::<8>) {
+        Some(word) if length >= 8 => u64::from_le_bytes(*word),
+        Some(word) => u64::from_le_bytes(*word) & !(u64::MAX << (8 * length)),
+        None => head(text.get(start..start + length).unwrap_or_default()),
+    }
 }
 
 fn head(key: &[u8]) -> u64 {

@@ -5,14 +5,14 @@ use std::borrow::Cow;
 const ONES: u64 = u64::MAX / 255;
 const HIGHS: u64 = ONES << 7;
 
-/// Bytes of `block` that end a plain run, as the high bits of their places: `"`, `\` and controls. The lowest
-/// set bit is exact; those above it may be false, which nobody reads.
+/// Bytes of `word` that end a plain run, as the high bits of their places: `"`, `\` and controls. The lowest set
+/// bit is exact; those above it may be false, which nobody reads.
 fn ends(word: u64) -> u64 {
-    let zero = |w: u64| w.wrapping_sub(ONES) & !w;
-    let quote = zero(word ^ (ONES * b'"' as u64));
-    let backslash = zero(word ^ (ONES * b'\\' as u64));
-    let control = word.wrapping_sub(ONES * 0x20) & !word;
-    (quote | backslash | control) & HIGHS
+    let quote = (word ^ (ONES * b'"' as u64)).wrapping_sub(ONES);
+    let backslash = (word ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
+    let control = word.wrapping_sub(ONES * 0x20);
+    // All three are ASCII, so a byte with its own high bit set is none of them.
+    (quote | backslash | control) & !word & HIGHS
 }
 
 fn is_end(byte: u8) -> bool {
@@ -20,39 +20,45 @@ fn is_end(byte: u8) -> bool {
 }
 
 /// How many bytes of `bytes` go by before a `"`, a `\` or a control character.
+#[inline]
 pub(super) fn plain_run(bytes: &[u8]) -> usize {
-    let mut rest = bytes;
-    let mut run = 0;
-    // Most keys and names end within 32 bytes; longer text pays for the wider step.
-    while let Some((word, after)) = rest.split_first_chunk::<8>() {
+    // Most keys and names end within one word.
+    match bytes.first_chunk::<8>().map(|word| ends(u64::from_le_bytes(*word))) {
+        Some(found) if found != 0 => found.trailing_zeros() as usize / 8,
+        Some(_) | None => long_run(bytes),
+    }
+}
+
+fn long_run(bytes: &[u8]) -> usize {
+    // Blocks do not pay before this.
+    let run = short_run(bytes.get(..32).unwrap_or(bytes));
+    if run < 32 {
+        return run;
+    }
+    let run = run + plain_blocks(bytes.get(run..).unwrap_or_default());
+    run + short_run(bytes.get(run..).unwrap_or_default())
+}
+
+/// A word at a time, then a byte at a time.
+#[inline]
+fn short_run(bytes: &[u8]) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
         let found = ends(u64::from_le_bytes(*word));
         if found != 0 {
-            return run + found.trailing_zeros() as usize / 8;
-        }
-        run += 8;
-        rest = after;
-        if run >= 32 {
-            let skipped = plain_blocks(rest);
-            run += skipped;
-            rest = rest.get(skipped..).unwrap_or_default();
-            break;
+            return index * 8 + found.trailing_zeros() as usize / 8;
         }
     }
-    while let Some((word, after)) = rest.split_first_chunk::<8>() {
-        let found = ends(u64::from_le_bytes(*word));
-        if found != 0 {
-            return run + found.trailing_zeros() as usize / 8;
-        }
-        run += 8;
-        rest = after;
-    }
-    run + rest.iter().position(|&byte| is_end(byte)).unwrap_or(rest.len())
+    words.len() * 8 + rest.iter().position(|&byte| is_end(byte)).unwrap_or(rest.len())
 }
 
 /// Whole blocks of 32 without an end; the compiler makes vectors of it.
 fn plain_blocks(bytes: &[u8]) -> usize {
     let (blocks, _) = bytes.as_chunks::<32>();
-    let plain = |block: &&[u8; 32]| !block.iter().fold(false, |found, &byte| found | is_end(byte));
+    let plain = |block: &&[u8; 32]| {
+        let (words, _) = block.as_chunks::<8>();
+        words.iter().fold(0, |found, word| found | ends(u64::from_le_bytes(*word))) == 0
+    };
     blocks.iter().take_while(plain).count() * 32
 }
 
