@@ -274,6 +274,7 @@ impl<'b> Fields<'b> {
             "_meta" if parser.peek() == Some(b'{') => {
                 parser.object(Keys::Collisions, |parser, key| other(parser, key, META).map(drop))?;
             }
+            "_meta" => return Err(member(parser.value()?, "params._meta", "an object")),
             _ => drop(other(parser, key, PARAMS)?),
         }
         Ok(())

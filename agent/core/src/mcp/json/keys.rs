@@ -39,10 +39,18 @@ pub(super) struct Frame {
 /// A key of the text, without its quotes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key<'b> {
-    pub(super) raw: &'b str,
-    pub(super) escaped: bool,
-    /// The place of `raw` in the text.
+    pub(super) text: &'b str,
+    /// Its place in the text.
     pub(super) offset: usize,
+    pub(super) end: usize,
+    pub(super) escaped: bool,
+}
+
+impl<'b> Key<'b> {
+    /// As it stands in the text. Sliced only when it is wanted: most keys are only compared.
+    pub(super) fn raw(&self) -> &'b str {
+        self.text.get(self.offset..self.end).unwrap_or_default()
+    }
 }
 
 impl Scratch {
@@ -71,16 +79,16 @@ impl Scratch {
     ///
     /// # Errors
     /// The offset of the key, where a small object has it already.
-    pub(super) fn add(&mut self, frame: Frame, text: &[u8], key: &Key<'_>) -> Result<(), usize> {
+    pub(super) fn add(&mut self, frame: Frame, key: &Key<'_>) -> Result<(), usize> {
+        let text = key.text.as_bytes();
         let mark = if key.escaped {
             let start = self.arena.len();
-            text::unescape_with(key.raw, |part| self.arena.extend_from_slice(part.as_bytes()));
+            text::unescape_with(key.raw(), |part| self.arena.extend_from_slice(part.as_bytes()));
             let head = head(self.arena.get(start..).unwrap_or_default());
             Mark { head, start, end: self.arena.len(), in_arena: true, offset: key.offset }
         } else {
-            let end = key.offset + key.raw.len();
-            let head = head_in(text, key.offset, key.raw.len());
-            Mark { head, start: key.offset, end, in_arena: false, offset: key.offset }
+            let head = head_in(text, key.offset, key.end - key.offset);
+            Mark { head, start: key.offset, end: key.end, in_arena: false, offset: key.offset }
         };
         let earlier = self.keys.get(frame.keys..).unwrap_or_default();
         if earlier.len() < LINEAR_MAX && earlier.iter().any(|other| self.equal(text, other, &mark)) {

@@ -66,7 +66,7 @@ impl<'b> Value<'b> {
 impl<'b> Key<'b> {
     /// The key, unescaped; borrowed unless it has escapes.
     pub(super) fn text(&self) -> Cow<'b, str> {
-        if self.escaped { text::unescape(self.raw) } else { Cow::Borrowed(self.raw) }
+        if self.escaped { text::unescape(self.raw()) } else { Cow::Borrowed(self.raw()) }
     }
 
     /// Its place in the text.

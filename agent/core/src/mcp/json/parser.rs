@@ -51,6 +51,7 @@ impl<'b, 's> Parser<'b, 's> {
     }
 
     /// The next byte; at the start of a value it tells the value's kind.
+    #[inline]
     pub(crate) fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -71,9 +72,18 @@ impl<'b, 's> Parser<'b, 's> {
     pub(crate) fn object(
         &mut self,
         keys: Keys,
-        mut member: impl FnMut(&mut Self, Key<'b>) -> Result<(), Malformed>,
+        member: impl FnMut(&mut Self, Key<'b>) -> Result<(), Malformed>,
     ) -> Result<Value<'b>, Malformed> {
         let start = self.at;
+        self.skip_object(keys, member)?;
+        Ok(Value::new(self.text, start, self.at))
+    }
+
+    fn skip_object(
+        &mut self,
+        keys: Keys,
+        mut member: impl FnMut(&mut Self, Key<'b>) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
         self.enter(b'{', "an object")?;
         let frame = self.scratch.open();
         if !self.eat(b'}') {
@@ -82,7 +92,7 @@ impl<'b, 's> Parser<'b, 's> {
                 if self.scratch.count(frame) >= self.members_max {
                     return Err(Malformed::Members { offset: key.offset, members_max: self.members_max });
                 }
-                let added = self.scratch.add(frame, self.text.as_bytes(), &key);
+                let added = self.scratch.add(frame, &key);
                 added.map_err(|offset| self.duplicate(offset))?;
                 self.space();
                 self.expect(b':', "`:`")?;
@@ -103,7 +113,7 @@ impl<'b, 's> Parser<'b, 's> {
             self.scratch.close(frame, self.text.as_bytes()).map_err(|offset| self.duplicate(offset))?;
         }
         self.depth -= 1;
-        Ok(Value::new(self.text, start, self.at))
+        Ok(())
     }
 
     fn array(&mut self) -> Result<(), Malformed> {
@@ -123,7 +133,7 @@ impl<'b, 's> Parser<'b, 's> {
     fn skip(&mut self) -> Result<(), Malformed> {
         match self.peek() {
             Some(b'"') => self.string().map(drop),
-            Some(b'{') => self.object(Keys::Duplicates, |parser, _| parser.skip()).map(drop),
+            Some(b'{') => self.skip_object(Keys::Duplicates, |parser, _| parser.skip()),
             Some(b'[') => self.array(),
             Some(b'-' | b'0'..=b'9') => self.number(),
             Some(b't') => self.word("true"),
@@ -134,6 +144,7 @@ impl<'b, 's> Parser<'b, 's> {
     }
 
     /// An opening bracket and the space behind it.
+    #[inline]
     fn enter(&mut self, bracket: u8, what: &'static str) -> Result<(), Malformed> {
         if self.depth >= self.depth_max {
             return Err(Malformed::Depth { offset: self.at, depth_max: self.depth_max });
@@ -145,6 +156,7 @@ impl<'b, 's> Parser<'b, 's> {
     }
 
     /// Behind a member or an element: a comma (false) or the closing bracket (true).
+    #[inline]
     fn ends(&mut self, bracket: u8, expected: &'static str) -> Result<bool, Malformed> {
         self.space();
         if self.eat(b',') {
@@ -155,14 +167,14 @@ impl<'b, 's> Parser<'b, 's> {
         Ok(true)
     }
 
+    #[inline]
     fn key(&mut self) -> Result<Key<'b>, Malformed> {
         if self.peek() != Some(b'"') {
             return Err(self.syntax("a key in double quotes"));
         }
         let offset = self.at + 1;
         let escaped = self.string()?;
-        let raw = self.text.get(offset..self.at - 1).unwrap_or_default();
-        Ok(Key { raw, escaped, offset })
+        Ok(Key { text: self.text, offset, end: self.at - 1, escaped })
     }
 
     /// One string from quote to quote; whether it has escapes.
@@ -262,22 +274,34 @@ impl<'b, 's> Parser<'b, 's> {
         Ok(())
     }
 
+    #[inline]
     fn rest(&self) -> &'b [u8] {
         self.text.as_bytes().get(self.at..).unwrap_or_default()
     }
 
+    #[inline]
     fn space(&mut self) {
+        // Most texts have none, and everything else that is valid here is above it.
+        if self.peek().is_some_and(|byte| byte <= b' ') {
+            self.some_space();
+        }
+    }
+
+    #[inline(never)]
+    fn some_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.at += 1;
         }
     }
 
+    #[inline]
     fn eat(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
         self.at += usize::from(found);
         found
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8, expected: &'static str) -> Result<(), Malformed> {
         if self.eat(byte) { Ok(()) } else { Err(self.syntax(expected)) }
     }
