@@ -1,0 +1,310 @@
+//! Heads of requests and replies: what is refused and by which name, and the twins that pass.
+
+use toolgate_core::http1::{
+    Framing, Guess, HeadLimits, HttpError, looks_like_http, request_head, response_head,
+};
+
+/// The variant's name alone.
+fn name(error: &HttpError) -> String {
+    format!("{error:?}").split([' ', '{', '(']).next().unwrap_or_default().to_owned()
+}
+
+fn check(head: &[u8], expected: &str) {
+    let shown = head.escape_ascii();
+    let found = match request_head(head, &HeadLimits::default()) {
+        Ok(Some(head)) => format!("{:?}", head.framing),
+        Ok(None) => "more".to_owned(),
+        Err(error) => {
+            assert!((400..600).contains(&error.status()), "{shown}");
+            let text = error.to_string();
+            assert!(!text.ends_with('.') && !text.starts_with(char::is_uppercase), "{text}");
+            name(&error)
+        }
+    };
+    assert_eq!(found, expected, "{shown}");
+    // What is refused whole is never accepted in part, and what is accepted whole waits for its last byte.
+    for cut in 0..head.len() {
+        match request_head(&head[..cut], &HeadLimits::default()) {
+            Ok(None) => {}
+            Ok(Some(_)) => panic!("{shown}: accepted at byte {cut}"),
+            Err(error) => assert_eq!(name(&error), expected, "{shown}: at byte {cut}"),
+        }
+    }
+}
+
+/// A request with these header lines besides Host.
+fn with(headers: &str, expected: &str) {
+    check(format!("POST /mcp HTTP/1.1\r\nHost: a:1\r\n{headers}\r\n").as_bytes(), expected);
+}
+
+fn target(target: &str, expected: &str) {
+    check(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes(), expected);
+}
+
+#[test]
+fn lines() {
+    check(b"", "more");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "None");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\n", "more");
+    check(b"GET / HTTP/1.1\nHost: a\n\n", "BareLf");
+    check(b"GET / HTTP/1.1\r\nHost: a\n\r\n", "BareLf");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: b\n\r\n", "BareLf");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\n\n", "BareLf");
+    check(b"\n", "BareLf");
+    check(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "EmptyLine");
+    check(b"\r\n\r\n", "EmptyLine");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\r\n\r\n", "BareCr");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: b\rY: c\r\n\r\n", "BareCr");
+    check(b"GET /\rx HTTP/1.1\r\nHost: a\r\n\r\n", "BareCr");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", "ObsoleteFolding");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\tc\r\n\r\n", "ObsoleteFolding");
+    check(b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", "ObsoleteFolding");
+    check(b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", "SpaceBeforeColon");
+    check(b"GET / HTTP/1.1\r\nHost\t: a\r\n\r\n", "SpaceBeforeColon");
+    check(b"GET / HTTP/1.1\r\nHost a\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\n: a\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX Y: b\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX\x01: b\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX\xe9: b\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: b\x00c\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: b\x7f\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX: \xc3\xa9\tc\r\n\r\n", "None");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nX:\r\n\r\n", "None");
+}
+
+#[test]
+fn request_lines() {
+    check(b"GET /\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"GET\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n", "Version");
+    check(b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", "Version");
+    check(b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", "Version");
+    check(b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", "Version");
+    check(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "Version");
+    check(b"GET / http/1.1\r\nHost: a\r\n\r\n", "Version");
+    check(b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n", "Syntax");
+    check(b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n", "Version");
+    check(b" GET / HTTP/1.1\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n", "Syntax");
+    check(b"get / HTTP/1.1\r\nHost: a\r\n\r\n", "None");
+    check(b"{\"jsonrpc\":\"2.0\"}\r\n\r\n", "Syntax");
+    check(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", "Syntax");
+}
+
+#[test]
+fn targets() {
+    target("/mcp?a=/../b//c%2f", "None");
+    target("/mcp/", "None");
+    target("/a%20b/.well-known/...", "None");
+    target("http://a/mcp", "AbsoluteForm");
+    target("HTTPS://a/mcp", "AbsoluteForm");
+    target("a:80", "Target");
+    target("mcp", "Target");
+    target("?a", "Target");
+    target("*", "AsteriskForm");
+    target("/mcp#a", "Target");
+    target("/mcp?a#b", "Target");
+    target("/m\u{e9}cp", "Target");
+    target("/mcp?\u{e9}", "Target");
+    target("//mcp", "AmbiguousPath");
+    target("/a//mcp", "AmbiguousPath");
+    target("/mcp//", "AmbiguousPath");
+    target("/a/../mcp", "AmbiguousPath");
+    target("/./mcp", "AmbiguousPath");
+    target("/mcp/..", "AmbiguousPath");
+    target("/mcp/.", "AmbiguousPath");
+    target("/a/..;x/mcp", "AmbiguousPath");
+    target("/a/%2e%2E/mcp", "AmbiguousPath");
+    target("/a%2Fmcp", "AmbiguousPath");
+    target("/a%5cmcp", "AmbiguousPath");
+    target("/a\\mcp", "AmbiguousPath");
+    target("/mcp%00", "AmbiguousPath");
+    target("/mcp%0d%0aX", "AmbiguousPath");
+    target("/mcp%", "AmbiguousPath");
+    target("/mcp%2", "AmbiguousPath");
+    target("/mcp%zz", "AmbiguousPath");
+    target("/mcp%+1", "AmbiguousPath");
+    check(b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "AuthorityForm");
+    check(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "AsteriskForm");
+}
+
+#[test]
+fn hosts() {
+    check(b"GET / HTTP/1.1\r\n\r\n", "HostMissing");
+    check(b"GET / HTTP/1.1\r\nHost:\r\n\r\n", "HostInvalid");
+    check(b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", "Duplicate");
+    check(b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "HostInvalid");
+    check(b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", "HostInvalid");
+    check(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "HostInvalid");
+    check(b"GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", "HostInvalid");
+    check(b"GET / HTTP/1.1\r\nHost: \xc3\xa9\r\n\r\n", "HeaderValue");
+    check(b"GET / HTTP/1.1\r\nHost: [::1]:8000\r\n\r\n", "None");
+    check(b"GET / HTTP/1.1\r\nhOST:\t127.0.0.1:8000 \t\r\n\r\n", "None");
+}
+
+#[test]
+fn framing() {
+    with("Content-Length: 5\r\n", "Length(5)");
+    with("Content-Length: 18446744073709551615\r\n", "Length(18446744073709551615)");
+    with("Content-Length: 18446744073709551616\r\n", "ContentLength");
+    with("Content-Length: 0\r\n", "Length(0)");
+    with("Content-Length: 5\r\nContent-Length: 5\r\n", "Duplicate");
+    with("Content-Length: 5\r\ncontent-length: 6\r\n", "Duplicate");
+    with("Content-Length: 5, 5\r\n", "ContentLength");
+    with("Content-Length: +5\r\n", "ContentLength");
+    with("Content-Length: -5\r\n", "ContentLength");
+    with("Content-Length: 0x5\r\n", "ContentLength");
+    with("Content-Length: 5 5\r\n", "ContentLength");
+    with("Content-Length:\r\n", "ContentLength");
+    with("Content-Length: \u{665}\r\n", "HeaderValue");
+    with("Transfer-Encoding: chunked\r\n", "Chunked");
+    with("transfer-encoding: Chunked\r\n", "Chunked");
+    with("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "LengthAndEncoding");
+    with("Content-Length: 5\r\nTransfer-Encoding: identity\r\n", "LengthAndEncoding");
+    with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "Duplicate");
+    with("Transfer-Encoding: chunked, chunked\r\n", "TransferEncoding");
+    with("Transfer-Encoding: gzip, chunked\r\n", "TransferEncoding");
+    with("Transfer-Encoding: identity\r\n", "TransferEncoding");
+    with("Transfer-Encoding: xchunked\r\n", "TransferEncoding");
+    with("Transfer-Encoding: \"chunked\"\r\n", "TransferEncoding");
+    with("Transfer-Encoding: \x0bchunked\r\n", "Syntax");
+    with("Transfer-Encoding:\r\n", "TransferEncoding");
+    with("Content_Length: 5\r\n", "Underscore");
+    with("transfer_encoding: chunked\r\n", "Underscore");
+    with("TRANSFER_ENCODING: chunked\r\nContent-Length: 5\r\n", "Underscore");
+    with("Content-Encoding: gzip\r\nContent-Length: 5\r\n", "ContentEncoding");
+    with("Content-Encoding: identity\r\n", "ContentEncoding");
+    with("content_encoding: gzip\r\n", "Underscore");
+    with("X_Y: z\r\n", "None");
+    with("Expect: 100-continue\r\nContent-Length: 5\r\n", "Length(5)");
+    with("Expect: something\r\n", "Expectation");
+    with("Expect: 100-continue\r\nExpect: 100-continue\r\n", "Duplicate");
+    with("Connection: keep-alive, Mcp-Session-Id\r\n", "ConnectionNames");
+    with("Connection: close, content_type\r\n", "ConnectionNames");
+    with("Connection: x-mine, close\r\n", "None");
+}
+
+#[test]
+fn limits() {
+    let many = |count: usize| "X: y\r\n".repeat(count - 1);
+    with(&many(100), "None");
+    with(&many(101), "TooManyHeaders");
+    let limits = HeadLimits { head_bytes_max: 64, target_bytes_max: 16 };
+    let refused = |head: &str| request_head(head.as_bytes(), &limits).map(|head| head.is_some());
+    let exact = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(32));
+    assert_eq!((exact.len(), refused(&exact)), (64, Ok(true)));
+    let longer = exact.replace("X: y", "X: yy");
+    assert_eq!(refused(&longer), Err(HttpError::HeadTooLarge { head_bytes_max: 64 }));
+    assert_eq!(refused(&longer[..64]), Err(HttpError::HeadTooLarge { head_bytes_max: 64 }));
+    assert_eq!(refused(&longer[..63]), Ok(false));
+    let too_long = Err(HttpError::TargetTooLong { target_bytes_max: 16 });
+    assert_eq!(refused("GET /aaaaaaaaaaaaaaa HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(true));
+    assert_eq!(refused("GET /aaaaaaaaaaaaaaaa HTTP/1.1\r\nHost: a\r\n\r\n"), too_long);
+    assert_eq!(refused("GET /aaaaaaaaaaaaaaaa"), too_long);
+}
+
+#[test]
+fn fields_of_a_request() {
+    let text = b"POST /mcp?a=b HTTP/1.1\r\nHost: a:8000\r\nAccept: application/json, Text/Event-Stream\r\n\
+        accept: */*\r\nConnection: Close\r\nX: \xff\r\nMcp-Session-Id:  s 1 \r\nExpect: 100-Continue\r\n\r\n{body";
+    let head = request_head(text, &HeadLimits::default()).unwrap().unwrap();
+    assert_eq!((head.method, head.target, head.path, head.query), ("POST", "/mcp?a=b", "/mcp", Some("a=b")));
+    assert_eq!((head.keep_alive, head.expect_continue, head.bytes), (false, true, text.len() - 5));
+    assert_eq!((head.headers.iter().count(), head.headers.count("ACCEPT")), (7, 2));
+    assert_eq!(head.headers.get("mcp-session-id"), Some(b"s 1".as_slice()));
+    assert_eq!(head.headers.only("mcp-session-id"), Ok(Some("s 1")));
+    assert_eq!(head.headers.only("absent"), Ok(None));
+    assert_eq!(head.headers.only("accept"), Err(HttpError::Duplicate { name: "accept".to_owned() }));
+    assert_eq!(head.headers.only("x"), Err(HttpError::HeaderValue { name: "x".to_owned() }));
+    assert!(head.headers.has_token("accept", "text/event-stream") && head.headers.has_token("accept", "*/*"));
+    assert!(!head.headers.has_token("accept", "text"));
+}
+
+#[test]
+fn replies() {
+    fn check(method: &str, head: &str, expected: Result<(u16, Framing, bool), &str>) {
+        let found = response_head(head.as_bytes(), method, &HeadLimits::default());
+        let found = match &found {
+            Ok(Some(head)) => Ok((head.status, head.framing, head.keep_alive)),
+            Ok(None) => Err("more".to_owned()),
+            Err(error) => Err(name(error)),
+        };
+        assert_eq!(found, expected.map_err(str::to_owned), "{head:?}");
+        for cut in 0..head.len() {
+            let part = response_head(&head.as_bytes()[..cut], method, &HeadLimits::default());
+            assert!(!matches!(part, Ok(Some(_))), "{head:?}: accepted at byte {cut}");
+        }
+    }
+    let ok = "HTTP/1.1 200 OK\r\n";
+    check("POST", &format!("{ok}Content-Length: 5\r\n\r\n"), Ok((200, Framing::Length(5), true)));
+    check("POST", &format!("{ok}Transfer-Encoding: chunked\r\n\r\n"), Ok((200, Framing::Chunked, true)));
+    check("POST", &format!("{ok}\r\n"), Ok((200, Framing::UntilClose, false)));
+    check(
+        "POST",
+        &format!("{ok}Content-Length: 5\r\nConnection: close\r\n\r\n"),
+        Ok((200, Framing::Length(5), false)),
+    );
+    check("HEAD", &format!("{ok}Content-Length: 5\r\n\r\n"), Ok((200, Framing::None, true)));
+    check("POST", "HTTP/1.1 202 \r\nContent-Length: 0\r\n\r\n", Ok((202, Framing::Length(0), true)));
+    check("POST", "HTTP/1.1 100 Continue\r\n\r\n", Ok((100, Framing::None, true)));
+    check("POST", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", Ok((101, Framing::None, true)));
+    check("DELETE", "HTTP/1.1 204 No Content\r\n\r\n", Ok((204, Framing::None, true)));
+    check("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Ok((304, Framing::None, true)));
+    check("GET", "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", Ok((200, Framing::Length(5), false)));
+    check("GET", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Err("TransferEncoding"));
+    check(
+        "POST",
+        &format!("{ok}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        Err("LengthAndEncoding"),
+    );
+    check("HEAD", &format!("{ok}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), Err("Duplicate"));
+    check("POST", &format!("{ok}Transfer-Encoding: gzip\r\n\r\n"), Err("TransferEncoding"));
+    check("POST", "HTTP/2.0 200 OK\r\n\r\n", Err("Version"));
+    check("POST", "HTTP/1.1 99 OK\r\n\r\n", Err("Syntax"));
+    check("POST", "HTTP/1.1 600 OK\r\n\r\n", Err("Syntax"));
+    check("POST", "HTTP/1.1 20 OK\r\n\r\n", Err("Syntax"));
+    check("POST", "HTTP/1.1 2000 OK\r\n\r\n", Err("Syntax"));
+    check("POST", "HTTP/1.1 200 OK\nContent-Length: 5\n\n", Err("BareLf"));
+    check("POST", &format!("{ok}X: a\r\n b\r\n\r\n"), Err("ObsoleteFolding"));
+    check("POST", &format!("{ok}Content-Length : 5\r\n\r\n"), Err("SpaceBeforeColon"));
+    check("POST", &format!("{ok}Content-Length: 5"), Err("more"));
+}
+
+#[test]
+fn guesses() {
+    fn check(prefix: &[u8], expected: Guess) {
+        assert_eq!(looks_like_http(prefix), expected, "{}", prefix.escape_ascii());
+    }
+    for yes in [
+        "POST ",
+        "GET /",
+        "POST\tx",
+        "\r\n\r\nGET ",
+        "QUERY /x",
+        "x http://",
+        "M *",
+        "CONNECT a:1",
+        "PRI * HTTP/2.0",
+    ] {
+        check(yes.as_bytes(), Guess::Yes);
+    }
+    for maybe in ["", "P", "POST", "\r\n", "PROPFIND", "PROPFIND ", "x HTT"] {
+        check(maybe.as_bytes(), Guess::Maybe);
+    }
+    for no in [
+        "\x16\x03\x01",
+        "\0",
+        "*1\r\n",
+        "PING\r\n",
+        "SSH-2.0-x\r\n",
+        "get key\r\n",
+        "CONNECT {",
+        "{\"a\"",
+        "x httq",
+    ] {
+        check(no.as_bytes(), Guess::No);
+    }
+    check(&[b'A'; 33], Guess::No);
+}

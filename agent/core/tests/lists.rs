@@ -1,0 +1,91 @@
+//! Lists without what their reader may not see, and every other byte as it was.
+
+use toolgate_core::mcp::json::{JsonLimits, Scratch, validate};
+use toolgate_core::mcp::{ListKind, list};
+
+/// Filters with `keep` = begins with `k`.
+fn check(kind: ListKind, reply: &str, expected: Result<(&str, usize, usize), &str>) {
+    let value = validate(reply.as_bytes(), &mut Scratch::new(), &JsonLimits::default()).expect("valid");
+    let mut out = b"before".to_vec();
+    let found = match list::filter(value, kind, |name| name.starts_with('k'), &mut out) {
+        Ok(filtered) => Ok((filtered.kept, filtered.removed)),
+        Err(error) => {
+            assert_eq!(out, b"before");
+            Err(format!("{error:?}"))
+        }
+    };
+    match (found, expected) {
+        (Ok((kept, removed)), Ok((text, expected_kept, expected_removed))) => {
+            assert_eq!(String::from_utf8_lossy(&out[6..]), text, "{reply}");
+            assert_eq!((kept, removed), (expected_kept, expected_removed), "{reply}");
+            assert!(validate(&out[6..], &mut Scratch::new(), &JsonLimits::default()).is_ok(), "{text}");
+        }
+        (Err(error), Err(name)) => assert!(error.starts_with(name), "{reply}: {error}"),
+        (found, expected) => panic!("{reply}: {found:?} instead of {expected:?}"),
+    }
+}
+
+/// A reply with that array, filtered to that one.
+fn tools(array: &str, expected: &str, kept: usize, removed: usize) {
+    let reply = |array: &str| {
+        format!(r#"{{ "jsonrpc":"2.0","id":1, "result":{{"tools" : {array} ,"nextCursor":"c]"}} }}"#)
+    };
+    check(ListKind::Tools, &reply(array), Ok((&reply(expected), kept, removed)));
+}
+
+#[test]
+fn elements() {
+    tools("[]", "[]", 0, 0);
+    tools("[ ]", "[ ]", 0, 0);
+    tools(r#"[{"name":"k1"}]"#, r#"[{"name":"k1"}]"#, 1, 0);
+    tools(r#"[ {"name":"k1"} , {"name":"k2"} ]"#, r#"[ {"name":"k1"} , {"name":"k2"} ]"#, 2, 0);
+    tools(r#"[{"name":"a"}]"#, "[]", 0, 1);
+    tools(r#"[ {"name":"a"} , {"name":"b"} ]"#, "[]", 0, 2);
+    tools(r#"[{"name":"a"},{"name":"k"}]"#, r#"[{"name":"k"}]"#, 1, 1);
+    tools(r#"[{"name":"k"},{"name":"a"}]"#, r#"[{"name":"k"}]"#, 1, 1);
+    tools(r#"[{"name":"k1"}, {"name":"a"}, {"name":"k2"}]"#, r#"[{"name":"k1"},{"name":"k2"}]"#, 2, 1);
+    let nested =
+        r#"{"description":"],[{\"name\":\"a\"},\\","inputSchema":{"x":[[1,2],{"name":"a"}]},"name":"k"}"#;
+    tools(&format!(r#"[{{"name":"a"}},{nested}]"#), &format!("[{nested}]"), 1, 1);
+    tools(r#"[{"n\u0061me":"\u006b"},{"name":"a"}]"#, r#"[{"n\u0061me":"\u006b"}]"#, 1, 1);
+}
+
+#[test]
+fn elements_without_a_clear_name() {
+    let nameless = r#"[{},{"name":1},{"name":null},"k",null,[{"name":"k"}],{"title":"k"},{"name":["k"]}]"#;
+    tools(nameless, "[]", 0, 8);
+    tools(r#"[{"name":"k","Name":"a"},{"NAME":"k"},{"name":"k"}]"#, r#"[{"name":"k"}]"#, 1, 2);
+}
+
+#[test]
+fn kinds() {
+    let check_kind = |kind, list: &str, key: &str, other: &str| {
+        let reply =
+            |elements: &str| format!(r#"{{"result":{{"{list}":[{elements}]}},"jsonrpc":"2.0","id":1}}"#);
+        let kept = format!(r#"{{"{key}":"k","{other}":"a"}}"#);
+        let removed = format!(r#"{{"{other}":"k","{key}":"a"}}"#);
+        check(kind, &reply(&format!("{removed},{kept}")), Ok((&reply(&kept), 1, 1)));
+    };
+    check_kind(ListKind::Tools, "tools", "name", "title");
+    check_kind(ListKind::Resources, "resources", "uri", "name");
+    check_kind(ListKind::ResourceTemplates, "resourceTemplates", "uriTemplate", "name");
+    check_kind(ListKind::Prompts, "prompts", "name", "title");
+}
+
+#[test]
+fn other_replies() {
+    for reply in [
+        r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"m","data":{"tools":[{"name":"a"}]}}}"#,
+        r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
+        r#"{"jsonrpc":"2.0","id":1,"result":null}"#,
+        r#"{"jsonrpc":"2.0","id":1,"result":{"prompts":[{"name":"a"}],"x":{"tools":[{"name":"a"}]}}}"#,
+        r#"{"tools":[{"name":"a"}]}"#,
+    ] {
+        check(ListKind::Tools, reply, Ok((reply, 0, 0)));
+    }
+    check(ListKind::Tools, r#"{"result":{"tools":{"name":"a"}}}"#, Err("Member"));
+    check(ListKind::Tools, r#"{"result":{"tools":null}}"#, Err("Member"));
+    check(ListKind::Tools, r#"{"result":{"tools":[],"Tools":[{"name":"a"}]}}"#, Err("CollidingKey"));
+    check(ListKind::Tools, r#"{"result":{"TOOLS":[{"name":"a"}]}}"#, Err("CollidingKey"));
+    check(ListKind::Tools, r#"{"Result":{"tools":[{"name":"a"}]}}"#, Err("CollidingKey"));
+}
