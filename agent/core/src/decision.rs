@@ -203,6 +203,24 @@ pub enum Action<'m> {
     OtherPath,
 }
 
+/// Something that was parsed and asks for an [`Action`]: what is permitted is that very thing, its bytes included.
+pub trait Asks {
+    /// What it asks for.
+    fn action(&self) -> Action<'_>;
+}
+
+impl<T: Asks> Asks for &T {
+    fn action(&self) -> Action<'_> {
+        T::action(self)
+    }
+}
+
+impl Asks for Action<'_> {
+    fn action(&self) -> Action<'_> {
+        *self
+    }
+}
+
 /// What relaxes policy for a whole run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mode {
@@ -221,14 +239,14 @@ impl Mode {
 
 /// Decides on a request to a declared server: the session, then the caller, then the target, then policies.
 #[must_use]
-pub fn decide<'m>(
+pub fn decide<T: Asks>(
     caller: Result<&Identity, &Unidentified>,
     server: &Server,
-    action: Action<'m>,
+    asked: T,
     session: SessionUse,
     policies: &Policies,
     mode: Mode,
-) -> Decision<Action<'m>> {
+) -> Decision<T> {
     if session == SessionUse::Unknown {
         return Decision::Denied(Denied::because(Reason::UnknownSession));
     }
@@ -236,7 +254,7 @@ pub fn decide<'m>(
         Ok(caller) => caller,
         Err(unidentified) => return Decision::Denied(unidentified.into()),
     };
-    let (verdict, shadow) = match action {
+    let (verdict, shadow) = match asked.action() {
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
             policies.judge(caller, &server.identity, call)
         }
@@ -249,18 +267,13 @@ pub fn decide<'m>(
     };
     let shadow = shadow.map(ShadowVerdict::from);
     match verdict {
-        Ok(rules) => Decision::Permitted(Permitted { what: action, rules, observed: None, shadow }),
+        Ok(rules) => Decision::Permitted(Permitted { what: asked, rules, observed: None, shadow }),
         Err(Refused { reason, rules }) => {
             let denied = Denied { reason, rules, detail: None, shadow: shadow.clone() };
             if !mode.relaxes(server) {
                 return Decision::Denied(denied);
             }
-            Decision::Permitted(Permitted {
-                what: action,
-                rules: smallvec![],
-                observed: Some(denied),
-                shadow,
-            })
+            Decision::Permitted(Permitted { what: asked, rules: smallvec![], observed: Some(denied), shadow })
         }
     }
 }
@@ -273,10 +286,6 @@ impl From<Verdict> for ShadowVerdict {
         }
     }
 }
-
-/// MCP to a server that is not declared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shadow;
 
 /// A connection passed on without being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -300,17 +309,18 @@ pub enum Unrecognised {
     Deny,
 }
 
-/// Decides on MCP to a server that is not declared.
+/// Decides on MCP, `what`, to a server that is not declared ("shadow MCP").
 #[must_use]
-pub fn undeclared(
+pub fn undeclared<T>(
     caller: Result<&Identity, &Unidentified>,
+    what: T,
     rule: Undeclared,
     mode: Mode,
-) -> Decision<Shadow> {
+) -> Decision<T> {
     match (caller, rule, mode.observe) {
         (Err(unidentified), _, _) => Decision::Denied(unidentified.into()),
-        (Ok(_), Undeclared::DangerousAllow, _) => permitted(Shadow, None),
-        (Ok(_), Undeclared::Deny, true) => permitted(Shadow, Some(Denied::because(Reason::Undeclared))),
+        (Ok(_), Undeclared::DangerousAllow, _) => permitted(what, None),
+        (Ok(_), Undeclared::Deny, true) => permitted(what, Some(Denied::because(Reason::Undeclared))),
         (Ok(_), Undeclared::Deny, false) => Decision::Denied(Denied::because(Reason::Undeclared)),
     }
 }
@@ -402,7 +412,7 @@ mod tests {
             (unknown, Undeclared::Deny, observe, Err(Reason::UnidentifiedCaller)),
         ];
         for (caller, rule, mode, expected) in table {
-            let got = match undeclared(caller, rule, mode) {
+            let got = match undeclared(caller, (), rule, mode) {
                 Decision::Permitted(permitted) => Ok(permitted.observed().map(|denied| denied.reason)),
                 Decision::Denied(denied) => Err(denied.reason),
             };

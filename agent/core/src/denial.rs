@@ -87,6 +87,8 @@ reasons! {
     AuditUnavailable = "audit_unavailable", "the request could not be recorded";
     /// The kernel has no record of the connection.
     NoRecord = "no_record", "the connection is not known";
+    /// The client closed before its request or its reply was whole.
+    ClientLeft = "client_left", "the client left";
     /// The agent is stopping.
     ShuttingDown = "shutting_down", "shutting down: try again";
 }
@@ -176,11 +178,11 @@ fn failure(reason: Reason) -> Failure {
         | Reason::MalformedHttp
         | Reason::MalformedMessage
         | Reason::TooLarge
-        | Reason::AuditUnavailable
+        | Reason::ClientLeft
         | Reason::NoRecord => Failure::Refused,
         Reason::ServerUnreachable | Reason::ServerFault => Failure::Unavailable(502),
         Reason::ServerTimeout => Failure::Unavailable(504),
-        Reason::Overload | Reason::ShuttingDown => Failure::Busy,
+        Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
         Reason::UnknownSession => Failure::Session,
     }
 }

@@ -99,7 +99,7 @@ pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<Req
         return Err(HttpError::Version);
     }
     let (path, query) = target::split(method, target)?;
-    let headers = Headers::new(parsed.headers);
+    let headers = Headers::new(head, parsed.headers);
     headers.check()?;
     host(&headers)?;
     if headers.count("content-encoding") > 0 {
@@ -150,7 +150,7 @@ pub fn response_head<'b>(
     if !(100..600).contains(&status) {
         return Err(HttpError::Syntax { problem: "the status is not within 100 and 599" });
     }
-    let headers = Headers::new(parsed.headers);
+    let headers = Headers::new(head, parsed.headers);
     headers.check()?;
     let declared = declared(&headers)?;
     if version == 0 && declared == Some(Framing::Chunked) {
@@ -165,7 +165,8 @@ pub fn response_head<'b>(
 
 /// Where the head ends, and that its lines do as they must. Looks no further than the limit.
 fn head_bytes(buf: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
-    let head = buf.get(..limits.head_bytes_max).unwrap_or(buf);
+    let head_bytes_max = limits.head_bytes_max.min(usize::from(u16::MAX));
+    let head = buf.get(..head_bytes_max).unwrap_or(buf);
     let mut rest = head;
     let mut line_start = 0;
     while let Some(length) = memchr::memchr(b'\n', rest) {
@@ -183,8 +184,8 @@ fn head_bytes(buf: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpErro
         line_start += length + 1;
         rest = after;
     }
-    if buf.len() >= limits.head_bytes_max {
-        return Err(HttpError::HeadTooLarge { head_bytes_max: limits.head_bytes_max });
+    if buf.len() >= head_bytes_max {
+        return Err(HttpError::HeadTooLarge { head_bytes_max });
     }
     Ok(None)
 }

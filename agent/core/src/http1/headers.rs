@@ -1,7 +1,6 @@
 //! The headers of one head, borrowed, in the order they came.
 
 use super::error::{HttpError, shortened};
-use smallvec::SmallVec;
 
 /// The most headers one head may have.
 pub const HEADERS_MAX: usize = 100;
@@ -15,21 +14,47 @@ pub struct Header<'b> {
     pub value: &'b [u8],
 }
 
-/// All headers of one head.
-#[derive(Debug, Clone, Default)]
+/// Where a header stands in its head.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    name: (u16, u16),
+    value: (u16, u16),
+}
+
+/// All headers of one head. Plain data: nothing to drop, so that a borrowed head ends with its last use.
+#[derive(Debug, Clone, Copy)]
 pub struct Headers<'b> {
-    // What common clients send fits; more costs an allocation.
-    list: SmallVec<[Header<'b>; 24]>,
+    head: &'b [u8],
+    places: [Place; HEADERS_MAX],
+    count: usize,
 }
 
 impl<'b> Headers<'b> {
-    pub(super) fn new(parsed: &[httparse::Header<'b>]) -> Self {
-        Self { list: parsed.iter().map(|header| Header { name: header.name, value: header.value }).collect() }
+    /// Of `parsed`, which borrows `head`; that has at most 65,535 bytes.
+    pub(super) fn new(head: &'b [u8], parsed: &[httparse::Header<'b>]) -> Self {
+        let place = |part: &[u8]| {
+            let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+            (u16::try_from(start).unwrap_or(u16::MAX), u16::try_from(part.len()).unwrap_or_default())
+        };
+        let mut places = [Place::default(); HEADERS_MAX];
+        for (to, from) in places.iter_mut().zip(parsed) {
+            *to = Place { name: place(from.name.as_bytes()), value: place(from.value) };
+        }
+        Self { head, places, count: parsed.len().min(HEADERS_MAX) }
+    }
+
+    fn part(&self, (start, length): (u16, u16)) -> &'b [u8] {
+        let start = usize::from(start);
+        self.head.get(start..start + usize::from(length)).unwrap_or_default()
     }
 
     /// All in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Header<'b>> {
-        self.list.iter()
+    pub fn iter(&self) -> impl Iterator<Item = Header<'b>> {
+        self.places.iter().take(self.count).map(|place| Header {
+            // httparse takes tokens alone as names: they are ASCII.
+            name: std::str::from_utf8(self.part(place.name)).unwrap_or_default(),
+            value: self.part(place.value),
+        })
     }
 
     /// The first value of that name.
@@ -71,15 +96,12 @@ impl<'b> Headers<'b> {
     }
 
     fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        self.list
-            .iter()
-            .filter(move |header| header.name.eq_ignore_ascii_case(name))
-            .map(|header| header.value)
+        self.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
     }
 
     /// Headers that a lenient reader could take for the framing, or that hide others.
     pub(super) fn check(&self) -> Result<(), HttpError> {
-        for header in &self.list {
+        for header in self.iter() {
             if !header.value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f)) {
                 return Err(HttpError::HeaderBytes { name: shortened(header.name.as_bytes()) });
             }

@@ -87,7 +87,7 @@ fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&str) -> b
     // Collecting what Connection names costs more than asking each time: most heads name `keep-alive` or nothing.
     let has_connection = headers.get("connection").is_some();
     let named = |name: &str| has_connection && headers.has_token("connection", name);
-    for &Header { name, value } in headers.iter() {
+    for Header { name, value } in headers.iter() {
         let hop_by_hop =
             HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name.as_bytes(), "proxy-");
         if hop_by_hop || dropped(name) || named(name) {
