@@ -1,4 +1,29 @@
-//! Toolgate agent.
+//! The Toolgate agent, in the order a request meets it.
+//!
+//! - [`proxy`]: the request path, whole, in one file
+//! - [`capture`]: BPF programs, and who connected where as the kernel recorded it
+//! - [`identify`]: recorded process -> workload
+//! - [`parse`]: bytes -> one strict request
+//! - decide: `toolgate_core::decision`, pure
+//! - [`forward`]: what was permitted goes to its server
+//! - [`respond`]: the reply goes back, lists filtered
+//! - [`record`]: one audit entry for each message, and the metrics
+//!
+//! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
+//! [`cli`] is the command line; [`buffer`], [`body`], [`limits`] and [`sessions`] serve the stages.
 
+pub mod admin;
+pub mod app;
+pub mod body;
+pub mod buffer;
 pub mod capture;
+pub mod cli;
 pub mod config;
+pub mod forward;
+pub mod identify;
+pub mod limits;
+pub mod parse;
+pub mod proxy;
+pub mod record;
+pub mod respond;
+pub mod sessions;

@@ -51,6 +51,16 @@ pub enum Cgroup {
     Below(Glob),
 }
 
+/// As it is configured.
+impl std::fmt::Display for Cgroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Root => f.write_str("/"),
+            Self::Below(glob) => f.write_str(glob.as_str()),
+        }
+    }
+}
+
 /// Which destinations are captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destinations {

@@ -1,5 +1,6 @@
 //! The resources: every `*.yaml` and `*.yml` of one directory, all or nothing.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +32,14 @@ pub struct Resources {
     pub generation: u64,
     /// What is probably not meant.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl Resources {
+    /// The declared server at an address.
+    #[must_use]
+    pub fn server_at(&self, address: SocketAddr) -> Option<&Arc<Server>> {
+        self.servers.iter().find(|server| server.address == address)
+    }
 }
 
 static GENERATION: AtomicU64 = AtomicU64::new(1);

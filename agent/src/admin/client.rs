@@ -1,0 +1,95 @@
+//! The command line's side of the admin socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::UnixStream;
+
+use super::api::ErrorBody;
+pub use super::api::ExecRequest;
+
+/// Why the agent did not answer as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no agent answers at `{}`: {source}; start it with `toolgate run`", path.display())]
+    NoAgent {
+        /// The admin socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The socket is root's.
+    #[error("the admin socket `{}` is root's alone; try again with sudo", path.display())]
+    NotRoot {
+        /// The admin socket.
+        path: PathBuf,
+    },
+    /// HTTP broke.
+    #[error("the agent's answer broke off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// Not what was expected.
+    #[error("the agent's answer cannot be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    /// It said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// `GET /status`.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn status(socket: &Path) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::GET, "/status", &serde_json::Value::Null).await
+}
+
+/// `POST /exec`: this process is moved before the answer comes.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn exec(socket: &Path, wanted: &ExecRequest) -> Result<(), ClientError> {
+    call(socket, Method::POST, "/exec", wanted).await.map(drop)
+}
+
+async fn call(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<serde_json::Value, ClientError> {
+    let stream = UnixStream::connect(socket).await.map_err(|source| {
+        let path = socket.to_owned();
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            ClientError::NotRoot { path }
+        } else {
+            ClientError::NoAgent { path, source }
+        }
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let mut request = Request::new(Full::new(Bytes::from(serde_json::to_vec(body)?)));
+    *request.method_mut() = method;
+    *request.uri_mut() = hyper::Uri::try_from(path).unwrap_or_default();
+    request.headers_mut().insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("toolgate"));
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+    };
+    let (status, body) = tokio::select! {
+        exchanged = exchange => exchanged?,
+        broken = connection => return Err(match broken {
+            Err(error) => error.into(),
+            Ok(()) => ClientError::Refused("the agent closed without an answer".to_owned()),
+        }),
+    };
+    if status.is_success() {
+        return Ok(serde_json::from_slice(&body)?);
+    }
+    Err(ClientError::Refused(serde_json::from_slice::<ErrorBody>(&body)?.error))
+}

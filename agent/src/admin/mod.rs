@@ -1,0 +1,166 @@
+//! What the operator asks: status and `exec` on a Unix socket, metrics and readiness on TCP.
+//!
+//! Whoever may open the socket is root (mode 0600), and no captured process may use it, root or not. The TCP ports
+//! are refused to captured processes in the kernel.
+
+mod api;
+pub mod client;
+mod exec;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::app::Node;
+use crate::capture::Kernel;
+use crate::config::AgentConfig;
+
+/// Why the operator's sockets are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The Unix socket.
+    #[error("cannot listen at `{}` (listen.admin): {source}", path.display())]
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A TCP port.
+    #[error("cannot listen at {address} ({key}): {source}; choose another port or free this one")]
+    Tcp {
+        /// The configuration's key.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Bound before anything is attached, so that a port in use stops the start.
+pub struct Sockets {
+    admin: UnixListener,
+    metrics: TcpListener,
+    ready: TcpListener,
+    /// Removed with the sockets.
+    _path: SocketPath,
+}
+
+struct SocketPath(PathBuf);
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Sockets {
+    /// Binds all three. The caller holds the agent's lock: a socket file that exists was left by a dead agent.
+    ///
+    /// # Errors
+    /// [`AdminError`] names the key.
+    pub fn bind(agent: &AgentConfig) -> Result<Self, AdminError> {
+        let path = &agent.listen.admin;
+        let admin = bind_unix(path).map_err(|source| AdminError::Unix { path: path.clone(), source })?;
+        Ok(Self {
+            admin,
+            metrics: bind_tcp("listen.metrics", agent.listen.metrics)?,
+            ready: bind_tcp("listen.ready", agent.listen.ready)?,
+            _path: SocketPath(path.clone()),
+        })
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // Made for root alone from the first moment: chmod after bind would leave a gap.
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(before);
+    let listener = bound?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, AdminError> {
+    let bind = || {
+        let listener = StdTcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    bind().map_err(|source| AdminError::Tcp { key, address, source })
+}
+
+/// What the handlers see.
+#[derive(Clone)]
+struct Context {
+    node: Arc<Node>,
+    kernel: Arc<Kernel>,
+}
+
+/// Answers until it is dropped.
+pub async fn serve(node: Arc<Node>, kernel: Arc<Kernel>, sockets: Sockets) {
+    let context = Context { node, kernel };
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = sockets.admin.accept() => match stream.peer_cred() {
+                Ok(peer) => answer(stream, context.clone(), Port::Admin(peer)),
+                Err(error) => tracing::warn!(%error, "admin connection without credentials closed"),
+            },
+            Ok((stream, _)) = sockets.metrics.accept() => answer(stream, context.clone(), Port::Metrics),
+            Ok((stream, _)) = sockets.ready.accept() => answer(stream, context.clone(), Port::Ready),
+        }
+    }
+}
+
+/// Where a request came in.
+#[derive(Clone, Copy)]
+enum Port {
+    Admin(tokio::net::unix::UCred),
+    Metrics,
+    Ready,
+}
+
+/// How long an operator's client may be silent before its head is read.
+const HEAD_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn answer<S>(stream: S, context: Context, port: Port)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let context = context.clone();
+        async move { Ok::<Response<Full<Bytes>>, Infallible>(api::route(request, port, &context).await) }
+    });
+    tokio::task::spawn_local(async move {
+        let served = http1::Builder::new()
+            .timer(hyper_util::rt::TokioTimer::new())
+            .header_read_timeout(HEAD_TIME_MAX)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "admin connection broke");
+        }
+    });
+}

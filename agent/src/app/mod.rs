@@ -1,0 +1,279 @@
+//! Builds everything, in an order in which each failure leaves nothing behind, and takes it down again.
+
+pub mod exec_root;
+mod lock;
+mod plan;
+mod worker;
+
+pub use lock::{AgentLock, LockError, holder};
+pub use plan::PlanError;
+pub use worker::Worker;
+
+use std::net::TcpListener as StdListener;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
+
+use crate::capture::Kernel;
+use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources};
+use crate::identify::Identify;
+use crate::limits::Limits;
+use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
+use crate::sessions::Sessions;
+use crate::{admin, capture};
+
+/// Below the configuration's directory: what is read again on change.
+const RESOURCES: &str = "resources";
+
+/// What the command line says of a run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration's directory; `None`: the embedded default.
+    pub config: Option<PathBuf>,
+    /// Let pass what policy would deny, and record it.
+    pub observe: bool,
+}
+
+/// What all threads share.
+pub struct Node {
+    /// The agent's own configuration, as read at start.
+    pub agent: AgentConfig,
+    /// The last good generation of the resources.
+    pub resources: ArcSwap<Resources>,
+    /// Turns recorded processes into callers.
+    pub identify: Identify,
+    /// Session bindings.
+    pub sessions: Sessions,
+    /// Where entries are opened.
+    pub record: Recorder,
+    /// Whether policy is only observed.
+    pub mode: Mode,
+    /// What becomes of traffic that is not MCP.
+    pub unrecognised: Unrecognised,
+    /// What becomes of MCP to no declared server.
+    pub undeclared: Undeclared,
+    /// The data path's limits.
+    pub limits: Limits,
+    /// The metrics, counted by the audit's writer.
+    pub metrics: Arc<Metrics>,
+    /// The last audit lines.
+    pub recent: Recent,
+    /// What is wrong with the configuration that was not taken over.
+    pub refused: Mutex<Vec<String>>,
+    config: Option<PathBuf>,
+}
+
+impl Node {
+    /// Reads the resources again: all of them are taken over, or nothing changes.
+    pub fn reload(&self, kernel: &Kernel) {
+        let Some(dir) = &self.config else { return };
+        let loaded = config::load_resources(&dir.join(RESOURCES), &self.agent)
+            .map_err(|all| texts(&all))
+            .and_then(|mut new| {
+                new.generation = self.resources.load().generation + 1;
+                let plan = plan::plan(&self.agent, &new, self.mode).map_err(|e| vec![e.to_string()])?;
+                kernel.update(&plan).map_err(|e| vec![e.to_string()])?;
+                Ok(new)
+            });
+        let refused = match loaded {
+            Ok(new) => {
+                tracing::info!(generation = new.generation, "configuration reloaded");
+                self.resources.store(Arc::new(new));
+                Vec::new()
+            }
+            Err(errors) => {
+                self.metrics.reload_failures.inc();
+                for error in &errors {
+                    tracing::error!("configuration not reloaded, the last good one stays:\n{error}");
+                }
+                errors
+            }
+        };
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+}
+
+fn texts(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(ToString::to_string).collect()
+}
+
+/// Reads the configuration.
+///
+/// # Errors
+/// All that is wrong with it, each with its place.
+pub fn load(dir: Option<&PathBuf>) -> Result<(AgentConfig, Resources), Vec<Diagnostic>> {
+    let Some(dir) = dir else { return Ok(config::embedded()) };
+    let agent = config::load_agent(dir)?;
+    let resources = config::load_resources(&dir.join(RESOURCES), &agent)?;
+    Ok((agent, resources))
+}
+
+/// Whether this machine has the cgroups that a configuration names; one without cgroup2 can check it all the same.
+///
+/// # Errors
+/// [`PlanError::Missing`] or [`PlanError::Pattern`].
+pub fn check_here(agent: &AgentConfig) -> Result<(), PlanError> {
+    plan::named_cgroups(agent, Mode::default()).map(drop).or_else(|error| match error {
+        PlanError::Capture(_) => Ok(()),
+        PlanError::Missing { .. } | PlanError::Pattern { .. } => Err(error),
+    })
+}
+
+/// Runs the agent until SIGINT or SIGTERM.
+///
+/// # Errors
+/// What kept it from starting; then nothing is attached.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let (agent, resources) = load(options.config.as_ref())
+        .map_err(|all| anyhow::anyhow!("the configuration has errors\n\n{}", texts(&all).join("\n")))?;
+    for warning in &resources.warnings {
+        tracing::warn!("{warning}");
+    }
+    let _lock = AgentLock::take()?;
+    let mode = Mode { observe: options.observe };
+    exec_root::make()?;
+    let plan = plan::plan(&agent, &resources, mode)?;
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let listeners = worker::listen(plan.listener, threads)?;
+    let admin = admin::Sockets::bind(&agent)?;
+    let (node, writer) = build(options, agent, resources, mode)?;
+    let kernel = Arc::new(Kernel::attach(&plan, &listeners).context("cannot capture")?);
+    let served = serve(&node, &kernel, listeners, admin).await;
+    // From here on captured processes reach their servers directly again: an orderly end is the operator's wish.
+    let detached = match Arc::try_unwrap(kernel) {
+        Ok(kernel) => kernel.detach().map(drop),
+        // A connection of the operator's still holds it: the pins are the same.
+        Err(_) => capture::detach().map(drop),
+    };
+    exec_root::remove();
+    writer.finish();
+    served?;
+    detached.context("cannot detach; `toolgate detach` removes what is left")?;
+    tracing::info!("ended; nothing is captured any more");
+    Ok(())
+}
+
+fn build(
+    options: Options,
+    agent: AgentConfig,
+    resources: Resources,
+    mode: Mode,
+) -> anyhow::Result<(Arc<Node>, Writer)> {
+    let limits = Limits::default();
+    let (recorder, writer) = record::start(&AuditPlan {
+        file: agent.audit.file.clone(),
+        sync: agent.audit.sync,
+        deny_on_failure: agent.audit.on_failure == OnFailure::Deny,
+        state_directory: agent.store.clone(),
+        entries_max: limits.audit_entries_max,
+    })?;
+    let node = Node {
+        unrecognised: agent.capture.unrecognised,
+        undeclared: agent.capture.undeclared,
+        agent,
+        resources: ArcSwap::from_pointee(resources),
+        identify: Identify::default(),
+        sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
+        record: recorder,
+        mode,
+        limits,
+        metrics: Arc::clone(&writer.metrics),
+        recent: Arc::clone(&writer.recent),
+        refused: Mutex::default(),
+        config: options.config,
+    };
+    Ok((Arc::new(node), writer))
+}
+
+/// Serves until a signal, then drains.
+async fn serve(
+    node: &Arc<Node>,
+    kernel: &Arc<Kernel>,
+    listeners: Vec<StdListener>,
+    admin: admin::Sockets,
+) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (stop, stopping) = watch::channel(false);
+    let workers = worker::spawn(node, kernel, listeners, &stopping)?;
+    let (changed, mut changes) = tokio::sync::mpsc::channel(1);
+    let _watch = match &node.config {
+        // A change that finds the channel full is seen with the one before it.
+        Some(dir) => Some(config::watch::watch(&dir.join(RESOURCES), move || {
+            let _ = changed.try_send(());
+        })?),
+        None => None,
+    };
+    let admin = admin::serve(Arc::clone(node), Arc::clone(kernel), admin);
+    let chores = chores(kernel);
+    tokio::pin!(admin, chores);
+    announce(node);
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => node.reload(kernel),
+            Some(()) = changes.recv() => node.reload(kernel),
+            () = &mut admin => break,
+            () = &mut chores => break,
+        }
+    }
+    tracing::info!("ending: no new connections; running requests have {:?}", node.limits.drain_time_max);
+    let _ = stop.send(true); // no receiver: every worker has ended by itself
+    for worker in workers {
+        if tokio::task::spawn_blocking(move || worker.join()).await?.is_err() {
+            tracing::error!("a worker thread panicked: its connections were closed");
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel's side needs now and then: its log read, stale records and empty `exec` cgroups removed.
+async fn chores(kernel: &Kernel) {
+    let mut every = tokio::time::interval(std::time::Duration::from_secs(2));
+    let log = async {
+        match kernel.log_task() {
+            Some(log) => log.await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(log);
+    loop {
+        tokio::select! {
+            () = &mut log => tracing::warn!("the programs' log ended"),
+            _ = every.tick() => {
+                match kernel.sweep() {
+                    Ok(0) => {}
+                    Ok(records) => tracing::debug!(records, "stale kernel records removed"),
+                    Err(error) => tracing::warn!(%error, "stale kernel records stay"),
+                }
+                exec_root::sweep();
+            }
+        }
+    }
+}
+
+fn announce(node: &Node) {
+    if node.mode.observe {
+        tracing::warn!("dangerous: --observe lets pass what policy would deny; it is recorded as `observe`");
+    }
+    for setting in node.agent.dangerous() {
+        tracing::warn!("dangerous: {setting}");
+    }
+    let resources = node.resources.load();
+    let from = node.config.as_ref().map_or("embedded default".into(), |dir| dir.display().to_string());
+    tracing::info!(
+        config = %from,
+        workloads = resources.workloads.len(),
+        servers = resources.servers.len(),
+        admin = %node.agent.listen.admin.display(),
+        "ready"
+    );
+}

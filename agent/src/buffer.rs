@@ -1,0 +1,172 @@
+//! Read buffers: blocks of a thread-local pool, held only while there is something in them.
+//!
+//! An idle connection holds no block. A message larger than a block gets a buffer of its own that grows with it
+//! and is freed with it.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Bytes of a pooled block: one read takes what a socket holds, and a 64 KiB message fits with its head.
+pub const BLOCK_BYTES: usize = 128 * 1024;
+/// Blocks that a thread keeps for reuse; more are freed.
+const POOLED_MAX: usize = 64;
+
+thread_local! {
+    static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_block() -> Vec<u8> {
+    POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BLOCK_BYTES])
+}
+
+fn give_back(block: Vec<u8>) {
+    if block.len() == BLOCK_BYTES {
+        POOL.with_borrow_mut(|pool| {
+            if pool.len() < POOLED_MAX {
+                pool.push(block);
+            }
+        });
+    }
+}
+
+/// Bytes that were read and not yet used.
+#[derive(Default)]
+pub struct Buffer {
+    /// Empty, or all initialised: `start..end` is what was read.
+    store: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// What was read and not yet consumed.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.store[self.start..self.end]
+    }
+
+    /// Whether nothing waits in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Forgets the first `count` bytes; an empty buffer gives its block back.
+    ///
+    /// # Panics
+    /// When `count` exceeds what is there: a fault of this program.
+    pub fn consume(&mut self, count: usize) {
+        assert!(count <= self.end - self.start, "consumed more than was read");
+        self.start += count;
+        self.release_if_empty();
+    }
+
+    fn release_if_empty(&mut self) {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            give_back(std::mem::take(&mut self.store));
+        }
+    }
+
+    /// Makes room for one more byte at least; false where `bytes_max` are waiting already.
+    fn make_room(&mut self, bytes_max: usize) -> bool {
+        if self.store.is_empty() {
+            self.store = take_block();
+        }
+        if self.end < self.store.len() {
+            return true;
+        }
+        if self.start > 0 {
+            self.store.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            return true;
+        }
+        if self.store.len() >= bytes_max {
+            return false;
+        }
+        let grown = (self.store.len() * 2).min(bytes_max);
+        self.store.resize(grown, 0);
+        true
+    }
+
+    /// Reads once. `Ready(Ok(0))`: the other side closed. `OutOfMemory`: `bytes_max` are waiting already.
+    pub fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut R,
+        bytes_max: usize,
+    ) -> Poll<io::Result<usize>> {
+        if !self.make_room(bytes_max) {
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        }
+        let mut space = ReadBuf::new(&mut self.store[self.end..]);
+        let polled = Pin::new(io).poll_read(cx, &mut space);
+        let count = space.filled().len();
+        self.end += count;
+        self.release_if_empty();
+        ready!(polled)?;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Reads once, when there is something; safe to cancel.
+    ///
+    /// # Errors
+    /// As [`Buffer::poll_fill`].
+    pub async fn fill<R: AsyncRead + Unpin>(&mut self, io: &mut R, bytes_max: usize) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(cx, io, bytes_max)).await
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.store));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pooled() -> usize {
+        POOL.with_borrow(Vec::len)
+    }
+
+    #[tokio::test]
+    async fn an_idle_buffer_holds_no_block_and_a_large_message_gets_its_own() {
+        let mut buffer = Buffer::default();
+        let mut small: &[u8] = b"abc";
+        assert_eq!(buffer.fill(&mut small, BLOCK_BYTES).await.unwrap(), 3);
+        buffer.consume(1);
+        assert_eq!(buffer.bytes(), b"bc");
+        assert_eq!(pooled(), 0);
+        buffer.consume(2);
+        assert_eq!(pooled(), 1, "the block went back");
+
+        let large = vec![7; 3 * BLOCK_BYTES];
+        let mut source = &large[..];
+        while buffer.bytes().len() < large.len() {
+            assert_ne!(buffer.fill(&mut source, 4 * BLOCK_BYTES).await.unwrap(), 0);
+        }
+        assert_eq!(buffer.bytes(), large);
+        buffer.consume(large.len());
+        assert_eq!(pooled(), 0, "a grown block is freed, not pooled");
+    }
+
+    #[tokio::test]
+    async fn a_full_buffer_says_so() {
+        let mut buffer = Buffer::default();
+        let mut source = tokio::io::repeat(1);
+        while buffer.bytes().len() < BLOCK_BYTES {
+            buffer.fill(&mut source, BLOCK_BYTES).await.unwrap();
+        }
+        let error = buffer.fill(&mut source, BLOCK_BYTES).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+    }
+}

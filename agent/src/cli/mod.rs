@@ -1,0 +1,167 @@
+//! The command line.
+
+mod exec;
+mod status;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::{app, capture, config};
+
+/// Where the configuration is looked for when `--config` does not say.
+const CONFIG_DIR: &str = "/etc/toolgate";
+
+/// An identity, a policy and a record on every MCP call of unmodified processes.
+#[derive(Debug, Parser)]
+#[command(name = "toolgate", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, or `check` found errors; 2 wrong usage. \
+`exec` leaves with the program's own; 126 it cannot be started, 127 there is none of that name.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent until SIGINT or SIGTERM; then nothing is captured any more
+    Run {
+        #[command(flatten)]
+        config: Config,
+        /// Let pass what policy would deny, undeclared servers included, and record it
+        #[arg(long)]
+        observe: bool,
+    },
+    /// Run a program, unmodified, in a captured cgroup with an App ID
+    #[command(after_help = "Example: toolgate exec --app-id research-agent -- python agent.py")]
+    Exec(exec::Exec),
+    /// Validate the configuration; print what would be captured, for whom, and each rule in words
+    Check {
+        #[command(flatten)]
+        config: Config,
+    },
+    /// Show what the running agent did
+    Status {
+        #[command(flatten)]
+        config: Config,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
+    Detach,
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+struct Config {
+    /// Directory of toolgate.yaml and resources/ [default: /etc/toolgate where it exists, else the embedded one]
+    #[arg(long = "config", value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Config {
+    fn dir(&self) -> Option<PathBuf> {
+        self.dir.clone().or_else(|| Some(PathBuf::from(CONFIG_DIR)).filter(|dir| dir.is_dir()))
+    }
+
+    /// Where the agent of this configuration is asked.
+    fn admin(&self) -> anyhow::Result<PathBuf> {
+        let agent = match self.dir() {
+            Some(dir) => config::load_agent(&dir).map_err(|all| errors(&all))?,
+            None => config::embedded().0,
+        };
+        Ok(agent.listen.admin)
+    }
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.run() {
+        Ok(code) => code,
+        Err(error) => {
+            // Nobody reads it: then nobody misses it.
+            let _ = writeln!(std::io::stderr(), "toolgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Run { config, observe } => {
+                log_to_stderr();
+                block_on(app::run(app::Options { config: config.dir(), observe }))?;
+            }
+            Self::Exec(exec) => return exec.run(),
+            Self::Check { config } => check(&config)?,
+            Self::Status { config, json } => {
+                let answer = block_on(async { Ok(crate::admin::client::status(&config.admin()?).await?) })?;
+                status::print(&answer, json)?;
+            }
+            Self::Detach => detach()?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// One thread, so that `exec` can replace the process from where it stands.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, work)
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("TOOLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+fn errors(all: &[config::Diagnostic]) -> anyhow::Error {
+    let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("the configuration has errors\n\n{}", texts.join("\n"))
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    let dir = config.dir();
+    let (agent, resources) = app::load(dir.as_ref()).map_err(|all| errors(&all))?;
+    let mut out = std::io::stdout().lock();
+    for warning in &resources.warnings {
+        writeln!(out, "{warning}")?;
+    }
+    writeln!(out, "{}", config::explain(&agent, &resources))?;
+    app::check_here(&agent)?;
+    Ok(())
+}
+
+fn detach() -> anyhow::Result<()> {
+    if let Some(pid) = app::holder()? {
+        anyhow::bail!("the agent runs (pid {pid}): stop it, and it detaches by itself");
+    }
+    let removed = capture::detach().context("cannot detach")?;
+    app::exec_root::remove();
+    let mut out = std::io::stdout().lock();
+    if removed.links == 0 && removed.maps == 0 {
+        writeln!(out, "nothing was attached")?;
+    } else {
+        writeln!(
+            out,
+            "removed {} links and {} maps; nothing is captured any more",
+            removed.links, removed.maps
+        )?;
+    }
+    Ok(())
+}
+
+/// The path of a directory, for messages.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,102 @@
+//! `toolgate status` for people.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use serde_json::Value;
+
+/// Prints what the agent said of itself.
+pub(super) fn print(status: &Value, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{status:#}")?;
+    } else {
+        out.write_all(words(status).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn text<'v>(value: &'v Value, key: &str) -> &'v str {
+    value[key].as_str().unwrap_or_default()
+}
+
+fn rows(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn words(status: &Value) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "toolgate {} (pid {}), generation {}, {} sessions{}",
+        text(status, "version"),
+        status["pid"],
+        status["generation"],
+        status["sessions"],
+        if status["observe"] == true { ", OBSERVING: policy denies nothing" } else { "" }
+    );
+    let cgroups: Vec<&str> = rows(&status["capture"]["cgroups"]).iter().filter_map(Value::as_str).collect();
+    let captured = if cgroups.is_empty() { String::new() } else { format!(" and {}", cgroups.join(", ")) };
+    let _ = writeln!(out, "captured: what `toolgate exec` starts{captured}");
+    for server in rows(&status["servers"]) {
+        let _ = writeln!(
+            out,
+            "server:   {} at {}{}",
+            text(server, "app_id"),
+            text(server, "address"),
+            text(server, "path")
+        );
+    }
+    for error in rows(&status["refused_configuration"]).iter().filter_map(Value::as_str) {
+        let _ = writeln!(out, "\na changed configuration was not taken over:\n{error}");
+    }
+    requests(&mut out, rows(&status["requests"]));
+    recent(&mut out, rows(&status["recent"]));
+    out
+}
+
+fn requests(out: &mut String, requests: &[Value]) {
+    if requests.is_empty() {
+        let _ =
+            writeln!(out, "\nno messages yet; start a program with `toolgate exec --app-id NAME -- COMMAND`");
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "\n{:<20} {:<16} {:<28} {:<16} {:<8} {:<20} {:>7}",
+        "CALLER", "TARGET", "METHOD", "TOOL", "DECISION", "REASON", "COUNT"
+    );
+    for row in requests {
+        let _ = writeln!(
+            out,
+            "{:<20} {:<16} {:<28} {:<16} {:<8} {:<20} {:>7}",
+            text(row, "caller"),
+            text(row, "target"),
+            text(row, "method"),
+            text(row, "tool"),
+            text(row, "decision"),
+            text(row, "reason"),
+            row["count"].to_string()
+        );
+    }
+}
+
+fn recent(out: &mut String, recent: &[Value]) {
+    if !recent.is_empty() {
+        let _ = writeln!(out, "\nlast messages");
+    }
+    for line in recent {
+        let caller = line["caller"]["app_id"].as_str().unwrap_or("unidentified");
+        let tool = line["tool"].as_str().map(|tool| format!(" {tool}")).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "{}  {caller} -> {}  {}{tool}  {} ({})",
+            text(line, "time"),
+            text(line, "target"),
+            text(line, "method"),
+            text(line, "decision"),
+            text(line, "reason")
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! Stage 5, forward: what was permitted goes to its server, and nothing else does.
+//!
+//! An upstream connection serves one (caller, server). It waits in its thread's pool between two requests; one that
+//! says anything while it waits is closed.
+
+mod passage;
+mod pool;
+
+pub use passage::{first_to_speak, pass, relay};
+pub use pool::Pool;
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use toolgate_core::decision::{Passage, Permitted, Server};
+use toolgate_core::http1;
+use toolgate_core::identity::Identity;
+
+use crate::buffer::Buffer;
+use crate::limits::Limits;
+use crate::parse::{Asked, Request, write_all_vectored};
+
+/// Why a permitted request did not reach its server.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// No connection.
+    #[error("cannot connect to {address}: {source}; is the server running?")]
+    Connect {
+        /// Where the server should be.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No connection in time.
+    #[error("{address} did not accept a connection within {limit:?} (connect_time_max)")]
+    ConnectTimeout {
+        /// Where the server should be.
+        address: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The client's body broke off or is no HTTP while it was streamed.
+    #[error("the client's body broke off: {problem}")]
+    ClientBody {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It did not take the request.
+    #[error("{address} closed while the request was sent: {source}")]
+    Send {
+        /// Where the server is.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Whom an upstream connection serves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Leg {
+    /// The caller.
+    pub caller: Identity,
+    /// The server's address.
+    pub address: SocketAddr,
+}
+
+/// A connection to a server.
+pub struct Upstream {
+    /// The connection.
+    pub io: TcpStream,
+    /// What the server said and nobody has read yet.
+    pub buffer: Buffer,
+    /// The server's address.
+    pub address: SocketAddr,
+}
+
+/// Sends a permitted request over a connection of this caller to this server, and returns that connection: the
+/// reply is the next that it says.
+///
+/// # Errors
+/// [`ForwardError`]; the request may have reached the server in the case of `Send`.
+pub async fn send(
+    permitted: Permitted<&Asked<'_>>,
+    leg: &Leg,
+    pool: &Pool,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    let mut upstream = match pool.checkout(leg, limits) {
+        Some(idle) => idle,
+        None => connect(leg.address, limits).await?,
+    };
+    upstream.write_request(&permitted.into_inner().request).await?;
+    Ok(upstream)
+}
+
+/// Sends permitted MCP to an address that no Server declares, over a connection of this client alone.
+///
+/// # Errors
+/// As [`send`].
+pub async fn send_undeclared(
+    permitted: Permitted<&Request<'_>>,
+    own: Option<Upstream>,
+    address: SocketAddr,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    let mut upstream = still_open(own, address, limits).await?;
+    upstream.write_request(permitted.into_inner()).await?;
+    Ok(upstream)
+}
+
+/// Dials where the client of a permitted passage wanted to go.
+///
+/// # Errors
+/// [`ForwardError`] when nothing answers there.
+pub async fn dial(
+    _permitted: &Permitted<Passage>,
+    address: SocketAddr,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    connect(address, limits).await
+}
+
+async fn still_open(
+    own: Option<Upstream>,
+    address: SocketAddr,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    if let Some(mut upstream) = own
+        && pool::is_quiet(&mut upstream)
+    {
+        return Ok(upstream);
+    }
+    connect(address, limits).await
+}
+
+/// Where a server's requests go.
+#[must_use]
+pub fn leg(caller: &Identity, server: &Server) -> Leg {
+    Leg { caller: caller.clone(), address: server.address }
+}
+
+async fn connect(address: SocketAddr, limits: &Limits) -> Result<Upstream, ForwardError> {
+    let limit = limits.connect_time_max;
+    let connected = timeout(limit, TcpStream::connect(address)).await;
+    let io = connected
+        .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
+        .and_then(|io| io.set_nodelay(true).map(|()| io))
+        .map_err(|source| ForwardError::Connect { address, source })?;
+    Ok(Upstream { io, buffer: Buffer::default(), address })
+}
+
+impl Upstream {
+    /// Writes a request with exactly one framing, head and body in one system call.
+    async fn write_request(&mut self, request: &Request<'_>) -> Result<(), ForwardError> {
+        let mut head = Vec::with_capacity(request.head.bytes + 64);
+        let has_body = !request.body.is_empty() || matches!(request.head.method, "POST" | "PUT" | "PATCH");
+        let length = has_body.then_some(request.body.len() as u64);
+        http1::write_request_head(&mut head, &request.head, length, false);
+        self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)]).await?;
+        // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
+        // Best effort: without it the reply is slow, not wrong.
+        let _ = socket2::SockRef::from(&self.io).set_tcp_quickack(true);
+        Ok(())
+    }
+
+    async fn write(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), ForwardError> {
+        let address = self.address;
+        write_all_vectored(&mut self.io, parts).await.map_err(|source| ForwardError::Send { address, source })
+    }
+}

@@ -1,0 +1,121 @@
+//! Traffic that is not MCP, on its permitted way to where the client wanted it: requests with bodies that are
+//! streamed, and bytes that nobody reads.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
+use toolgate_core::decision::{Passage, Permitted};
+use toolgate_core::http1::{self, Framing, Guess};
+
+use super::{ForwardError, Upstream, still_open};
+use crate::body::Body;
+use crate::buffer::BLOCK_BYTES;
+use crate::limits::Limits;
+use crate::parse::{BodyAt, Client, HeadAt, Stream};
+
+/// Waits for the first byte of either side. `None`: one of them left without a word.
+///
+/// A server that speaks first speaks no HTTP; a client that does is looked at.
+pub async fn first_to_speak<S: Stream>(
+    _permitted: &Permitted<Passage>,
+    client: &mut Client<S>,
+    upstream: &mut Upstream,
+    limits: &Limits,
+) -> Option<Guess> {
+    let Upstream { io, buffer, .. } = upstream;
+    tokio::select! {
+        biased;
+        guess = client.guess(limits) => guess,
+        spoken = buffer.fill(io, BLOCK_BYTES) => matches!(spoken, Ok(1..)).then_some(Guess::No),
+    }
+}
+
+/// Sends a request whose head was read; its body too, or as it comes.
+///
+/// # Errors
+/// [`ForwardError`]; the server may have got a part.
+pub async fn pass<S: Stream>(
+    _permitted: &Permitted<Passage>,
+    client: &mut Client<S>,
+    head: &HeadAt,
+    body: Option<BodyAt>,
+    own: Option<Upstream>,
+    address: SocketAddr,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    let mut upstream = still_open(own, address, limits).await?;
+    let broken = |error: crate::parse::Broken| ForwardError::ClientBody { problem: error.to_string() };
+    let Some(body) = body else {
+        stream_request(client, head, &mut upstream, limits).await?;
+        return Ok(upstream);
+    };
+    upstream.write_request(&client.request(head, &body, limits).map_err(broken)?).await?;
+    client.done(head, &body);
+    Ok(upstream)
+}
+
+/// Sends the head, then the body run by run, in the framing that the client chose.
+async fn stream_request<S: Stream>(
+    client: &mut Client<S>,
+    head: &HeadAt,
+    upstream: &mut Upstream,
+    limits: &Limits,
+) -> Result<(), ForwardError> {
+    let broken = |problem: &str| ForwardError::ClientBody { problem: problem.to_owned() };
+    let (io, buffer) = client.parts();
+    let (length, chunked) = match head.framing {
+        Framing::None | Framing::UntilClose => (None, false),
+        Framing::Length(length) => (Some(length), false),
+        Framing::Chunked => (None, true),
+    };
+    let mut out = Vec::with_capacity(head.bytes + 64);
+    let parsed = http1::request_head(buffer.bytes(), &limits.head).map_err(|e| broken(&e.to_string()))?;
+    http1::write_request_head(&mut out, &parsed.ok_or_else(|| broken("no head"))?, length, chunked);
+    buffer.consume(head.bytes);
+    upstream.write(&mut [IoSlice::new(&out)]).await?;
+    let mut body = Body::new(head.framing);
+    while !body.is_done() {
+        let run = body.next(buffer.bytes()).map_err(|e| broken(&e.to_string()))?;
+        let consumed = run.consumed;
+        if !run.data.is_empty() {
+            out.clear();
+            let mut end: &[u8] = b"";
+            if chunked {
+                http1::write_chunk_head(&mut out, run.data.len());
+                end = http1::CHUNK_END;
+            }
+            upstream.write(&mut [IoSlice::new(&out), IoSlice::new(run.data), IoSlice::new(end)]).await?;
+        }
+        buffer.consume(consumed);
+        if consumed == 0 && !body.is_done() && !matches!(buffer.fill(io, BLOCK_BYTES).await, Ok(1..)) {
+            return Err(broken("the client left"));
+        }
+    }
+    if chunked {
+        upstream.write(&mut [IoSlice::new(http1::LAST_CHUNK)]).await?;
+    }
+    Ok(())
+}
+
+/// Passes bytes both ways until both sides end; what was read before goes first. Returns bytes (sent, received).
+pub async fn relay<S: Stream>(
+    _permitted: &Permitted<Passage>,
+    client: &mut Client<S>,
+    upstream: &mut Upstream,
+) -> (u64, u64) {
+    let (io, buffer) = client.parts();
+    let (sent, received) = (buffer.bytes().len(), upstream.buffer.bytes().len());
+    let first = async {
+        upstream.io.write_all(buffer.bytes()).await?;
+        io.write_all(upstream.buffer.bytes()).await
+    };
+    if first.await.is_err() {
+        return (0, 0);
+    }
+    buffer.consume(sent);
+    upstream.buffer.consume(received);
+    // How it ends is the two sides' affair; what went through is what is recorded.
+    let (more_sent, more_received) = copy_bidirectional(io, &mut upstream.io).await.unwrap_or_default();
+    (sent as u64 + more_sent, received as u64 + more_received)
+}

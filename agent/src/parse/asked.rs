@@ -1,0 +1,241 @@
+//! What a request asks of an MCP server: the message, or the stream, of exactly one meaning.
+
+use std::cell::RefCell;
+
+use toolgate_core::decision::{Action, Asks, Server};
+use toolgate_core::denial::{Reason, Shape};
+use toolgate_core::http1::{Framing, HttpError, RequestHead};
+use toolgate_core::mcp::{self, Message, Method, json};
+
+use super::Request;
+use crate::limits::Limits;
+
+thread_local! {
+    static SCRATCH: RefCell<json::Scratch> = RefCell::new(json::Scratch::default());
+}
+
+/// A request that was parsed whole, with the bytes that it was parsed from: what is decided on is what is sent.
+pub struct Asked<'b> {
+    /// The request as it came.
+    pub request: Request<'b>,
+    /// Its session, as the client states it.
+    pub session: Option<&'b str>,
+    what: What<'b>,
+}
+
+enum What<'b> {
+    Message(Message<'b>),
+    OpenStream,
+    EndSession,
+    OtherPath,
+}
+
+impl Asks for Asked<'_> {
+    fn action(&self) -> Action<'_> {
+        match &self.what {
+            What::Message(message) => Action::Message(message),
+            What::OpenStream => Action::OpenStream,
+            What::EndSession => Action::EndSession,
+            What::OtherPath => Action::OtherPath,
+        }
+    }
+}
+
+impl Asked<'_> {
+    /// The message, where it is one.
+    #[must_use]
+    pub fn message(&self) -> Option<&Message<'_>> {
+        match &self.what {
+            What::Message(message) => Some(message),
+            What::OpenStream | What::EndSession | What::OtherPath => None,
+        }
+    }
+
+    /// Whether it goes to a path that is not the server's MCP endpoint.
+    #[must_use]
+    pub fn is_other_path(&self) -> bool {
+        matches!(self.what, What::OtherPath)
+    }
+
+    /// How a refusal of it is put.
+    #[must_use]
+    pub fn shape(&self) -> Shape<'_> {
+        match &self.what {
+            What::Message(message) => self.message_shape(message),
+            What::OpenStream => Shape::Stream,
+            What::EndSession => Shape::EndSession,
+            What::OtherPath => {
+                Shape::OtherPath { well_known: self.request.head.path.starts_with("/.well-known/") }
+            }
+        }
+    }
+}
+
+/// From here on results say what they are (MCP 2026-07-28, `resultType`).
+const RESULT_TYPE_SINCE: &[u8] = b"2026-07-28";
+
+impl Asked<'_> {
+    fn message_shape<'m>(&self, message: &'m Message<'_>) -> Shape<'m> {
+        match message {
+            Message::Request(call) => {
+                let id = call.id.as_ref().map_or("null", |id| id.raw());
+                if call.method != Method::ToolsCall {
+                    return Shape::Request { id };
+                }
+                let version = self.request.head.headers.get("mcp-protocol-version");
+                let result_type = version.is_some_and(|version| version >= RESULT_TYPE_SINCE);
+                Shape::ToolCall { id, result_type }
+            }
+            Message::Notification(_) => Shape::Notification,
+            Message::Response(_) => Shape::Response,
+        }
+    }
+}
+
+/// A request that breaks a wire rule: what to say, and what the audit is told.
+#[derive(Debug)]
+pub struct Refused {
+    /// For the label.
+    pub reason: Reason,
+    /// The HTTP status.
+    pub status: u16,
+    /// The JSON-RPC error's code.
+    pub code: i32,
+    /// For the audit and the answer: which rule was broken.
+    pub detail: String,
+}
+
+impl Refused {
+    fn malformed(error: &json::Malformed) -> Self {
+        Self { reason: Reason::MalformedMessage, status: 400, code: error.code(), detail: error.to_string() }
+    }
+
+    /// The body exceeds its limit.
+    #[must_use]
+    pub fn too_large(detail: String) -> Self {
+        Self { reason: Reason::TooLarge, ..Self::http(413, detail) }
+    }
+
+    /// It did not come in time.
+    #[must_use]
+    pub fn slow(detail: String) -> Self {
+        Self::http(408, detail)
+    }
+
+    fn http(status: u16, detail: impl Into<String>) -> Self {
+        Self { reason: Reason::MalformedHttp, status, code: -32600, detail: detail.into() }
+    }
+}
+
+impl From<&HttpError> for Refused {
+    fn from(error: &HttpError) -> Self {
+        Self::http(error.status(), error.to_string())
+    }
+}
+
+/// Parses a request to a declared server.
+///
+/// # Errors
+/// [`Refused`] for a request that two parsers could read in two ways, or that is no MCP.
+pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Result<Asked<'b>, Refused> {
+    let head = &request.head;
+    let host = head.headers.only("host").map_err(|error| Refused::from(&error))?.unwrap_or_default();
+    if !server.accepts_host(host) {
+        return Err(Refused {
+            reason: Reason::HostMismatch,
+            ..Refused::http(403, format!("host `{host}` is none of the server's `hosts`"))
+        });
+    }
+    let session = head.headers.only("mcp-session-id").map_err(|error| Refused::from(&error))?;
+    if head.path != server.path {
+        return Ok(Asked { request, session, what: What::OtherPath });
+    }
+    let what = match head.method {
+        "POST" => What::Message(message(&request, limits)?),
+        "GET" if request.body.is_empty() => What::OpenStream,
+        "DELETE" if request.body.is_empty() => What::EndSession,
+        "GET" | "DELETE" => return Err(Refused::http(400, format!("{} with a body", head.method))),
+        other => return Err(Refused::http(405, format!("method `{other}` is none of MCP's"))),
+    };
+    Ok(Asked { request, session, what })
+}
+
+fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Refused> {
+    let content_type =
+        request.head.headers.only("content-type").map_err(|error| Refused::from(&error))?.unwrap_or_default();
+    if !is_json(content_type) {
+        let detail = format!("content type `{content_type}`: MCP messages are application/json");
+        return Err(Refused::http(415, detail));
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        mcp::parse(request.body, scratch, &limits.json).map_err(|error| Refused::malformed(&error))
+    })
+}
+
+/// `application/json`, with or without `charset=utf-8`: MCP is UTF-8.
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default();
+    media_type.eq_ignore_ascii_case("application/json")
+        && parts.all(|parameter| {
+            let charset = parameter.to_ascii_lowercase();
+            matches!(charset.as_str(), "charset=utf-8" | "charset=\"utf-8\"" | "")
+        })
+}
+
+/// Whether a request to no declared server may carry MCP: then its body is read before anything is sent. One that
+/// is too large to be read, and says that it is no JSON, is passed on as it comes.
+#[must_use]
+pub(super) fn looks_like_mcp(head: &RequestHead<'_>, limits: &Limits) -> bool {
+    let content_type = head.headers.get("content-type").and_then(|value| std::str::from_utf8(value).ok());
+    let readable = match head.framing {
+        Framing::Length(length) => length <= limits.body_bytes_max as u64,
+        Framing::None | Framing::Chunked | Framing::UntilClose => true,
+    };
+    has_mcp_header(head) || (head.method == "POST" && (readable || content_type.is_none_or(is_json)))
+}
+
+fn has_mcp_header(head: &RequestHead<'_>) -> bool {
+    head.headers
+        .iter()
+        .any(|header| header.name.get(..4).is_some_and(|name| name.eq_ignore_ascii_case("mcp-")))
+}
+
+/// What a request to no declared server is.
+pub enum Shadow<'b> {
+    /// MCP: decided by `undeclared`.
+    Mcp(Option<Message<'b>>),
+    /// Something else: decided by `unrecognised`.
+    Other,
+}
+
+/// Tells MCP from other requests to undeclared servers. What reads like JSON-RPC but breaks its rules counts as
+/// MCP: a lenient server might still take it.
+#[must_use]
+pub fn shadow<'b>(request: &Request<'b>, limits: &Limits) -> Shadow<'b> {
+    let parsed = SCRATCH.with_borrow_mut(|scratch| mcp::parse(request.body, scratch, &limits.json));
+    match parsed {
+        // JSON-RPC of another protocol is not ours to judge.
+        Ok(message) if is_mcp(&message) || has_mcp_header(&request.head) => Shadow::Mcp(Some(message)),
+        Ok(_) => Shadow::Other,
+        Err(_) if has_mcp_header(&request.head) || names_json_rpc(request.body) => Shadow::Mcp(None),
+        Err(_) => Shadow::Other,
+    }
+}
+
+fn is_mcp(message: &Message<'_>) -> bool {
+    match message {
+        Message::Request(call) | Message::Notification(call) => call.method != Method::Other,
+        Message::Response(_) => false,
+    }
+}
+
+/// Whether a body that is no valid message still names the protocol, escapes included.
+fn names_json_rpc(body: &[u8]) -> bool {
+    let reads_as_json = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    if !matches!(reads_as_json, Some(b'{' | b'[' | 0xef)) {
+        return false;
+    }
+    let text = String::from_utf8_lossy(body);
+    text.contains("jsonrpc") || (text.contains("\\u00") && text.contains("2.0"))
+}

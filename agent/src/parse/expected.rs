@@ -1,0 +1,70 @@
+//! What the reply to a request will be, as far as the request tells: kept while the request itself is forgotten.
+
+use toolgate_core::denial::Shape;
+use toolgate_core::mcp::{Class, ListKind, Message, Method};
+
+use super::Asked;
+
+/// What outlives the request's bytes.
+pub struct Expected {
+    /// The HTTP method; of those that matter for a reply's framing.
+    pub http_method: &'static str,
+    /// The reply lists what may be called.
+    pub list: Option<ListKind>,
+    /// The reply opens a session.
+    pub initialize: bool,
+    /// The session that this request ends.
+    pub ends_session: Option<Box<str>>,
+    /// False for a stream that is open until someone leaves.
+    pub ends_by_itself: bool,
+    /// The request's id as JSON, where it has one.
+    id: Option<Box<str>>,
+}
+
+impl Expected {
+    /// Of a request to a declared server.
+    #[must_use]
+    pub fn of(asked: &Asked<'_>) -> Self {
+        let mut expected = Self::unread(asked.request.head.method);
+        let Some(message) = asked.message() else {
+            expected.ends_by_itself = expected.http_method != "GET";
+            expected.ends_session =
+                asked.session.filter(|_| expected.http_method == "DELETE").map(Into::into);
+            return expected;
+        };
+        if let Message::Request(call) = message {
+            expected.id = call.id.as_ref().map(|id| id.raw().into());
+            expected.initialize = call.method == Method::Initialize;
+            if let Class::List(kind) = call.method.class() {
+                expected.list = Some(kind);
+            }
+        }
+        expected
+    }
+
+    /// Of a request whose reply nobody reads.
+    #[must_use]
+    pub fn unread(method: &str) -> Self {
+        let http_method = match method {
+            "HEAD" => "HEAD",
+            "GET" => "GET",
+            "DELETE" => "DELETE",
+            "CONNECT" => "CONNECT",
+            _ => "POST",
+        };
+        Self {
+            http_method,
+            list: None,
+            initialize: false,
+            ends_session: None,
+            ends_by_itself: true,
+            id: None,
+        }
+    }
+
+    /// How a failure is put to the client: as an error of its request, where that has an id.
+    #[must_use]
+    pub fn failure(&self) -> Shape<'_> {
+        self.id.as_deref().map_or(Shape::Notification, |id| Shape::Request { id })
+    }
+}

@@ -1,0 +1,338 @@
+//! Stage 3, parse: bytes of a client -> one whole HTTP request -> what it asks for.
+//!
+//! The body stays where it was read; everything parsed from it borrows it.
+
+mod asked;
+mod expected;
+
+pub use asked::{Asked, Refused, Shadow, asked, shadow};
+pub use expected::Expected;
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use toolgate_core::denial::Answer;
+use toolgate_core::http1::{self, ChunkedDecoder, Framing, Guess, HttpError, RequestHead};
+
+use crate::buffer::{BLOCK_BYTES, Buffer};
+use crate::limits::Limits;
+
+/// Both directions of a connection: TCP today, TLS or a Unix socket as well.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// Why no whole request came from a client.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// Not the HTTP/1.1 that this agent forwards.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The body exceeds `body_bytes_max`.
+    #[error("the body exceeds {bytes_max} bytes (body_bytes_max)")]
+    BodyTooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The request did not arrive within `request_time_max`.
+    #[error("the request did not arrive within {limit:?} (request_time_max)")]
+    Slow {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The client closed or failed in the middle of a request.
+    #[error("the client left in the middle of a request")]
+    ClientLeft,
+}
+
+/// A request's head lies in the buffer: what of it does not borrow.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadAt {
+    /// Bytes of the head.
+    pub bytes: usize,
+    /// How the body is framed.
+    pub framing: Framing,
+    /// Whether the connection can go on after this request.
+    pub keep_alive: bool,
+    expect_continue: bool,
+}
+
+/// Where a request's body is.
+#[derive(Debug)]
+pub enum BodyAt {
+    /// In the read buffer, behind the head.
+    InPlace(usize),
+    /// It came in chunks: joined here.
+    Joined(Vec<u8>),
+}
+
+/// One whole request, borrowed from the read buffer.
+pub struct Request<'b> {
+    /// Its head.
+    pub head: RequestHead<'b>,
+    /// Its body, without framing.
+    pub body: &'b [u8],
+}
+
+/// The client's side of a connection.
+pub struct Client<S> {
+    io: S,
+    buffer: Buffer,
+}
+
+impl<S: Stream> Client<S> {
+    /// A client that has said nothing yet.
+    pub fn new(io: S) -> Self {
+        Self { io, buffer: Buffer::default() }
+    }
+
+    /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left without a word.
+    pub async fn guess(&mut self, limits: &Limits) -> Option<Guess> {
+        let guessing = async {
+            loop {
+                let guess = http1::looks_like_http(self.buffer.bytes());
+                if !matches!(guess, Guess::Maybe) {
+                    return Some(guess);
+                }
+                if self.buffer.fill(&mut self.io, BLOCK_BYTES).await.unwrap_or(0) == 0 {
+                    return if self.buffer.is_empty() { None } else { Some(Guess::No) };
+                }
+            }
+        };
+        timeout(limits.client_idle_max, guessing).await.unwrap_or(None)
+    }
+
+    /// Waits for the next request's head. `None`: the client closed, or was idle, between two requests.
+    ///
+    /// # Errors
+    /// [`Broken`] when what came is no head.
+    pub async fn head(&mut self, limits: &Limits) -> Result<Option<HeadAt>, Broken> {
+        if self.buffer.is_empty() {
+            let first = timeout(limits.client_idle_max, self.buffer.fill(&mut self.io, BLOCK_BYTES)).await;
+            if !matches!(first, Ok(Ok(1..))) {
+                return Ok(None);
+            }
+        }
+        within(limits, self.rest_of_head(limits)).await.map(Some)
+    }
+
+    async fn rest_of_head(&mut self, limits: &Limits) -> Result<HeadAt, Broken> {
+        loop {
+            if let Some(head) = http1::request_head(self.buffer.bytes(), &limits.head)? {
+                return Ok(HeadAt {
+                    bytes: head.bytes,
+                    framing: head.framing,
+                    keep_alive: head.keep_alive,
+                    expect_continue: head.expect_continue,
+                });
+            }
+            self.fill(BLOCK_BYTES).await?;
+        }
+    }
+
+    /// Waits for the whole body of the request whose head was read.
+    ///
+    /// # Errors
+    /// [`Broken`] when it is too large, broken or does not come.
+    pub async fn body(&mut self, head: &HeadAt, limits: &Limits) -> Result<BodyAt, Broken> {
+        within(limits, async {
+            match head.framing {
+                Framing::None | Framing::UntilClose => Ok(BodyAt::InPlace(0)),
+                Framing::Length(length) => self.sized_body(head, length, limits).await,
+                Framing::Chunked => self.chunked_body(head, limits).await,
+            }
+        })
+        .await
+    }
+
+    async fn sized_body(&mut self, head: &HeadAt, length: u64, limits: &Limits) -> Result<BodyAt, Broken> {
+        let bytes_max = limits.body_bytes_max;
+        let length = usize::try_from(length).ok().filter(|length| *length <= bytes_max);
+        let length = length.ok_or(Broken::BodyTooLarge { bytes_max })?;
+        let whole = head.bytes + length;
+        self.go_ahead(head, whole).await?;
+        while self.buffer.bytes().len() < whole {
+            self.fill(whole.max(BLOCK_BYTES)).await?;
+        }
+        Ok(BodyAt::InPlace(length))
+    }
+
+    /// Joins the chunks behind the head, and takes them out of the buffer.
+    async fn chunked_body(&mut self, head: &HeadAt, limits: &Limits) -> Result<BodyAt, Broken> {
+        let bytes_max = limits.body_bytes_max;
+        self.go_ahead(head, head.bytes + 1).await?;
+        let head_copy = self.buffer.bytes()[..head.bytes].to_vec();
+        self.buffer.consume(head.bytes);
+        let mut joined = Vec::new();
+        let mut decoder = ChunkedDecoder::new();
+        while !decoder.is_done() {
+            let decoded = decoder.decode(self.buffer.bytes())?;
+            joined.extend_from_slice(decoded.data);
+            let consumed = decoded.consumed;
+            self.buffer.consume(consumed);
+            if joined.len() > bytes_max {
+                return Err(Broken::BodyTooLarge { bytes_max });
+            }
+            if consumed == 0 && !decoder.is_done() {
+                self.fill(BLOCK_BYTES).await?;
+            }
+        }
+        // The head stands before the body again: `request` reads both from one place.
+        let mut whole = head_copy;
+        whole.append(&mut joined);
+        Ok(BodyAt::Joined(whole))
+    }
+
+    /// Answers `Expect: 100-continue` when the body is still to come (RFC 9110, 10.1.1).
+    async fn go_ahead(&mut self, head: &HeadAt, whole: usize) -> Result<(), Broken> {
+        if head.expect_continue && self.buffer.bytes().len() < whole {
+            self.io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Broken::ClientLeft)?;
+        }
+        Ok(())
+    }
+
+    async fn fill(&mut self, bytes_max: usize) -> Result<(), Broken> {
+        match self.buffer.fill(&mut self.io, bytes_max).await {
+            Ok(1..) => Ok(()),
+            Ok(0) => Err(Broken::ClientLeft),
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                Err(HttpError::HeadTooLarge { head_bytes_max: BLOCK_BYTES }.into())
+            }
+            Err(_) => Err(Broken::ClientLeft),
+        }
+    }
+
+    /// The request whose head and body were read.
+    ///
+    /// # Errors
+    /// None in practice: the head was parsed before.
+    pub fn request<'b>(
+        &'b self,
+        head: &HeadAt,
+        body: &'b BodyAt,
+        limits: &Limits,
+    ) -> Result<Request<'b>, Broken> {
+        let (bytes, end) = match body {
+            BodyAt::InPlace(length) => (self.buffer.bytes(), head.bytes + length),
+            BodyAt::Joined(whole) => (&whole[..], whole.len()),
+        };
+        let head = http1::request_head(bytes, &limits.head)?.ok_or(Broken::ClientLeft)?;
+        let body = &bytes[head.bytes..end];
+        Ok(Request { head, body })
+    }
+
+    /// Whether the request whose head was read may carry MCP, to whomever it goes.
+    pub fn may_be_mcp(&self, limits: &Limits) -> bool {
+        match http1::request_head(self.buffer.bytes(), &limits.head) {
+            Ok(Some(head)) => asked::looks_like_mcp(&head, limits),
+            Ok(None) | Err(_) => true,
+        }
+    }
+
+    /// The method of the request whose head was read.
+    pub fn http_method(&self, limits: &Limits) -> &str {
+        http1::request_head(self.buffer.bytes(), &limits.head).ok().flatten().map_or("", |head| head.method)
+    }
+
+    /// Forgets the request that was read.
+    pub fn done(&mut self, head: &HeadAt, body: &BodyAt) {
+        match body {
+            BodyAt::InPlace(length) => self.buffer.consume(head.bytes + length),
+            BodyAt::Joined(_) => {}
+        }
+    }
+
+    /// Writes all of `parts`, as few system calls as the socket allows.
+    ///
+    /// # Errors
+    /// When the client left or does not take it within `client_write_max`.
+    pub async fn write(&mut self, parts: &mut [IoSlice<'_>], limits: &Limits) -> io::Result<()> {
+        timeout(limits.client_write_max, write_all_vectored(&mut self.io, parts))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Answers in the place of the server.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub async fn answer(&mut self, answer: &Answer, close: bool, limits: &Limits) -> io::Result<()> {
+        let head = answer_head(answer, close || answer.close);
+        self.write(&mut [IoSlice::new(&head), IoSlice::new(&answer.body)], limits).await
+    }
+
+    /// Resolves when the client left; what it sends meanwhile waits in the buffer.
+    pub async fn left(&mut self) {
+        loop {
+            match self.buffer.fill(&mut self.io, BLOCK_BYTES).await {
+                Ok(1..) => {}
+                // Full: no longer watched; backpressure does the rest.
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => std::future::pending().await,
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Whether bytes wait that no request has used.
+    pub fn has_more(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// Both halves of what is there: unread bytes and the connection.
+    pub fn parts(&mut self) -> (&mut S, &mut Buffer) {
+        (&mut self.io, &mut self.buffer)
+    }
+
+    /// Ends the connection: what was written arrives, then the end.
+    pub async fn close(mut self) {
+        // A client that left already is closed as well as it can be.
+        let _ = self.io.shutdown().await;
+    }
+}
+
+async fn within<T>(limits: &Limits, work: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
+    let limit = limits.request_time_max;
+    timeout(limit, work).await.unwrap_or(Err(Broken::Slow { limit }))
+}
+
+fn answer_head(answer: &Answer, close: bool) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut head = Vec::with_capacity(192);
+    let reason = reason_phrase(answer.status);
+    // Writing to a Vec cannot fail.
+    let _ = write!(head, "HTTP/1.1 {} {reason}\r\n", answer.status);
+    for (name, value) in &answer.headers {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    if let Some(content_type) = answer.content_type {
+        let _ = write!(head, "Content-Type: {content_type}\r\n");
+    }
+    let connection = if close { "Connection: close\r\n" } else { "" };
+    let _ = write!(head, "Content-Length: {}\r\n{connection}\r\n", answer.body.len());
+    head
+}
+
+/// Of a status that this agent answers with; clients go by the number.
+fn reason_phrase(status: u16) -> &'static str {
+    hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default()
+}
+
+/// Writes all of `parts`.
+///
+/// # Errors
+/// As the connection's.
+pub async fn write_all_vectored<W: AsyncWrite + Unpin>(
+    io: &mut W,
+    mut parts: &mut [IoSlice<'_>],
+) -> io::Result<()> {
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        let count = io.write_vectored(parts).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut parts, count);
+    }
+    Ok(())
+}

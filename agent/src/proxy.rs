@@ -1,0 +1,541 @@
+//! The request path, whole: capture -> identify -> parse -> decide -> forward -> respond -> record.
+//!
+//! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted, Server, SessionUse};
+use toolgate_core::denial::{self, Answer, Reason, Shape};
+use toolgate_core::http1::Guess;
+use toolgate_core::identity::Identity;
+use toolgate_core::workload::Unidentified;
+
+use crate::app::Worker;
+use crate::capture::Captured;
+use crate::config::Resources;
+use crate::forward::{self, ForwardError, Leg, Upstream};
+use crate::identify::{self, Origin};
+use crate::parse::{self, BodyAt, Broken, Client, Expected, HeadAt, Refused, Request, Shadow, Stream};
+use crate::record::Entry;
+use crate::respond::{self, Exchange, McpExchange};
+
+/// Whether a connection goes on after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Close,
+}
+
+/// What one request is judged by: who asks, and one generation of the resources for all of it.
+struct Turn<'a> {
+    worker: &'a Worker,
+    origin: &'a Arc<Origin>,
+    resources: &'a Arc<Resources>,
+    caller: &'a Result<Identity, Unidentified>,
+}
+
+/// The way that traffic that is not MCP may take: to where the client wanted it, over a connection of this client's own.
+struct Way {
+    passage: Permitted<Passage>,
+    upstream: Option<Upstream>,
+    /// One entry for all of that traffic; the connection's end closes it.
+    entry: Option<Entry>,
+}
+
+/// Decided once for a connection, from what is read at start alone.
+type Passing = Result<Way, Denied>;
+
+/// What became of a request to a declared server before its reply.
+enum Outcome {
+    /// It was refused; this is said in the server's place.
+    Answered(Answer),
+    /// It was permitted, and did not get there.
+    Unsent { error: ForwardError, expected: Expected },
+    /// It is with the server.
+    Sent { upstream: Upstream, leg: Leg, expected: Expected },
+}
+
+/// What became of a request to no declared server before its reply.
+enum Undeclared {
+    /// It is not MCP; the connection that it may take.
+    Other(Option<Upstream>),
+    /// It was refused; this is said in the server's place.
+    Denied(Answer),
+    /// It was permitted, and sent where it got there.
+    Sent(Result<Upstream, ForwardError>, Expected),
+}
+
+/// One captured connection: who connected, where to; then one request after another.
+pub async fn connection<S: Stream>(stream: S, captured: Captured, worker: &Worker) {
+    let origin = Arc::new(worker.node.identify.origin(captured));
+    let mut client = Client::new(stream);
+    match opening(&mut client, &origin, worker).await {
+        Opening::Http(passing) => requests(&mut client, &origin, passing, worker).await,
+        Opening::Relay(way) => relay(&mut client, way).await,
+        Opening::Ended => {}
+    }
+    client.close().await;
+}
+
+/// What a connection turned out to be.
+enum Opening {
+    Http(Passing),
+    Relay(Way),
+    Ended,
+}
+
+/// Looks at the first bytes: requests that can be decided one by one, or something else.
+async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker: &Worker) -> Opening {
+    let node = &*worker.node;
+    let resources = node.resources.load_full();
+    let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
+    let turn = Turn { worker, origin, resources: &resources, caller: &caller };
+    let decision = match resources.server_at(origin.captured.original) {
+        Some(server) => decision::opaque(caller.as_ref(), server),
+        None => decision::unrecognised(node.unrecognised),
+    };
+    match decision {
+        Decision::Denied(denied) => match client.guess(&node.limits).await {
+            Some(Guess::Yes) => Opening::Http(Err(denied)),
+            Some(Guess::No | Guess::Maybe) => {
+                turn.record_connection(|entry| entry.denied(&denied, 0));
+                Opening::Ended
+            }
+            None => Opening::Ended,
+        },
+        Decision::Permitted(passage) => turn.on_the_way(client, passage).await,
+    }
+}
+
+/// One request after another, until either side has enough.
+async fn requests<S: Stream>(
+    client: &mut Client<S>,
+    origin: &Arc<Origin>,
+    mut passing: Passing,
+    worker: &Worker,
+) {
+    let node = &*worker.node;
+    loop {
+        let head = client.head(&node.limits).await;
+        if matches!(head, Ok(None)) {
+            return;
+        }
+        let resources = node.resources.load_full(); // one generation for the whole request
+        let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
+        let turn = Turn { worker, origin, resources: &resources, caller: &caller };
+        let entry = match node.record.open(origin, resources.generation) {
+            Ok(entry) => entry, // closed exactly once, also on drop
+            Err(no_slot) => {
+                tracing::error!(error = %no_slot, "message denied: it cannot be recorded");
+                turn.answer(client, &denial::answer(Reason::AuditUnavailable, Shape::Connection, ""), true)
+                    .await;
+                return;
+            }
+        };
+        let server = resources.server_at(origin.captured.original).map(Arc::as_ref);
+        let flow = match (head, server) {
+            (Ok(None), _) => return,
+            (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
+            (Ok(Some(head)), Some(server)) => turn.served(client, &head, server, entry).await,
+            (Ok(Some(head)), None) => turn.undeclared(client, &head, &mut passing, entry).await,
+        };
+        if flow == Flow::Close {
+            return;
+        }
+    }
+}
+
+/// Traffic that is no HTTP, passed both ways until both sides end.
+async fn relay<S: Stream>(client: &mut Client<S>, way: Way) {
+    let Way { passage, upstream: Some(mut upstream), entry: Some(mut entry) } = way else { return };
+    let (sent, received) = forward::relay(&passage, client, &mut upstream).await;
+    entry.relayed(sent, received);
+}
+
+impl Turn<'_> {
+    /// A request to a declared server. Every refusal is answered and recorded here.
+    async fn served<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        server: &Server,
+        mut entry: Entry,
+    ) -> Flow {
+        entry.target(&server.identity);
+        self.name_caller(&mut entry);
+        let body = match client.body(head, &self.worker.node.limits).await {
+            Ok(body) => body,
+            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+        };
+        let outcome = match client.request(head, &body, &self.worker.node.limits) {
+            Ok(request) => self.decided(request, server, &mut entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+        };
+        client.done(head, &body); // from here on the request's bytes are forgotten
+        match outcome {
+            Outcome::Answered(answer) => self.answer(client, &answer, !head.keep_alive).await,
+            Outcome::Unsent { error, expected } => {
+                self.unreachable(client, head, &error, &expected, &mut entry).await
+            }
+            Outcome::Sent { upstream, leg, expected } => {
+                self.reply(client, head, upstream, leg, &expected, server, &mut entry).await
+            }
+        }
+    }
+
+    /// Parse, decide, forward: what is decided on is what is sent.
+    async fn decided(&self, request: Request<'_>, server: &Server, entry: &mut Entry) -> Outcome {
+        let node = &*self.worker.node;
+        let asked = match parse::asked(request, server, &node.limits) {
+            Ok(asked) => asked,
+            Err(refused) => return Outcome::Answered(refuse(&refused, entry)),
+        };
+        entry.asked(&asked, &node.record);
+        let caller = self.caller.as_ref();
+        let session = caller.map_or(SessionUse::None, |caller| {
+            node.sessions.used_by(caller, &server.identity, asked.session, Instant::now())
+        });
+        let policies = &self.resources.policies;
+        let decision = decision::decide(caller, server, &asked, session, policies, node.mode);
+        let (permitted, caller) = match (decision, caller) {
+            (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
+            (Decision::Permitted(_), Err(unidentified)) => {
+                return Outcome::Answered(deny(&unidentified.into(), asked.shape(), entry));
+            }
+            (Decision::Denied(denied), _) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
+        };
+        entry.permitted(&permitted);
+        let expected = Expected::of(&asked);
+        let leg = forward::leg(caller, server);
+        match forward::send(permitted, &leg, &self.worker.pool, &node.limits).await {
+            Ok(upstream) => Outcome::Sent { upstream, leg, expected },
+            Err(error) => Outcome::Unsent { error, expected },
+        }
+    }
+
+    /// Streams the reply of a declared server, and keeps what can serve again.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the two ends, the request and its record: all different things"
+    )]
+    async fn reply<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        mut upstream: Upstream,
+        leg: Leg,
+        expected: &Expected,
+        server: &Server,
+        entry: &mut Entry,
+    ) -> Flow {
+        let node = &*self.worker.node;
+        let _working = expected.ends_by_itself.then(|| self.worker.working());
+        if !expected.ends_by_itself {
+            entry.opened();
+        }
+        let exchange = Exchange {
+            http_method: expected.http_method,
+            mcp: Some(McpExchange {
+                caller: &leg.caller,
+                server,
+                resources: self.resources,
+                list: expected.list,
+                sessions: expected.initialize.then_some(&node.sessions),
+                observe: node.mode.relaxes(server),
+            }),
+            close: !head.keep_alive,
+            limits: &node.limits,
+        };
+        let replied = respond::stream(&mut upstream, client, &exchange).await;
+        if let (Ok(replied), Some(ended)) = (&replied, &expected.ends_session)
+            && (200..300).contains(&replied.status)
+        {
+            node.sessions.end(&server.identity, ended);
+        }
+        let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
+        if reusable {
+            self.worker.pool.checkin(leg, upstream, &node.limits);
+        }
+        flow
+    }
+
+    /// Records how a reply ended, and answers in the server's place where it did not begin. Also says whether the
+    /// upstream connection can serve again.
+    async fn replied<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        replied: Result<respond::Replied, respond::Broken>,
+        head: &HeadAt,
+        expected: &Expected,
+        entry: &mut Entry,
+    ) -> (Flow, bool) {
+        match replied {
+            Ok(replied) => {
+                entry.replied(replied.status, replied.bytes);
+                entry.withheld(replied.withheld);
+                (if head.keep_alive { Flow::Continue } else { Flow::Close }, replied.reusable)
+            }
+            Err(broken) => {
+                let reason = broken.fault.reason();
+                let status = broken.fault.status();
+                entry.failed(reason, broken.bytes, broken.fault.to_string());
+                if broken.begun || reason == Reason::ClientLeft {
+                    return (Flow::Close, false);
+                }
+                entry.replied(status, 0);
+                let answer = denial::answer(reason, expected.failure(), &entry.request_id());
+                (self.answer(client, &answer, !head.keep_alive).await, false)
+            }
+        }
+    }
+
+    /// A request to no declared server: MCP is decided by `undeclared`, the rest goes its connection's way.
+    async fn undeclared<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        passing: &mut Passing,
+        mut entry: Entry,
+    ) -> Flow {
+        let node = &*self.worker.node;
+        self.name_caller(&mut entry);
+        if !client.may_be_mcp(&node.limits) {
+            return self.pass(client, head, None, passing, entry).await;
+        }
+        let body = match client.body(head, &node.limits).await {
+            Ok(body) => body,
+            Err(broken) => return self.broken(client, &broken, None, entry).await,
+        };
+        let own = passing.as_mut().ok().and_then(|way| way.upstream.take());
+        let outcome = match client.request(head, &body, &node.limits) {
+            Ok(request) => self.decided_undeclared(&request, own, &mut entry).await,
+            Err(broken) => return self.broken(client, &broken, None, entry).await,
+        };
+        let (sent, expected) = match outcome {
+            Undeclared::Other(own) => {
+                if let Ok(way) = passing {
+                    way.upstream = own;
+                }
+                return self.pass(client, head, Some(body), passing, entry).await;
+            }
+            Undeclared::Denied(answer) => {
+                client.done(head, &body);
+                return self.answer(client, &answer, !head.keep_alive).await;
+            }
+            Undeclared::Sent(sent, expected) => (sent, expected),
+        };
+        client.done(head, &body);
+        let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
+        if let Ok(way) = passing {
+            way.upstream = upstream;
+        }
+        flow
+    }
+
+    /// Parse, decide, forward, for MCP to no declared server; other requests are left alone.
+    async fn decided_undeclared(
+        &self,
+        request: &Request<'_>,
+        own: Option<Upstream>,
+        entry: &mut Entry,
+    ) -> Undeclared {
+        let node = &*self.worker.node;
+        let Shadow::Mcp(message) = parse::shadow(request, &node.limits) else {
+            return Undeclared::Other(own);
+        };
+        entry.shadow(message.as_ref(), request, &node.record);
+        match decision::undeclared(self.caller.as_ref(), request, node.undeclared, node.mode) {
+            Decision::Denied(denied) => Undeclared::Denied(deny(&denied, Shape::Connection, entry)),
+            Decision::Permitted(permitted) => {
+                entry.permitted(&permitted);
+                let expected = Expected::unread(request.head.method);
+                let sent = forward::send_undeclared(permitted, own, self.address(), &node.limits).await;
+                Undeclared::Sent(sent, expected)
+            }
+        }
+    }
+
+    /// A request that is not MCP, to no declared server. A body that was not read yet is streamed.
+    async fn pass<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        body: Option<BodyAt>,
+        passing: &mut Passing,
+        mut entry: Entry,
+    ) -> Flow {
+        let limits = &self.worker.node.limits;
+        entry.method("http");
+        let way = match passing {
+            Ok(way) => way,
+            Err(denied) => {
+                let answer = deny(denied, Shape::Connection, &mut entry);
+                return self.answer(client, &answer, true).await; // its body is perhaps still to come
+            }
+        };
+        // The first of them opens the one entry that all share.
+        let mut entry = match way.entry.take() {
+            Some(first) => {
+                entry.forget();
+                first
+            }
+            None => entry,
+        };
+        entry.permitted(&way.passage);
+        let expected = Expected::unread(client.http_method(limits));
+        let upstream = way.upstream.take();
+        let sent = forward::pass(&way.passage, client, head, body, upstream, self.address(), limits).await;
+        let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
+        way.upstream = upstream;
+        way.entry = Some(entry);
+        flow
+    }
+
+    /// Streams a reply that no rule looks into. Returns its connection where that can serve this client again.
+    async fn unread_reply<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        sent: Result<Upstream, ForwardError>,
+        expected: &Expected,
+        entry: &mut Entry,
+    ) -> (Flow, Option<Upstream>) {
+        let mut upstream = match sent {
+            Ok(upstream) => upstream,
+            Err(error) => return (self.unreachable(client, head, &error, expected, entry).await, None),
+        };
+        let limits = &self.worker.node.limits;
+        let exchange =
+            Exchange { http_method: expected.http_method, mcp: None, close: !head.keep_alive, limits };
+        let replied = respond::stream(&mut upstream, client, &exchange).await;
+        let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
+        (flow, reusable.then_some(upstream))
+    }
+
+    /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.
+    async fn on_the_way<S: Stream>(&self, client: &mut Client<S>, passage: Permitted<Passage>) -> Opening {
+        let limits = &self.worker.node.limits;
+        let mut upstream = match forward::dial(&passage, self.address(), limits).await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                let (reason, _) = forward_reason(&error);
+                self.record_connection(|entry| {
+                    entry.permitted(&passage);
+                    entry.failed(reason, 0, error.to_string());
+                });
+                return Opening::Ended;
+            }
+        };
+        let guess = forward::first_to_speak(&passage, client, &mut upstream, limits).await;
+        match guess {
+            None => Opening::Ended,
+            Some(Guess::Yes) => Opening::Http(Ok(Way { passage, upstream: Some(upstream), entry: None })),
+            Some(Guess::No | Guess::Maybe) => {
+                let entry = self.record_connection(|entry| {
+                    entry.permitted(&passage);
+                });
+                match entry {
+                    Some(entry) => {
+                        Opening::Relay(Way { passage, upstream: Some(upstream), entry: Some(entry) })
+                    }
+                    None => Opening::Ended,
+                }
+            }
+        }
+    }
+
+    /// The target is down.
+    async fn unreachable<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        error: &ForwardError,
+        expected: &Expected,
+        entry: &mut Entry,
+    ) -> Flow {
+        tracing::warn!(%error, "server unreachable");
+        let (reason, status) = forward_reason(error);
+        entry.failed(reason, 0, error.to_string());
+        if reason == Reason::ClientLeft {
+            return Flow::Close;
+        }
+        entry.replied(status, 0);
+        let answer = denial::answer(reason, expected.failure(), &entry.request_id());
+        self.answer(client, &answer, !head.keep_alive).await
+    }
+
+    /// What came is no whole request: the connection cannot go on.
+    async fn broken<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        broken: &Broken,
+        server: Option<&Server>,
+        mut entry: Entry,
+    ) -> Flow {
+        if let Some(server) = server {
+            entry.target(&server.identity);
+        }
+        self.name_caller(&mut entry);
+        let refused = match broken {
+            Broken::ClientLeft => return Flow::Close, // the entry says so by itself
+            Broken::Http(error) => Refused::from(error),
+            Broken::BodyTooLarge { .. } => Refused::too_large(broken.to_string()),
+            Broken::Slow { .. } => Refused::slow(broken.to_string()),
+        };
+        let answer = refuse(&refused, &mut entry);
+        self.answer(client, &answer, true).await
+    }
+
+    async fn answer<S: Stream>(&self, client: &mut Client<S>, answer: &Answer, close: bool) -> Flow {
+        let written = client.answer(answer, close, &self.worker.node.limits).await;
+        if written.is_err() || close || answer.close { Flow::Close } else { Flow::Continue }
+    }
+
+    /// Opens the one entry of a connection whose traffic is not read.
+    fn record_connection(&self, say: impl FnOnce(&mut Entry)) -> Option<Entry> {
+        let opened = self.worker.node.record.open(self.origin, self.resources.generation);
+        let mut entry = opened.inspect_err(|error| tracing::error!(%error, "connection closed")).ok()?;
+        entry.method("connection");
+        if let Some(server) = self.resources.server_at(self.address()) {
+            entry.target(&server.identity);
+        }
+        self.name_caller(&mut entry);
+        say(&mut entry);
+        Some(entry)
+    }
+
+    fn name_caller(&self, entry: &mut Entry) {
+        if let Ok(caller) = self.caller {
+            entry.caller(caller);
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.origin.captured.original
+    }
+}
+
+/// Why a permitted request did not reach its server: the label, and the status for the client.
+fn forward_reason(error: &ForwardError) -> (Reason, u16) {
+    match error {
+        ForwardError::Connect { .. } | ForwardError::Send { .. } => (Reason::ServerUnreachable, 502),
+        ForwardError::ConnectTimeout { .. } => (Reason::ServerTimeout, 504),
+        ForwardError::ClientBody { .. } => (Reason::ClientLeft, 400),
+    }
+}
+
+/// Records a refusal, and puts it as the client can take it.
+fn deny(denied: &Denied, shape: Shape<'_>, entry: &mut Entry) -> Answer {
+    let answer = denial::answer(denied.reason, shape, &entry.request_id());
+    entry.denied(denied, answer.status);
+    answer
+}
+
+/// Records a request that breaks a wire rule, and says which.
+fn refuse(refused: &Refused, entry: &mut Entry) -> Answer {
+    let shape = Shape::Broken { status: refused.status, code: refused.code };
+    entry.refused(refused.reason, refused.status, refused.detail.clone());
+    denial::answer(refused.reason, shape, &entry.request_id())
+}

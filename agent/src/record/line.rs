@@ -1,0 +1,234 @@
+//! What the audit says of one message.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use smallvec::SmallVec;
+use toolgate_core::decision::ShadowVerdict;
+use toolgate_core::denial::Reason;
+use toolgate_core::identity::Identity;
+use toolgate_core::mcp::{Call, Method};
+
+use crate::identify::Origin;
+
+/// Whether the message went on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not known yet; written as a denial, since nothing was forwarded.
+    Undecided,
+    /// It was forwarded.
+    Permit,
+    /// It was not.
+    Deny,
+    /// It was forwarded though policy would deny it.
+    Observe,
+}
+
+impl Verdict {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permit => "permit",
+            Self::Deny | Self::Undecided => "deny",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// Which line of an entry it is: streams have two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The only one.
+    Whole,
+    /// A stream began.
+    Opened,
+    /// The same stream ended.
+    Closed,
+}
+
+/// One line of the audit, before it is text.
+#[derive(Debug, Clone)]
+pub struct Line {
+    id: u64,
+    time: SystemTime,
+    origin: Arc<Origin>,
+    generation: u64,
+    pub(super) phase: Phase,
+    pub(super) caller: Option<Identity>,
+    pub(super) target: Option<Identity>,
+    pub(super) method: &'static str,
+    pub(super) method_name: Option<Box<str>>,
+    pub(super) tool: Option<Box<str>>,
+    pub(super) digest: Option<[u8; 32]>,
+    pub(super) verdict: Verdict,
+    /// Why not, or what went wrong after it was permitted.
+    pub(super) reason: Option<Reason>,
+    pub(super) rules: SmallVec<[Arc<str>; 2]>,
+    /// What the shadow policies would have said.
+    pub(super) shadow: Option<ShadowVerdict>,
+    pub(super) detail: Option<String>,
+    pub(super) status: u16,
+    pub(super) request_bytes: u64,
+    pub(super) response_bytes: u64,
+    pub(super) duration: Duration,
+}
+
+impl Line {
+    pub(super) fn new(id: u64, origin: Arc<Origin>, generation: u64) -> Self {
+        Self {
+            id,
+            time: SystemTime::now(),
+            origin,
+            generation,
+            phase: Phase::Whole,
+            caller: None,
+            target: None,
+            method: "unread",
+            method_name: None,
+            tool: None,
+            digest: None,
+            verdict: Verdict::Undecided,
+            reason: None,
+            rules: SmallVec::new(),
+            shadow: None,
+            detail: None,
+            status: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            duration: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn call(&mut self, call: &Call<'_>, digest: Option<[u8; 32]>) {
+        self.method = call.method.as_str();
+        if call.method == Method::Other {
+            self.method_name = Some(call.method_name.as_ref().into());
+        }
+        if call.method == Method::ToolsCall {
+            self.tool = call.name.as_deref().map(Into::into);
+        }
+        self.digest = digest;
+    }
+
+    pub(super) fn request_id(&self) -> String {
+        format!("{:x}", self.id)
+    }
+
+    /// The label of the caller: its App ID, or that it has none.
+    pub(super) fn caller_label(&self) -> String {
+        self.caller.as_ref().map_or_else(|| "unidentified".to_owned(), ToString::to_string)
+    }
+
+    /// The label of the target: its App ID, or `undeclared`.
+    pub(super) fn target_label(&self) -> String {
+        self.target.as_ref().map_or_else(|| "undeclared".to_owned(), ToString::to_string)
+    }
+
+    /// The label of the reason.
+    pub(super) fn reason_label(&self) -> &'static str {
+        self.reason.map_or("permitted", Reason::as_str)
+    }
+
+    /// As JSON, with its newline.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let process = &self.origin.captured.process;
+        let text = AuditLine {
+            time: humantime::format_rfc3339_micros(self.time).to_string(),
+            request_id: self.request_id(),
+            phase: match self.phase {
+                Phase::Whole => None,
+                Phase::Opened => Some("opened"),
+                Phase::Closed => Some("closed"),
+            },
+            direction: "outbound",
+            caller: AuditCaller {
+                app_id: self.caller.as_ref().map(ToString::to_string),
+                spiffe_id: self.caller.as_ref().map(Identity::spiffe_id),
+                pid: process.tgid,
+                exe: self.origin.exe.as_deref(),
+                uid: process.uid,
+                cgroup: self.origin.process.as_ref().map(|process| process.cgroup.as_str()),
+            },
+            target: self.target_label(),
+            address: self.origin.captured.original.to_string(),
+            method: self.method_name.as_deref().unwrap_or(self.method),
+            tool: self.tool.as_deref(),
+            arguments_digest: self.digest.map(hex),
+            decision: self.verdict.as_str(),
+            reason: self.reason_label(),
+            rules: &self.rules,
+            shadow: self.shadow.as_ref().map(|shadow| AuditShadow {
+                decision: if shadow.reason.is_none() { "permit" } else { "deny" },
+                reason: shadow.reason.map(Reason::as_str),
+                rules: &shadow.rules,
+            }),
+            detail: self.detail.as_deref(),
+            generation: self.generation,
+            status: self.status,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            duration_us: u64::try_from(self.duration.as_micros()).unwrap_or(u64::MAX),
+        };
+        // Strings and numbers always serialise, and a Vec takes all.
+        let _ = serde_json::to_writer(&mut *out, &text);
+        out.push(b'\n');
+    }
+}
+
+#[derive(Serialize)]
+struct AuditLine<'a> {
+    time: String,
+    request_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<&'static str>,
+    direction: &'static str,
+    caller: AuditCaller<'a>,
+    target: String,
+    address: String,
+    method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments_digest: Option<String>,
+    decision: &'static str,
+    reason: &'static str,
+    rules: &'a [Arc<str>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<AuditShadow<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    generation: u64,
+    status: u16,
+    request_bytes: u64,
+    response_bytes: u64,
+    duration_us: u64,
+}
+
+#[derive(Serialize)]
+struct AuditShadow<'a> {
+    decision: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    rules: &'a [Arc<str>],
+}
+
+#[derive(Serialize)]
+struct AuditCaller<'a> {
+    app_id: Option<String>,
+    spiffe_id: Option<String>,
+    pid: u32,
+    exe: Option<&'a str>,
+    uid: u32,
+    cgroup: Option<&'a str>,
+}
+
+fn hex(digest: [u8; 32]) -> String {
+    use std::fmt::Write as _;
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,185 @@
+//! What Prometheus scrapes. Counted by the writer thread alone, so that audit and metrics never differ.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::core::Collector;
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
+
+use super::Line;
+
+/// Tools told apart for each target; more count as `other`.
+const TOOLS_MAX: usize = 200;
+/// Series of `toolgate_requests_total`; what would be one more counts with caller, method and tool `other`.
+const SERIES_MAX: usize = 5_000;
+/// Seconds. From a hop on loopback to a tool that works for minutes.
+const BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+
+/// The agent's metrics.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    /// Failed writes of the audit file.
+    pub audit_failures: IntCounter,
+    /// Configurations that were not taken over because of an error in them.
+    pub reload_failures: IntCounter,
+    labels: Mutex<Labels>,
+}
+
+#[derive(Default)]
+struct Labels {
+    tools: HashMap<String, HashSet<String>>,
+    series: HashSet<[String; 7]>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    ///
+    /// # Panics
+    /// When a name or label below is no valid one: a fault of this program that every start shows.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "the names are constants of this function")]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let requests = IntCounterVec::new(
+            Opts::new("toolgate_requests_total", "Messages decided"),
+            &["direction", "caller", "target", "method", "tool", "decision", "reason"],
+        )
+        .expect("valid name");
+        let durations = HistogramVec::new(
+            HistogramOpts::new(
+                "toolgate_request_duration_seconds",
+                "From a message's first byte to its reply's last",
+            )
+            .buckets(BUCKETS.to_vec()),
+            &["target", "method", "decision"],
+        )
+        .expect("valid name");
+        let counter = |name: &str, help: &str| IntCounter::new(name, help).expect("valid name");
+        let audit_failures =
+            counter("toolgate_audit_write_failures_total", "Failed writes of the audit file");
+        let reload_failures = counter(
+            "toolgate_reload_failures_total",
+            "Changed configurations that were refused for an error",
+        );
+        let all: [Box<dyn Collector>; 4] = [
+            Box::new(requests.clone()),
+            Box::new(durations.clone()),
+            Box::new(audit_failures.clone()),
+            Box::new(reload_failures.clone()),
+        ];
+        for collector in all {
+            registry.register(collector).expect("registered once");
+        }
+        Self { registry, requests, durations, audit_failures, reload_failures, labels: Mutex::default() }
+    }
+
+    pub(super) fn count(&self, line: &Line) {
+        let target = line.target_label();
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let tool = labels.tool(&target, line.tool.as_deref().unwrap_or_default());
+        let series = labels.series([
+            "outbound".to_owned(),
+            line.caller_label(),
+            target,
+            line.method.to_owned(),
+            tool,
+            line.verdict.as_str().to_owned(),
+            line.reason_label().to_owned(),
+        ]);
+        drop(labels);
+        self.requests.with_label_values(&series).inc();
+        let [_, _, target, method, _, decision, _] = &series;
+        self.durations.with_label_values(&[target, method, decision]).observe(line.duration.as_secs_f64());
+    }
+
+    /// The text format, version 0.0.4, with `more` behind it.
+    #[must_use]
+    pub fn text(&self, more: &str) -> String {
+        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default();
+        text.push_str(more);
+        text
+    }
+
+    /// Every series of `toolgate_requests_total` with its labels and count.
+    #[must_use]
+    pub fn requests(&self) -> Vec<serde_json::Value> {
+        let families = self.requests.collect();
+        let series = families.iter().flat_map(|family| family.get_metric());
+        series
+            .map(|metric| {
+                let labels =
+                    metric.get_label().iter().map(|pair| (pair.name().to_owned(), pair.value().into()));
+                let mut row: serde_json::Map<String, serde_json::Value> = labels.collect();
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a counter of messages is a whole number far below 2^53"
+                )]
+                let count = metric.get_counter().get_value() as u64;
+                row.insert("count".to_owned(), count.into());
+                row.into()
+            })
+            .collect()
+    }
+}
+
+impl Labels {
+    /// The label of a tool; empty where the message names none.
+    fn tool(&mut self, target: &str, tool: &str) -> String {
+        if tool.is_empty() {
+            return String::new();
+        }
+        let known = self.tools.entry(target.to_owned()).or_default();
+        if known.len() < TOOLS_MAX || known.contains(tool) {
+            known.insert(tool.to_owned());
+            return tool.to_owned();
+        }
+        "other".to_owned()
+    }
+
+    fn series(&mut self, mut series: [String; 7]) -> [String; 7] {
+        if self.series.contains(&series) {
+            return series;
+        }
+        if self.series.len() >= SERIES_MAX {
+            let [_, caller, _, method, tool, _, _] = &mut series;
+            for label in [caller, method, tool] {
+                "other".clone_into(label);
+            }
+        }
+        self.series.insert(series.clone());
+        series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_and_series_are_bounded() {
+        let mut labels = Labels::default();
+        let tools: HashSet<String> = (0..1_000).map(|n| labels.tool("docs", &format!("tool{n}"))).collect();
+        assert_eq!(tools.len(), TOOLS_MAX + 1);
+        assert_eq!(labels.tool("docs", "tool0"), "tool0");
+        assert_eq!(labels.tool("mail", "new"), "new", "each target has its own");
+
+        let series = |n: usize| {
+            ["outbound", &format!("caller{n}"), "t", "m", "", "deny", "no_rule"].map(str::to_owned)
+        };
+        for n in 0..2 * SERIES_MAX {
+            labels.series(series(n));
+        }
+        assert_eq!(labels.series.len(), SERIES_MAX + 1);
+        assert_eq!(labels.series(series(9_999))[1], "other");
+    }
+}

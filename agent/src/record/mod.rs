@@ -1,0 +1,309 @@
+//! Stage 7, record: one entry for each message, opened before it is decided, closed exactly once.
+//!
+//! An [`Entry`] takes its slot before anything is forwarded; where there is none, or the audit cannot be written, the
+//! message is denied. It is handed to the writer when it is dropped, so no way out of the path can forget it. Formatting,
+//! metrics and the file are the writer thread's.
+
+mod digest;
+mod line;
+mod metrics;
+mod writer;
+
+pub use digest::Digester;
+pub use line::{Line, Phase, Verdict};
+pub use metrics::Metrics;
+pub use writer::{AuditError, Recent, Writer};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use toolgate_core::decision::{Denied, Permitted};
+use toolgate_core::denial::Reason;
+use toolgate_core::identity::Identity;
+use toolgate_core::mcp::{Call, Message};
+
+use crate::identify::Origin;
+use crate::parse::{Asked, Request};
+use writer::Queue;
+
+/// No entry can be opened: the message must be denied (`audit.on_failure: deny`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoSlot {
+    /// `audit_entries_max` entries are open or wait for the writer.
+    #[error("all {entries_max} audit entries are in use (audit_entries_max)")]
+    Full {
+        /// The limit.
+        entries_max: usize,
+    },
+    /// The last write failed, and the next did not succeed yet.
+    #[error("the audit file cannot be written")]
+    Failing,
+}
+
+/// Where entries are opened. Shared by all threads.
+pub struct Recorder {
+    queue: Arc<Queue>,
+    next_id: AtomicU64,
+    digester: Digester,
+    deny_on_failure: bool,
+}
+
+/// Entries in use, and whether the file takes them.
+struct Slots {
+    used: AtomicUsize,
+    max: usize,
+    failing: AtomicBool,
+}
+
+impl Slots {
+    fn take(&self) -> bool {
+        let taken = self.used.fetch_add(1, Ordering::Relaxed) < self.max;
+        if !taken {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn free(&self, count: usize) {
+        self.used.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    fn set_failing(&self, failing: bool) {
+        self.failing.store(failing, Ordering::Relaxed);
+    }
+}
+
+impl Recorder {
+    /// A recorder in front of `queue`. Request ids go on from the clock, so that a restart repeats none.
+    fn new(queue: Arc<Queue>, digester: Digester, deny_on_failure: bool) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let first_id = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
+        Self { queue, next_id: AtomicU64::new(first_id), digester, deny_on_failure }
+    }
+
+    /// Opens the entry of one message, or of one connection that carries none.
+    ///
+    /// # Errors
+    /// [`NoSlot`]: deny the message.
+    pub fn open(&self, origin: &Arc<Origin>, generation: u64) -> Result<Entry, NoSlot> {
+        if self.deny_on_failure && self.queue.slots.failing.load(Ordering::Relaxed) {
+            return Err(NoSlot::Failing);
+        }
+        if !self.queue.slots.take() {
+            return Err(NoSlot::Full { entries_max: self.queue.slots.max });
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Ok(Entry {
+            line: Some(Box::new(Line::new(id, Arc::clone(origin), generation))),
+            started: Instant::now(),
+            queue: Arc::clone(&self.queue),
+        })
+    }
+
+    /// The HMAC of a call's arguments, as the audit shows it.
+    #[must_use]
+    pub fn digest(&self, call: &Call<'_>) -> Option<[u8; 32]> {
+        call.arguments.map(|arguments| self.digester.digest(arguments.text().as_bytes()))
+    }
+}
+
+/// The record of one message. What is not said of it before it is dropped did not happen.
+pub struct Entry {
+    /// Present until drop.
+    line: Option<Box<Line>>,
+    started: Instant,
+    queue: Arc<Queue>,
+}
+
+impl Entry {
+    fn set(&mut self, change: impl FnOnce(&mut Line)) {
+        if let Some(line) = self.line.as_mut() {
+            change(line);
+        }
+    }
+
+    /// How the client may name this message when it asks its operator.
+    #[must_use]
+    pub fn request_id(&self) -> String {
+        self.line.as_ref().map(|line| line.request_id()).unwrap_or_default()
+    }
+
+    /// Who asks, once that is known.
+    pub fn caller(&mut self, caller: &Identity) {
+        self.set(|line| line.caller = Some(caller.clone()));
+    }
+
+    /// Which declared server is asked; undeclared where this is never said.
+    pub fn target(&mut self, server: &Identity) {
+        self.set(|line| line.target = Some(server.clone()));
+    }
+
+    /// What is asked where it is no JSON-RPC message: `GET stream`, `connection`.
+    pub fn method(&mut self, method: &'static str) {
+        self.set(|line| line.method = method);
+    }
+
+    /// What is asked of a declared server.
+    pub fn asked(&mut self, asked: &Asked<'_>, recorder: &Recorder) {
+        let request = &asked.request;
+        match asked.message() {
+            Some(message) => self.message(message, request.body.len(), recorder),
+            None if asked.is_other_path() => self.method("http"),
+            None => self.method(if request.head.method == "GET" { "stream" } else { "session_end" }),
+        }
+    }
+
+    /// MCP to an undeclared server; `None`: it cannot be read.
+    pub fn shadow(&mut self, message: Option<&Message<'_>>, request: &Request<'_>, recorder: &Recorder) {
+        if let Some(message) = message {
+            self.message(message, request.body.len(), recorder);
+        }
+    }
+
+    fn message(&mut self, message: &Message<'_>, bytes: usize, recorder: &Recorder) {
+        self.set(|line| {
+            line.request_bytes = bytes as u64;
+            match message {
+                Message::Request(call) | Message::Notification(call) => {
+                    line.call(call, recorder.digest(call));
+                }
+                Message::Response(_) => line.method = "response",
+            }
+        });
+    }
+
+    /// It was denied, and the client is told with `status`.
+    pub fn denied(&mut self, denied: &Denied, status: u16) {
+        self.set(|line| {
+            line.verdict = Verdict::Deny;
+            line.reason = Some(denied.reason);
+            line.rules = denied.rules.clone();
+            line.detail.clone_from(&denied.detail);
+            line.shadow.clone_from(&denied.shadow);
+            line.status = status;
+        });
+    }
+
+    /// It was refused or failed for `reason`, and the client is told with `status`.
+    pub fn refused(&mut self, reason: Reason, status: u16, detail: impl Into<String>) {
+        self.set(|line| {
+            if line.verdict == Verdict::Undecided {
+                line.verdict = Verdict::Deny;
+            }
+            line.reason = Some(reason);
+            line.detail = Some(detail.into());
+            line.status = status;
+        });
+    }
+
+    /// It was permitted, or only observed.
+    pub fn permitted<T>(&mut self, permitted: &Permitted<T>) {
+        self.set(|line| {
+            line.shadow = permitted.shadow().cloned();
+            match permitted.observed() {
+                None => {
+                    line.verdict = Verdict::Permit;
+                    line.rules = permitted.rules().into();
+                }
+                Some(denied) => {
+                    line.verdict = Verdict::Observe;
+                    line.reason = Some(denied.reason);
+                    line.rules = denied.rules.clone();
+                }
+            }
+        });
+    }
+
+    /// The reply, as far as it came.
+    pub fn replied(&mut self, status: u16, bytes: u64) {
+        self.set(|line| {
+            line.status = status;
+            line.response_bytes = bytes;
+        });
+    }
+
+    /// It was permitted, and failed after that.
+    pub fn failed(&mut self, reason: Reason, bytes: u64, detail: String) {
+        self.set(|line| {
+            line.reason = Some(reason);
+            line.response_bytes = bytes;
+            line.detail = Some(detail);
+        });
+    }
+
+    /// Server requests that were taken out of the reply.
+    pub fn withheld(&mut self, count: u64) {
+        if count > 0 {
+            self.set(|line| {
+                line.detail = Some(format!("{count} server requests withheld: no rule permits them"))
+            });
+        }
+    }
+
+    /// Bytes that nobody read, both ways.
+    pub fn relayed(&mut self, sent: u64, received: u64) {
+        self.set(|line| {
+            line.request_bytes = sent;
+            line.response_bytes = received;
+        });
+    }
+
+    /// This message belongs to an entry that is open already: nothing is written.
+    pub fn forget(mut self) {
+        if self.line.take().is_some() {
+            self.queue.slots.free(1);
+        }
+    }
+
+    /// A long stream: writes that it began; its end is written when this entry is dropped.
+    pub fn opened(&mut self) {
+        let queue = Arc::clone(&self.queue);
+        self.set(|line| {
+            let mut opened = line.clone();
+            opened.phase = Phase::Opened;
+            line.phase = Phase::Closed;
+            queue.push(Box::new(opened), false);
+        });
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let Some(mut line) = self.line.take() else { return };
+        if line.verdict == Verdict::Undecided {
+            line.verdict = Verdict::Deny;
+            line.reason = Some(Reason::ClientLeft);
+        }
+        line.duration = self.started.elapsed();
+        self.queue.push(line, true);
+    }
+}
+
+/// Where and how the audit is written.
+#[derive(Debug, Clone)]
+pub struct AuditPlan {
+    /// The file of JSON lines.
+    pub file: std::path::PathBuf,
+    /// The longest time that a written line is not yet on disk.
+    pub sync: Duration,
+    /// Whether messages are denied while the file cannot be written.
+    pub deny_on_failure: bool,
+    /// Where the node's HMAC key is kept.
+    pub state_directory: std::path::PathBuf,
+    /// Entries in use at once.
+    pub entries_max: usize,
+}
+
+/// Starts the writer thread.
+///
+/// # Errors
+/// [`AuditError`] names the file that cannot be opened, and why.
+pub fn start(plan: &AuditPlan) -> Result<(Recorder, Writer), AuditError> {
+    let digester = Digester::open(&plan.state_directory)?;
+    let slots = Slots { used: AtomicUsize::new(0), max: plan.entries_max, failing: AtomicBool::new(false) };
+    let queue = Arc::new(Queue::new(slots));
+    let writer = Writer::start(plan, Arc::clone(&queue))?;
+    let recorder = Recorder::new(queue, digester, plan.deny_on_failure);
+    Ok((recorder, writer))
+}

@@ -1,0 +1,225 @@
+//! The writer thread: entries -> JSON lines in the audit file, metrics, and what `status` shows.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{AuditPlan, Line, Metrics, Phase, Slots};
+
+/// Lines that `status` shows.
+const RECENT_MAX: usize = 20;
+/// Between two tries to write after one failed.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+
+/// Why the audit cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The file cannot be opened for appending.
+    #[error("cannot open audit file `{}`: {source}; set `audit.file` to a path that root can write", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The node's HMAC key cannot be used.
+    #[error("cannot use key `{}`: {problem}", path.display())]
+    Key {
+        /// The key's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No thread.
+    #[error("cannot start the audit thread: {source}")]
+    Thread {
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Entries on their way to the writer. Bounded by the slots that they hold.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+    pub(super) slots: Slots,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Each with whether it holds a slot.
+    lines: Vec<(Box<Line>, bool)>,
+    closing: bool,
+}
+
+impl Queue {
+    pub(super) fn new(slots: Slots) -> Self {
+        Self { waiting: Mutex::default(), arrived: Condvar::new(), slots }
+    }
+
+    pub(super) fn push(&self, line: Box<Line>, holds_slot: bool) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.lines.push((line, holds_slot));
+        // One wake for a batch: the writer takes all that came until it looks.
+        if waiting.lines.len() == 1 {
+            self.arrived.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
+        self.arrived.notify_one();
+    }
+
+    /// Takes all that waits; at the latest after `wait`. The flag: no more will come.
+    fn take(&self, wait: Duration) -> (Vec<(Box<Line>, bool)>, bool) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.closing;
+        let (mut waiting, _) =
+            self.arrived.wait_timeout_while(waiting, wait, nothing).unwrap_or_else(PoisonError::into_inner);
+        (std::mem::take(&mut waiting.lines), waiting.closing)
+    }
+}
+
+/// The last entries, each as its line of JSON.
+pub type Recent = Arc<Mutex<VecDeque<String>>>;
+
+/// The running writer.
+pub struct Writer {
+    queue: Arc<Queue>,
+    thread: JoinHandle<()>,
+    /// Counters and histograms of what was written.
+    pub metrics: Arc<Metrics>,
+    /// The last entries.
+    pub recent: Recent,
+}
+
+impl Writer {
+    pub(super) fn start(plan: &AuditPlan, queue: Arc<Queue>) -> Result<Self, AuditError> {
+        let file = open(&plan.file)?;
+        let metrics = Arc::new(Metrics::new());
+        let recent = Recent::default();
+        let mut work = Work {
+            file: AuditFile { file, dirty_since: None, sync: plan.sync },
+            text: Vec::new(),
+            queue: Arc::clone(&queue),
+            metrics: Arc::clone(&metrics),
+            recent: Arc::clone(&recent),
+        };
+        let thread = std::thread::Builder::new()
+            .name("toolgate-audit".to_owned())
+            .spawn(move || work.run())
+            .map_err(|source| AuditError::Thread { source })?;
+        Ok(Self { queue, thread, metrics, recent })
+    }
+
+    /// Writes what is left, and ends.
+    pub fn finish(self) {
+        self.queue.close();
+        if self.thread.join().is_err() {
+            tracing::error!("the audit thread panicked: its last entries may be missing");
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, AuditError> {
+    let opened = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+        // The audit tells who uses what: root's alone.
+        std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    });
+    opened.map_err(|source| AuditError::Open { path: path.to_owned(), source })
+}
+
+struct Work {
+    file: AuditFile,
+    text: Vec<u8>,
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    recent: Recent,
+}
+
+impl Work {
+    fn run(&mut self) {
+        loop {
+            let (lines, closing) = self.queue.take(self.file.sync_in());
+            for (line, _) in &lines {
+                let start = self.text.len();
+                line.write(&mut self.text);
+                self.note(line, &self.text[start..]);
+            }
+            let written = self.write(closing);
+            self.queue.slots.free(lines.iter().filter(|(_, holds_slot)| *holds_slot).count());
+            if closing {
+                if !written {
+                    tracing::error!(
+                        bytes = self.text.len(),
+                        "audit entries lost: the file cannot be written"
+                    );
+                }
+                return;
+            }
+        }
+    }
+
+    /// Writes the text; while that fails, messages are denied and it is tried again. False: given up at the end.
+    fn write(&mut self, closing: bool) -> bool {
+        while let Err(error) = self.file.append(&mut self.text) {
+            self.queue.slots.set_failing(true);
+            self.metrics.audit_failures.inc();
+            tracing::error!(%error, "cannot write the audit file");
+            if closing {
+                return false;
+            }
+            std::thread::sleep(RETRY_EVERY);
+        }
+        self.queue.slots.set_failing(false);
+        true
+    }
+
+    fn note(&self, line: &Line, text: &[u8]) {
+        if line.phase != Phase::Opened {
+            self.metrics.count(line);
+        }
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(String::from_utf8_lossy(text.trim_ascii_end()).into_owned());
+    }
+}
+
+struct AuditFile {
+    file: File,
+    dirty_since: Option<Instant>,
+    sync: Duration,
+}
+
+impl AuditFile {
+    /// How long the next sync can wait.
+    fn sync_in(&self) -> Duration {
+        let forever = Duration::from_secs(3600);
+        self.dirty_since.map_or(forever, |since| self.sync.saturating_sub(since.elapsed()))
+    }
+
+    /// Appends `text` and empties it; what was written before an error is not written again.
+    fn append(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
+        while !text.is_empty() {
+            let count = self.file.write(text)?;
+            text.drain(..count);
+            self.dirty_since.get_or_insert_with(Instant::now);
+        }
+        if self.dirty_since.is_some_and(|since| since.elapsed() >= self.sync) {
+            // A pipe or /dev/stdout has nothing to sync.
+            match self.file.sync_data() {
+                Err(error) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+                Ok(()) | Err(_) => self.dirty_since = None,
+            }
+        }
+        Ok(())
+    }
+}

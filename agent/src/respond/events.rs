@@ -1,0 +1,129 @@
+//! Server-sent events: each goes on when it is whole, its envelope read.
+
+use std::cell::RefCell;
+use std::io::IoSlice;
+
+use toolgate_core::http1;
+use toolgate_core::mcp::{self, Envelope, ListKind, Method, json, list, sse};
+
+use super::{Exchange, Fault, Reply, unreadable};
+use crate::body::Body;
+use crate::parse::Stream;
+
+thread_local! {
+    static SCRATCH: RefCell<json::Scratch> = RefCell::new(json::Scratch::default());
+}
+
+/// What becomes of an event.
+enum Judged {
+    Kept,
+    Replaced(Vec<u8>),
+    /// A server request that no rule permits.
+    Withheld,
+}
+
+impl<S: Stream> Reply<'_, S> {
+    pub(super) async fn events(&mut self, body: &mut Body) -> Result<(), Fault> {
+        let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
+        let mut held = Vec::new();
+        loop {
+            let mut consumed = 0;
+            if !body.is_done() {
+                let run = body.next(self.upstream.buffer.bytes())?;
+                held.extend_from_slice(run.data);
+                consumed = run.consumed;
+                self.upstream.buffer.consume(consumed);
+            }
+            self.whole_events(&mut splitter, &mut held).await?;
+            if body.is_done() {
+                break;
+            }
+            if consumed == 0 {
+                self.wait(body).await?;
+            }
+        }
+        // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
+        self.out.extend_from_slice(http1::LAST_CHUNK);
+        self.flush().await
+    }
+
+    /// Sends every event that is whole, and keeps the rest.
+    async fn whole_events(&mut self, splitter: &mut sse::Splitter, held: &mut Vec<u8>) -> Result<(), Fault> {
+        let mut start = 0;
+        while let Some(span) =
+            splitter.next(&held[start..]).map_err(|e| unreadable("event", &e.to_string()))?
+        {
+            let event = &held[start..start + span.bytes];
+            match judge(event, self.exchange)? {
+                Judged::Kept => self.event(event).await?,
+                Judged::Replaced(event) => self.event(&event).await?,
+                Judged::Withheld => self.withheld += 1,
+            }
+            start += span.bytes;
+        }
+        held.drain(..start);
+        Ok(())
+    }
+
+    async fn event(&mut self, event: &[u8]) -> Result<(), Fault> {
+        http1::write_chunk_head(&mut self.out, event.len());
+        let mut parts = [IoSlice::new(&self.out), IoSlice::new(event), IoSlice::new(http1::CHUNK_END)];
+        let written = self.client.write(&mut parts, self.exchange.limits).await;
+        self.wrote(written, event.len())
+    }
+}
+
+fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
+    let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
+    // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
+    let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
+    let limits = &exchange.limits.json;
+    let envelope = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(&data, scratch, limits));
+    match envelope.map_err(|error| unreadable("event", &error.to_string()))? {
+        (Envelope::Notification(_), _) => Ok(Judged::Kept),
+        (Envelope::Request(method_name, _), _) => {
+            let harmless = Method::from_name(&method_name) == Method::Ping;
+            if !harmless {
+                tracing::warn!(
+                    caller = %mcp.caller, server = %mcp.server.identity, method = %method_name, observe = mcp.observe,
+                    "server request: no rule can permit it yet"
+                );
+            }
+            Ok(if harmless || mcp.observe { Judged::Kept } else { Judged::Withheld })
+        }
+        (Envelope::Response { .. }, reply) => {
+            let Some(kind) = mcp.list else { return Ok(Judged::Kept) };
+            let mut shown = Vec::with_capacity(data.len());
+            filter(reply, kind, exchange, &mut shown)?;
+            let mut replaced = Vec::with_capacity(event.len());
+            sse::with_data(event, &shown, &mut replaced);
+            Ok(Judged::Replaced(replaced))
+        }
+    }
+}
+
+/// Cuts out of a list's reply what the caller may not see.
+pub(super) fn filter_list(
+    text: &[u8],
+    kind: ListKind,
+    exchange: &Exchange<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), Fault> {
+    let limits = &exchange.limits.json;
+    let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, limits));
+    let (_, reply) = read.map_err(|error| unreadable("list", &error.to_string()))?;
+    filter(reply, kind, exchange, out)
+}
+
+fn filter(
+    reply: json::Value<'_>,
+    kind: ListKind,
+    exchange: &Exchange<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), Fault> {
+    let Some(mcp) = &exchange.mcp else { return Ok(()) };
+    let shown = |name: &str| {
+        mcp.observe || mcp.resources.policies.lists(mcp.caller, &mcp.server.identity, kind, name)
+    };
+    list::filter(reply, kind, shown, out).map(drop).map_err(|error| unreadable("list", &error.to_string()))
+}

@@ -1,0 +1,381 @@
+//! Stage 6, respond: the reply goes back as it comes.
+//!
+//! Only what a rule needs is held: a list until it can be filtered, an event until it is whole. A reply ends where its
+//! framing says; a byte beyond makes the connection useless for anyone else.
+
+mod events;
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use toolgate_core::decision::Server;
+use toolgate_core::denial::Reason;
+use toolgate_core::http1::{self, Framing, HttpError, Outgoing, ResponseHead};
+use toolgate_core::identity::Identity;
+use toolgate_core::mcp::ListKind;
+
+use crate::body::Body;
+use crate::buffer::BLOCK_BYTES;
+use crate::config::Resources;
+use crate::forward::Upstream;
+use crate::limits::Limits;
+use crate::parse::{Client, Stream};
+use crate::sessions::Sessions;
+
+/// What a reply depends on besides its own bytes.
+pub struct Exchange<'a> {
+    /// The request's HTTP method.
+    pub http_method: &'a str,
+    /// To a declared server: what its reply is held to. `None`: passed on unread.
+    pub mcp: Option<McpExchange<'a>>,
+    /// Whether the client's connection ends with this reply.
+    pub close: bool,
+    /// The limits.
+    pub limits: &'a Limits,
+}
+
+/// What the reply of a declared server is held to.
+pub struct McpExchange<'a> {
+    /// Who asked.
+    pub caller: &'a Identity,
+    /// Whom.
+    pub server: &'a Server,
+    /// The generation that the request was decided on.
+    pub resources: &'a Arc<Resources>,
+    /// The request was a list method: what may not be seen is cut out.
+    pub list: Option<ListKind>,
+    /// Where the session that an `initialize` opens is bound.
+    pub sessions: Option<&'a Sessions>,
+    /// Policy is only observed: server requests pass.
+    pub observe: bool,
+}
+
+/// How a reply ended.
+#[derive(Debug)]
+pub struct Replied {
+    /// Its HTTP status.
+    pub status: u16,
+    /// Bytes of its body that the client got.
+    pub bytes: u64,
+    /// Whether the connection can take this caller's next request.
+    pub reusable: bool,
+    /// Server requests that no rule permits, taken out of the stream.
+    pub withheld: u64,
+}
+
+/// Why a reply did not come, or not whole.
+#[derive(Debug)]
+pub struct Broken {
+    /// Who is at fault.
+    pub fault: Fault,
+    /// Bytes of the body that the client got.
+    pub bytes: u64,
+    /// Whether the client has seen a status: then nothing can be answered any more.
+    pub begun: bool,
+}
+
+/// Whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The client closed, or does not take its reply.
+    #[error("the client left before the reply ended")]
+    ClientLeft,
+    /// The server said something that is no HTTP/1.1 reply.
+    #[error("the server's reply is broken: {0}")]
+    Http(#[from] HttpError),
+    /// The connection ended within the reply.
+    #[error("the server closed in the middle of its reply: {0}")]
+    ServerLeft(io::Error),
+    /// Nothing came.
+    #[error("the server sent nothing within {0:?} (first_byte_max)")]
+    Slow(Duration),
+    /// A list or an event exceeds its limit.
+    #[error("the server's {what} exceeds {bytes_max} bytes ({limit})")]
+    TooLarge {
+        /// A list or an event.
+        what: &'static str,
+        /// The limit.
+        bytes_max: usize,
+        /// Its name.
+        limit: &'static str,
+    },
+    /// It cannot be read, so it cannot be filtered.
+    #[error("the server's {what} cannot be read: {problem}")]
+    Unreadable {
+        /// A list or an event.
+        what: &'static str,
+        /// Why.
+        problem: String,
+    },
+    /// The session belongs to another caller, or there is no room for it.
+    #[error("the server's session id cannot be bound to this caller")]
+    Session,
+}
+
+impl Fault {
+    /// The label.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::ClientLeft => Reason::ClientLeft,
+            Self::Slow(_) => Reason::ServerTimeout,
+            Self::Http(_)
+            | Self::ServerLeft(_)
+            | Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::Session => Reason::ServerFault,
+        }
+    }
+
+    /// The status for a client that has seen none.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Slow(_) => 504,
+            Self::ClientLeft
+            | Self::Http(_)
+            | Self::ServerLeft(_)
+            | Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::Session => 502,
+        }
+    }
+}
+
+/// Streams the reply that `upstream` owes to `client`.
+///
+/// # Errors
+/// [`Broken`]: where `begun` is false the client still needs an answer.
+pub async fn stream<S: Stream>(
+    upstream: &mut Upstream,
+    client: &mut Client<S>,
+    exchange: &Exchange<'_>,
+) -> Result<Replied, Broken> {
+    let mut reply =
+        Reply { upstream, client, exchange, out: Vec::new(), bytes: 0, begun: false, withheld: 0 };
+    match reply.run().await {
+        Ok((status, keep_alive)) => {
+            let reusable = keep_alive && reply.upstream.buffer.is_empty();
+            if !reply.upstream.buffer.is_empty() {
+                tracing::warn!(address = %reply.upstream.address, "server sent bytes beyond its reply: closed");
+            }
+            Ok(Replied { status, bytes: reply.bytes, reusable, withheld: reply.withheld })
+        }
+        Err(fault) => Err(Broken { fault, bytes: reply.bytes, begun: reply.begun }),
+    }
+}
+
+/// What a reply's body is, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Events,
+    List(ListKind),
+    Other,
+}
+
+struct Reply<'r, S> {
+    upstream: &'r mut Upstream,
+    client: &'r mut Client<S>,
+    exchange: &'r Exchange<'r>,
+    /// What is to be written with the next bytes: the head, then chunks.
+    out: Vec<u8>,
+    bytes: u64,
+    begun: bool,
+    withheld: u64,
+}
+
+impl<S: Stream> Reply<'_, S> {
+    async fn run(&mut self) -> Result<(u16, bool), Fault> {
+        let head_bytes = self.wait_for_head().await?;
+        let parsed = http1::response_head(
+            self.upstream.buffer.bytes(),
+            self.exchange.http_method,
+            &self.exchange.limits.head,
+        )?;
+        let Some(head) = parsed else { return Err(server_left()) };
+        let (status, keep_alive, framing) = (head.status, head.keep_alive, head.framing);
+        self.bind_session(&head)?;
+        let content = self.content(&head)?;
+        let mut body = Body::new(framing);
+        if let Content::List(kind) = content {
+            let head_copy = self.upstream.buffer.bytes()[..head_bytes].to_vec();
+            self.upstream.buffer.consume(head_bytes);
+            self.filtered_list(kind, &head_copy, &mut body).await?;
+        } else {
+            let outgoing = outgoing(framing, content);
+            http1::write_response_head(&mut self.out, &head, outgoing, self.exchange.close);
+            self.upstream.buffer.consume(head_bytes);
+            match content {
+                Content::Events => self.events(&mut body).await?,
+                Content::Other | Content::List(_) => self.bytes(&mut body, outgoing).await?,
+            }
+        }
+        Ok((status, keep_alive && framing != Framing::UntilClose))
+    }
+
+    /// Waits for the final head; interim ones (1xx, RFC 9110 15.2) end here.
+    async fn wait_for_head(&mut self) -> Result<usize, Fault> {
+        let limits = self.exchange.limits;
+        let limit = limits.first_byte_max;
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let bytes = self.upstream.buffer.bytes();
+            match http1::response_head(bytes, self.exchange.http_method, &limits.head)? {
+                Some(head) if head.status == 101 => return Err(unreadable("reply", "101 to no upgrade")),
+                Some(head) if head.status < 200 => {
+                    let interim = head.bytes;
+                    self.upstream.buffer.consume(interim);
+                }
+                Some(head) => return Ok(head.bytes),
+                None => {
+                    let more = tokio::time::timeout_at(deadline, self.more()).await;
+                    if !more.map_err(|_| Fault::Slow(limit))?? {
+                        return Err(server_left());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads more of the reply, unless the client leaves first. False: the server closed.
+    async fn more(&mut self) -> Result<bool, Fault> {
+        let Upstream { io, buffer, .. } = &mut *self.upstream;
+        tokio::select! {
+            biased;
+            filled = buffer.fill(io, BLOCK_BYTES) => match filled {
+                Ok(count) => Ok(count > 0),
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(HttpError::HeadTooLarge { head_bytes_max: BLOCK_BYTES }.into()),
+                Err(error) => Err(Fault::ServerLeft(error)),
+            },
+            () = self.client.left() => Err(Fault::ClientLeft),
+        }
+    }
+
+    /// The session that a reply opens belongs to its caller from here on.
+    fn bind_session(&self, head: &ResponseHead<'_>) -> Result<(), Fault> {
+        let Some(mcp) = &self.exchange.mcp else { return Ok(()) };
+        let Some(id) = head.headers.only("mcp-session-id")? else { return Ok(()) };
+        let Some(sessions) = mcp.sessions else { return Ok(()) };
+        let bound = sessions.bind(mcp.caller, &mcp.server.identity, id, Instant::now());
+        if bound { Ok(()) } else { Err(Fault::Session) }
+    }
+
+    fn content(&self, head: &ResponseHead<'_>) -> Result<Content, Fault> {
+        let Some(mcp) = &self.exchange.mcp else { return Ok(Content::Other) };
+        if matches!(head.framing, Framing::None) {
+            return Ok(Content::Other);
+        }
+        let content_type = head.headers.only("content-type")?.unwrap_or_default();
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let events = media_type.eq_ignore_ascii_case("text/event-stream");
+        let must_read = events || (mcp.list.is_some() && head.status == 200);
+        if must_read && head.headers.count("content-encoding") > 0 {
+            // It was asked for none: Accept-Encoding is removed on the way in.
+            return Err(unreadable("reply", "it is compressed though that was not asked for"));
+        }
+        Ok(match mcp.list {
+            _ if events => Content::Events,
+            Some(kind) if head.status == 200 => Content::List(kind),
+            Some(_) | None => Content::Other,
+        })
+    }
+
+    /// A body that nobody reads: each run of bytes goes on as it comes.
+    async fn bytes(&mut self, body: &mut Body, outgoing: Outgoing) -> Result<(), Fault> {
+        let chunked = matches!(outgoing, Outgoing::Chunked);
+        while !body.is_done() {
+            let run = body.next(self.upstream.buffer.bytes())?;
+            let (consumed, count) = (run.consumed, run.data.len());
+            if count > 0 {
+                if chunked {
+                    http1::write_chunk_head(&mut self.out, count);
+                }
+                let end: &[u8] = if chunked { http1::CHUNK_END } else { b"" };
+                let mut parts = [IoSlice::new(&self.out), IoSlice::new(run.data), IoSlice::new(end)];
+                let written = self.client.write(&mut parts, self.exchange.limits).await;
+                self.wrote(written, count)?;
+            }
+            self.upstream.buffer.consume(consumed);
+            if consumed == 0 && !body.is_done() {
+                self.wait(body).await?;
+            }
+        }
+        if chunked {
+            self.out.extend_from_slice(http1::LAST_CHUNK);
+        }
+        self.flush().await
+    }
+
+    /// Waits for more of the body; what is ready goes out before.
+    async fn wait(&mut self, body: &mut Body) -> Result<(), Fault> {
+        self.flush().await?;
+        if self.more().await? || body.end() { Ok(()) } else { Err(server_left()) }
+    }
+
+    async fn flush(&mut self) -> Result<(), Fault> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let written = self.client.write(&mut [IoSlice::new(&self.out)], self.exchange.limits).await;
+        self.wrote(written, 0)
+    }
+
+    fn wrote(&mut self, written: io::Result<()>, body_bytes: usize) -> Result<(), Fault> {
+        self.begun = true;
+        self.out.clear();
+        written.map_err(|_| Fault::ClientLeft)?;
+        self.bytes += body_bytes as u64;
+        Ok(())
+    }
+
+    /// Reads a whole body of at most `reply_bytes_max`.
+    async fn whole(&mut self, body: &mut Body) -> Result<Vec<u8>, Fault> {
+        let bytes_max = self.exchange.limits.reply_bytes_max;
+        let mut whole = Vec::new();
+        while !body.is_done() {
+            let run = body.next(self.upstream.buffer.bytes())?;
+            whole.extend_from_slice(run.data);
+            let consumed = run.consumed;
+            self.upstream.buffer.consume(consumed);
+            if whole.len() > bytes_max {
+                return Err(Fault::TooLarge { what: "list", bytes_max, limit: "reply_bytes_max" });
+            }
+            if consumed == 0 && !body.is_done() {
+                self.wait(body).await?;
+            }
+        }
+        Ok(whole)
+    }
+
+    async fn filtered_list(&mut self, kind: ListKind, head: &[u8], body: &mut Body) -> Result<(), Fault> {
+        let whole = self.whole(body).await?;
+        let mut shown = Vec::with_capacity(whole.len());
+        events::filter_list(&whole, kind, self.exchange, &mut shown)?;
+        let limits = &self.exchange.limits.head;
+        let parsed = http1::response_head(head, self.exchange.http_method, limits)?;
+        let head = parsed.ok_or_else(server_left)?;
+        let outgoing = Outgoing::Length(shown.len() as u64);
+        http1::write_response_head(&mut self.out, &head, outgoing, self.exchange.close);
+        let mut parts = [IoSlice::new(&self.out), IoSlice::new(&shown)];
+        let written = self.client.write(&mut parts, self.exchange.limits).await;
+        self.wrote(written, shown.len())
+    }
+}
+
+/// Events may be taken out, so their length is not known before.
+fn outgoing(framing: Framing, content: Content) -> Outgoing {
+    match framing {
+        Framing::None => Outgoing::None,
+        Framing::Length(length) if content == Content::Other => Outgoing::Length(length),
+        Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Outgoing::Chunked,
+    }
+}
+
+fn server_left() -> Fault {
+    Fault::ServerLeft(io::ErrorKind::UnexpectedEof.into())
+}
+
+fn unreadable(what: &'static str, problem: &str) -> Fault {
+    Fault::Unreadable { what, problem: problem.to_owned() }
+}
