@@ -1,4 +1,5 @@
-//! The peer of a redirected socket is the one that its owner asked for.
+//! The peer of a redirected socket is the one that its owner asked for. Multipath TCP is captured, but its
+//! record is on the subflow, which this hook is not given: there the peer is the agent.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use toolgate_ebpf_common::Counter;
