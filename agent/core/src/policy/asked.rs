@@ -45,24 +45,15 @@ pub(super) fn asked<'m>(call: &'m Call<'m>) -> AllAsked<'m> {
             borrowed(&call.name).map(|name| Asked::Prompt(name, Arguable::Known(call.arguments)))
         }
         Class::Resource => borrowed(&call.uri).map(Asked::Resource),
-        Class::Completion => completed(call),
+        // Follows its reference, which the parser puts there (MCP 2025-06-18, server/utilities/completion).
+        Class::Completion => {
+            let prompt = borrowed(&call.name).map(|name| Asked::Prompt(name, Arguable::NotYet));
+            prompt.or_else(|| borrowed(&call.uri).map(Asked::Resource))
+        }
         Class::Listen => return listened(call).unwrap_or_else(|| smallvec![Asked::Method]),
         Class::ServerToClient | Class::Unknown => None,
     };
     smallvec![one.unwrap_or(Asked::Method)]
-}
-
-/// `completion/complete` follows its reference (MCP 2025-06-18, server/utilities/completion).
-fn completed<'m>(call: &Call<'m>) -> Option<Asked<'m>> {
-    let reference = call.params?.get("ref")?;
-    if ["type", "name", "uri"].iter().any(|key| reference.collides(key)) {
-        return None;
-    }
-    match &*reference.get("type")?.as_str()? {
-        "ref/prompt" => Some(Asked::Prompt(reference.get("name")?.as_str()?, Arguable::NotYet)),
-        "ref/resource" => Some(Asked::Resource(reference.get("uri")?.as_str()?)),
-        _ => None,
-    }
 }
 
 /// `subscriptions/listen` follows what it names (MCP 2026-07-28, `SubscriptionFilter`): changes of lists are part
