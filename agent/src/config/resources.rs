@@ -124,9 +124,13 @@ pub(super) fn compile(
         policies.extend(policy);
     }
     let policies = Policies::new(policies, &identities);
-    warn_ungoverned(&kinds.servers, &servers, &policies, &mut findings);
+    let failed = |findings: &Findings| findings.all.iter().any(|finding| finding.severity == Severity::Error);
+    // A policy that could not be read may be the one that is missed.
+    if !failed(&findings) {
+        warn_ungoverned(&kinds.servers, &servers, &policies, &mut findings);
+    }
     findings.all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    if findings.all.iter().any(|finding| finding.severity == Severity::Error) {
+    if failed(&findings) {
         return Err(findings.all);
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,465 @@
+//! Every error that a file can cause, with its place, and what good files become.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::diagnostic::Severity;
+use super::source::Source;
+use super::words::Findings;
 use super::*;
+
+/// Long enough for any machine; a test waits so long only when it fails.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
+fn source(text: &str) -> Source {
+    Source { file: "x.yaml".into(), text: text.to_owned() }
+}
+
+fn compile(text: &str) -> Result<Resources, Vec<Diagnostic>> {
+    resources::compile(&[source(text)], &AgentConfig::default(), Findings::default())
+}
+
+/// `line:column message` of each finding of one severity.
+fn shown(findings: &[Diagnostic], severity: Severity) -> Vec<String> {
+    let chosen = findings.iter().filter(|finding| finding.severity == severity);
+    chosen.map(|finding| format!("{}:{} {}", finding.line, finding.column, finding.message)).collect()
+}
+
+/// Each text with the beginnings of the errors that it must cause, in the order of the report.
+fn check(table: &[(String, Vec<String>)], read: impl Fn(&str) -> Vec<Diagnostic>) {
+    let mut failed = Vec::new();
+    for (text, expected) in table {
+        let errors = read(text);
+        let got = shown(&errors, Severity::Error);
+        let fits =
+            got.len() == expected.len() && got.iter().zip(expected).all(|(got, want)| got.starts_with(want));
+        if !fits || errors.iter().any(|error| error.line > 0 && error.excerpt.is_none()) {
+            failed.push(format!("{text}\n  got      {got:#?}\n  expected {expected:#?}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+fn owned(table: &[(&str, &[&str])], whole: impl Fn(&str) -> String) -> Vec<(String, Vec<String>)> {
+    table
+        .iter()
+        .map(|(text, errors)| (whole(text), errors.iter().map(|&one| one.to_owned()).collect()))
+        .collect()
+}
+
+fn refused(text: &str) -> Vec<Diagnostic> {
+    compile(text).expect_err(text)
+}
 
 #[test]
 fn default_file_states_the_defaults() {
-    let source = source::Source { file: "default.yaml".into(), text: DEFAULT.to_owned() };
-    assert_eq!(agent::parse(&source), Ok(AgentConfig::default()));
+    assert_eq!(agent::parse(&source(DEFAULT)), Ok(AgentConfig::default()));
+    assert_eq!(agent::parse(&source("# nothing\n")), Ok(AgentConfig::default()));
+}
+
+#[test]
+fn agent_settings_that_are_refused() {
+    let table: &[(&str, &[&str])] = &[
+        ("trust_domian: x\n", &["1:1 unknown key `trust_domian`"]),
+        ("trust_domain: Example.org\n", &["1:15 `Example.org` is no trust domain"]),
+        ("trust_domain:\n", &["1:13 a value is missing"]),
+        ("capture:\n", &["1:8 keys and values belong here"]),
+        ("capture: { tls: inspect }\n", &["1:17 `tls: inspect` is designed but not built yet"]),
+        ("capture: { tls: deny }\n", &["1:17 `tls: deny` is designed but not built yet"]),
+        (
+            "capture: { agent_loss: dangerous_open }\n",
+            &["1:24 `agent_loss: dangerous_open` is designed but not built yet"],
+        ),
+        ("capture: { undeclared: allow }\n", &["1:24 `allow` is no value of `undeclared`"]),
+        ("capture: { unrecognised: drop }\n", &["1:26 `drop` is no value of `unrecognised`"]),
+        ("capture: { destinations: some }\n", &["1:26 `some` is no value of `destinations`"]),
+        ("capture: { destinations: [10.0.0.1/8] }\n", &["1:27 `10.0.0.1/8` is no network"]),
+        ("capture: { exclude: [db:5432] }\n", &["1:22 `db:5432` is no network"]),
+        ("capture: { exclude: db }\n", &["1:21 a list belongs here"]),
+        ("capture: { cgroups: [\"a/**\"] }\n", &["1:22 `a/**` has `**`"]),
+        ("identity: { source: embedded }\n", &["1:11 `identity` is designed but not built yet"]),
+        ("listen: { peer: 15008 }\n", &["1:17 `peer` is designed but not built yet"]),
+        ("listen: { invoke: 127.0.0.1:3500 }\n", &["1:19 `invoke` is designed but not built yet"]),
+        ("listen: { outbound: 70000 }\n", &["1:21 invalid u16"]),
+        ("listen: { metrics: localhost:1 }\n", &["1:20 `localhost:1` is no address with a port"]),
+        ("listen: { admin: admin.sock }\n", &["1:18 `admin.sock` is no absolute path"]),
+        ("audit: { sync: 100 }\n", &["1:16 `100` is no length of time"]),
+        ("audit: { on_failure: allow }\n", &["1:22 `allow` is no value of `on_failure`"]),
+        (
+            "audit: { file: x }\nlisten: { ready: y }\n",
+            &["2:18 `y` is no address", "1:16 `x` is no absolute path"],
+        ),
+        ("trust_domain: a\n---\ntrust_domain: b\n", &["0:0 more than one YAML document"]),
+    ];
+    check(&owned(table, str::to_owned), |text| agent::parse(&source(text)).expect_err(text));
+}
+
+#[test]
+fn agent_settings_that_are_read() {
+    let text = "capture: { cgroups: [/, /system.slice/x.service], destinations: [\"10.0.0.0/8:443\"], \
+                undeclared: dangerous_allow }\naudit: { sync: 2s, on_failure: dangerous_allow }\n";
+    let config = agent::parse(&source(text)).unwrap();
+    let below = toolgate_core::policy::Glob::new("system.slice/x.service").unwrap();
+    assert_eq!(config.capture.cgroups, [Cgroup::Root, Cgroup::Below(below)]);
+    let net = "10.0.0.0/8".parse().unwrap();
+    assert_eq!(config.capture.destinations, Destinations::List(vec![Destination { net, port: Some(443) }]));
+    assert_eq!(config.audit.sync, Duration::from_secs(2));
+    assert_eq!(config.dangerous().len(), 2);
+}
+
+const HEAD: &str = "apiVersion: toolgate/v1\nkind: ";
+
+#[test]
+fn resources_that_are_refused() {
+    let table: &[(&str, &[&str])] = &[
+        ("a: [\n", &["1:4 "]),
+        ("kind: Policy\n", &["1:1 `apiVersion` is missing"]),
+        ("apiVersion: v1\nkind: Policy\n", &["1:13 no version `v1` of `Policy`"]),
+        ("apiVersion: toolgate/v1\nkind: Polizy\n", &["2:7 unknown kind `Polizy`"]),
+        (
+            "apiVersion: dapr.io/v1alpha1\nkind: MCPServer\n",
+            &["2:7 kind `MCPServer` is designed but not built yet"],
+        ),
+        ("kind: A\nkind: B\napiVersion: x\n", &["2:1 `kind` is given twice"]),
+        ("apiVersion: &x toolgate/v1\n<<: *x\nkind: A\n", &["2:1 `<<` merges are not read here"]),
+    ];
+    check(&owned(table, str::to_owned), refused);
+    let table: &[(&str, &[&str])] = &[
+        ("Workload\nmetadata: { name: A }\nspec: {}\n", &["3:19 `A` is no valid App ID"]),
+        ("Workload\nmetadata: { name: a, labels: {} }\nspec: {}\n", &["3:22 unknown key `labels`"]),
+        ("Workload\nmetadata: { name: a, namespace: a.b }\nspec: {}\n", &["3:33 `a.b` is no valid App ID"]),
+        ("Workload\nmetadata: { name: a }\n", &["3:1 `spec` is missing"]),
+        ("Workload\nmetadata: { name: a }\nspec:\n", &["4:5 keys and values belong here"]),
+        ("Workload\nmetadata: { name: a }\nspec: { selectors: { unti: x } }\n", &["4:22 unknown key `unti`"]),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { unit: x.timer } }\n",
+            &["4:28 `x.timer` is no service or scope"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { user: no-such-user-here } }\n",
+            &["4:28 there is no user `no-such-user-here`"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { cgroup: / } }\n",
+            &["4:30 every process is in the root"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { exe: bin/x } }\n",
+            &["4:27 `bin/x` is no absolute path"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { exe_sha256: x, container: y } }\n",
+            &["4:34 `exe_sha256` is designed", "4:48 `container` is designed"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { configuration: x }\n",
+            &["4:24 `configuration` is designed"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: {}\n---\napiVersion: toolgate/v1\nkind: Workload\nmetadata: { name: a }\nspec: {}\n",
+            &["8:19 another Workload is called `a`"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { user: 1 } }\n---\napiVersion: toolgate/v1\nkind: Workload\nmetadata: { name: b }\nspec: { selectors: { user: 1, cgroup: x } }\n",
+            &["8:19 every process that fits one of `b` and `a` fits the other"],
+        ),
+        ("Server\nmetadata: { name: s }\nspec: {}\n", &["3:19 `local` is missing"]),
+        ("Server\nmetadata: { name: s }\nspec: { local: {} }\n", &["4:16 `address` is missing"]),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: 127.0.0.1 } }\n",
+            &["4:27 `127.0.0.1` is no address"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"0.0.0.0:80\" } }\n",
+            &["4:27 nobody can connect to `0.0.0.0:80`"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", workload: w } }\n",
+            &["4:52 no Workload is called `w`"],
+        ),
+        ("Server\nmetadata: { name: s }\nspec: { external: { url: x } }\n", &["4:19 `external` is designed"]),
+        ("Server\nmetadata: { name: s }\nspec: { peer: {} }\n", &["4:15 `peer` is designed"]),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, pins: enforce, opaque: allow, transport: sse }\n",
+            &[
+                "4:48 `unix` is designed",
+                "4:60 `pins: enforce` is designed",
+                "4:77 `opaque: allow` is designed",
+                "4:95 `transport: sse` is designed",
+            ],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, path: /a/../b }\n",
+            &["4:50 `/a/../b` is no path as requests have it"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, hosts: [\"http://x\"] }\n",
+            &["4:52 `http://x` is no value of a Host header"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, enforcement: observe }\n",
+            &["4:57 `observe` is no value of `enforcement`"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" } }\n---\napiVersion: toolgate/v1\nkind: Server\nmetadata: { name: t }\nspec: { app_id: s, local: { address: \"127.0.0.1:1\" } }\n",
+            &[
+                "9:17 another Server has the App ID `s`",
+                "9:38 `127.0.0.1:1` is the address of Server `s` too",
+            ],
+        ),
+        ("Policy\nmetadata: { name: p }\nspec: {}\n", &["0:0 policy `p` has no rules"]),
+        ("Policy\nmetadata: { name: p }\nspec: { rules: [] }\n", &["4:16 policy `p` has no rules"]),
+        (
+            "Policy\nmetadata: { name: p }\nspec: { mode: off, rules: [{}] }\n",
+            &["4:15 `off` is no value of `mode`", "4:28 `name` is missing"],
+        ),
+    ];
+    check(&owned(table, |text| format!("{HEAD}{text}")), refused);
+}
+
+/// A server, a workload, and a policy with this rule on line 14, its keys from column 7.
+fn with_rule(rule: &str) -> String {
+    format!(
+        "{HEAD}Server\nmetadata: {{ name: docs }}\nspec: {{ local: {{ address: \"127.0.0.1:1\" }} }}\n---\n\
+         {HEAD}Workload\nmetadata: {{ name: agent }}\nspec: {{}}\n---\n\
+         {HEAD}Policy\nmetadata: {{ name: p }}\nspec: {{ rules: [\n    {{ {rule} }},\n  ] }}\n"
+    )
+}
+
+#[test]
+fn rules_that_are_refused() {
+    let table: &[(&str, &[&str])] = &[
+        ("effect: allow", &["15:5 `name` is missing"]),
+        ("name: r", &["15:5 `effect` is missing"]),
+        ("name: r, effect: permit", &["15:24 `permit` is no value of `effect`"]),
+        ("name: r, effect: allow", &["15:5 `callers` is missing"]),
+        ("name: r, effect: allow, callers: [agent]", &["15:5 `servers` is missing"]),
+        (
+            "name: r, effect: allow, callers: [agent], servers: [docs]",
+            &["15:5 the rule does not say what it allows"],
+        ),
+        ("name: r, effect: allow, callers: [], servers: [docs], tools: [a]", &["15:40 `callers` is empty"]),
+        ("name: r, effect: deny, callers: [agent], servers: []", &["15:57 `servers` is empty"]),
+        ("name: r, effect: deny, callers: agent, servers: [docs]", &["15:39 a list belongs here"]),
+        (
+            "name: r, effect: deny, callers: [a.b.c], servers: [docs]",
+            &["15:40 `a.b.c` has more than one `.`"],
+        ),
+        ("name: r, effect: deny, callers: [\"a?\"], servers: [docs]", &["15:40 `a?` has `?`"]),
+        (
+            "name: r, effect: deny, callers: [agent], servers: [dosc]",
+            &["15:58 no Server has the App ID `dosc`"],
+        ),
+        ("name: R, effect: deny, callers: [agent], servers: [docs]", &["15:13 `R` is no valid"]),
+    ];
+    check(&owned(table, with_rule), refused);
+    // What follows the beginning of a rule that is right so far, and the column after that beginning.
+    type Row<'r> = (&'r str, &'r str, &'r [(usize, &'r str)]);
+    let table: &[Row<'_>] = &[
+        ("allow", "tools: []", &[(7, "`tools` is empty")]),
+        ("allow", "toolz: [a]", &[(0, "unknown key `toolz`")]),
+        ("allow", "tools: [\"a**\"]", &[(8, "`a**` has `**`")]),
+        ("allow", "tools: [\"{a,b}\"]", &[(8, "`{a,b}` has `{`")]),
+        ("allow", "tools: [a], tools: [b]", &[(12, "`tools` is given twice")]),
+        ("allow", "tools: [a], prompts: [b]", &[(21, "`prompts` beside another kind")]),
+        ("allow", "methods: [tools/call]", &[(10, "`tools/call` allows `tools/call` whatever it names")]),
+        ("allow", "methods: [\"*/*\"]", &[(10, "`*/*` allows `tools/call`")]),
+        ("allow", "methods: [\"prompts/*\"]", &[(10, "`prompts/*` allows `prompts/get`")]),
+        (
+            "allow",
+            "server_requests: [roots]",
+            &[(usize::MAX, "the rule does not say"), (17, "`server_requests` is designed")],
+        ),
+        ("allow", "tools: [a], token: {}", &[(19, "`token` is designed")]),
+        ("allow", "tools: [a], when: { rego: x }", &[(18, "`when` is designed")]),
+        ("allow", "tools: [a], list: yes", &[(18, "neither `true` nor `false`")]),
+        ("deny", "tools: [a], list: true", &[(18, "a deny rule lists nothing")]),
+        ("deny", "tools: [a], arguments: {}", &[(23, "a deny rule without predicates")]),
+        (
+            "deny",
+            "tools: [a], arguments: { a: {} }, other_arguments: deny",
+            &[(51, "a deny rule matches on its predicates")],
+        ),
+        ("allow", "tools: [a], other_arguments: allow", &[(29, "without `arguments` any")]),
+        ("allow", "resources: [a], arguments: {}", &[(27, "only tools and prompts have arguments")]),
+        ("deny", "arguments: { a: { equals: 1 } }", &[(11, "only tools and prompts have arguments")]),
+        ("allow", "tools: [a], arguments:", &[(21, "keys and values belong here")]),
+        ("allow", "tools: [a], arguments: { a: }", &[(26, "keys and values belong here")]),
+        ("allow", "tools: [a], arguments: { a: { within: } }", &[(36, "a value is missing")]),
+        ("allow", "tools: [a], arguments: { a: { any: } }", &[(33, "keys and values belong here")]),
+        ("allow", "tools: [a], arguments: { a: x }", &[(28, "keys and values belong here")]),
+        ("allow", "tools: [a], arguments: { a: {}, a: {} }", &[(32, "`a` is given twice")]),
+        ("allow", "tools: [a], arguments: { a: { equal: 1 } }", &[(30, "unknown key `equal`")]),
+        (
+            "allow",
+            "tools: [a], arguments: { a: { equals: [1] } }",
+            &[(30, "invalid type: sequence, expected a text")],
+        ),
+        (
+            "allow",
+            "tools: [a], arguments: { a: { equals: 9007199254740992 } }",
+            &[(38, "9007199254740992 is beyond")],
+        ),
+        ("allow", "tools: [a], arguments: { a: { in: [] } }", &[(34, "`in` is empty")]),
+        ("allow", "tools: [a], arguments: { a: { regex: \"(\" } }", &[(37, "`(` is no regular expression")]),
+        (
+            "allow",
+            "tools: [a], arguments: { a: { regex: \"a)|(b\" } }",
+            &[(37, "`a)|(b` is no regular expression")],
+        ),
+        ("allow", "tools: [a], arguments: { a: { within: srv } }", &[(38, "`srv` is no absolute path")]),
+        (
+            "allow",
+            "tools: [a], arguments: { a: { within: /srv/../x } }",
+            &[(38, "`/srv/../x` is no absolute path")],
+        ),
+        (
+            "allow",
+            "tools: [a], arguments: { a: { max: .nan } }",
+            &[(35, "value `.nan` is not a finite number")],
+        ),
+        ("allow", "tools: [a], arguments: { a: { max: 1, min: 2 } }", &[(43, "`min` is above `max`")]),
+        ("allow", "tools: [a], arguments: { a: { max: x } }", &[(35, "invalid floating point")]),
+        ("allow", "tools: [a], arguments: { a: { max_length: -1 } }", &[(42, "invalid u64")]),
+        ("allow", "tools: [a], arguments: { a: { type: text } }", &[(36, "`text` is no JSON type")]),
+        ("allow", "tools: [a], arguments: { a: { any: { glob: \"**\" } } }", &[(43, "`**` has `**`")]),
+        ("allow", "tools: [a], arguments: { /a~2: {} }", &[(25, "`/a~2` is no JSON Pointer")]),
+        ("allow", "tools: [a], arguments: { \"\": {} }", &[(25, "an empty key names no argument")]),
+    ];
+    let rows = table.iter().map(|(effect, rest, expected)| {
+        let beginning = format!("name: r, effect: {effect}, callers: [agent], servers: [docs], ");
+        let place = |at: usize| if at == usize::MAX { 5 } else { 7 + beginning.len() + at };
+        let errors = expected.iter().map(|(at, message)| format!("15:{} {message}", place(*at))).collect();
+        (with_rule(&format!("{beginning}{rest}")), errors)
+    });
+    check(&rows.collect::<Vec<_>>(), refused);
+    let twice = with_rule(
+        "name: r, effect: deny, callers: [agent], servers: [docs] }, { name: r, effect: deny, callers: [agent], servers: [docs]",
+    );
+    check(&[(twice, vec!["15:75 another rule of this policy is called `r`".to_owned()])], refused);
+}
+
+#[test]
+fn warnings_do_not_stop() {
+    let table: &[(&str, &[&str])] = &[
+        (
+            "name: r, effect: allow, callers: [agnet], servers: [docs], tools: [a]",
+            &["15:41 no Workload is called `agnet`"],
+        ),
+        (
+            "name: r, effect: allow, callers: [agent], servers: [docs, \"x*\"], tools: [a]",
+            &["15:65 no Server has the App ID `x*`"],
+        ),
+        (
+            "name: r, effect: allow, callers: [\"*\", spiffe://other.org/ns/a/b], servers: [\"*\"], tools: [a]",
+            &[],
+        ),
+    ];
+    for (rule, expected) in table {
+        let resources = compile(&with_rule(rule)).unwrap_or_else(|findings| panic!("{rule}: {findings:#?}"));
+        let got = shown(&resources.warnings, Severity::Warning);
+        assert!(got.len() == expected.len(), "{rule}: {got:?}");
+        assert!(
+            got.iter().zip(*expected).all(|(got, expected)| got.starts_with(expected)),
+            "{rule}: {got:?}"
+        );
+    }
+    let lonely = format!(
+        "{HEAD}Server\nmetadata: {{ name: s }}\nspec: {{ local: {{ address: \"127.0.0.1:1\" }}, enforcement: dangerous_observe }}\n"
+    );
+    let got = shown(&compile(&lonely).unwrap().warnings, Severity::Warning);
+    let expected = [
+        "3:19 no policy names `s`: every call to it is denied",
+        "4:57 what policy would deny on this server passes",
+    ];
+    assert_eq!(got, expected);
+    let exe =
+        format!("{HEAD}Workload\nmetadata: {{ name: w }}\nspec: {{ selectors: {{ exe: /no/such/file }} }}\n");
+    let resources = compile(&exe).unwrap();
+    assert_eq!(shown(&resources.warnings, Severity::Warning).len(), 1);
+    assert_eq!(resources.workloads[0].selectors.exe.as_ref().unwrap().file, None);
+}
+
+#[test]
+fn findings_look_like_those_of_rustc() {
+    let text = with_rule("name: r, effect: allow, callers: [agent], servers: [dosc], tools: [a]");
+    let errors = compile(&text).unwrap_err();
+    let expected = "\
+error: no Server has the App ID `dosc`
+  --> x.yaml:15:59
+   |
+15 |     { name: r, effect: allow, callers: [agent], servers: [dosc], tools: [a] },
+   |                                                           ^^^^
+   = help: did you mean `docs`?
+";
+    assert_eq!(errors[0].to_string(), expected);
+}
+
+#[test]
+fn a_directory_is_read_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = AgentConfig::default();
+    assert_eq!(load_resources(dir.path(), &agent).unwrap().servers.len(), 0);
+    let server = |name: &str, port: u16| {
+        format!(
+            "{HEAD}Server\nmetadata: {{ name: {name} }}\nspec: {{ local: {{ address: \"127.0.0.1:{port}\" }} }}\n"
+        )
+    };
+    let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).unwrap();
+    write("b.yaml", &server("b", 2));
+    write("a.yml", &server("a", 1));
+    write(".hidden.yaml", "nonsense: [");
+    write("README", "nonsense: [");
+    let good = load_resources(dir.path(), &agent).unwrap();
+    let names: Vec<&str> = good.servers.iter().map(|server| server.identity.app_id()).collect();
+    assert_eq!(names, ["a", "b"]);
+    write("c.yaml", "nonsense: [");
+    assert_eq!(load_resources(dir.path(), &agent).unwrap_err().len(), 1);
+    write("c.yaml", "");
+    assert!(load_resources(dir.path(), &agent).unwrap().generation > good.generation);
+    let missing = load_resources(&dir.path().join("missing"), &agent).unwrap_err();
+    assert!(missing[0].to_string().contains("cannot read the directory"), "{}", missing[0]);
+    assert!(load_agent(&dir.path().join("missing")).is_err());
+    assert_eq!(load_agent(dir.path()), Ok(agent));
+}
+
+#[test]
+fn changes_are_seen_however_they_are_made() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("resources");
+    for name in ["resources", "v1", "v2"] {
+        std::fs::create_dir(root.path().join(name)).unwrap();
+    }
+    let (v1, v2) = (root.path().join("v1"), root.path().join("v2"));
+    std::fs::write(v1.join("linked.yaml"), "one").unwrap();
+    std::fs::write(v2.join("linked.yaml"), "two").unwrap();
+    let link = |target: &Path, name: &str| {
+        let temporary = root.path().join("link.tmp");
+        std::os::unix::fs::symlink(target, &temporary).unwrap();
+        std::fs::rename(&temporary, dir.join(name)).unwrap();
+    };
+    link(&v1.join("linked.yaml"), "linked.yaml");
+    let (changed, changes) = mpsc::channel();
+    let watch = watch::watch(&dir, move || changed.send(()).unwrap()).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+    let steps: [(&str, &dyn Fn()); 6] = [
+        ("created", &|| write("a.yaml", "one")),
+        ("written", &|| write("a.yaml", "two")),
+        ("renamed into place", &|| {
+            std::fs::write(root.path().join("a.tmp"), "three").unwrap();
+            std::fs::rename(root.path().join("a.tmp"), dir.join("a.yaml")).unwrap();
+        }),
+        ("written behind a link", &|| std::fs::write(v1.join("linked.yaml"), "three").unwrap()),
+        ("link swapped", &|| link(&v2.join("linked.yaml"), "linked.yaml")),
+        ("removed", &|| std::fs::remove_file(dir.join("a.yaml")).unwrap()),
+    ];
+    for (name, step) in steps {
+        step();
+        assert!(changes.recv_timeout(WAIT_MAX).is_ok(), "{name}");
+        // One change may come as two where the machine is slow between its parts.
+        while changes.try_recv().is_ok() {}
+    }
+    drop(watch);
+    assert!(changes.recv().is_err());
 }

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod asked;
+mod directory;
 mod glob;
 mod pattern;
 mod predicate;
@@ -17,10 +18,11 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 pub use self::arguments::{Arguments, InvalidKey, Key, Others};
+pub use self::directory::Directory;
 pub use self::glob::{Glob, InvalidGlob};
 pub use self::pattern::{IdentityPattern, InvalidPattern};
 pub use self::predicate::{
-    ARGUMENT_BYTES_READ_MAX, Directory, InvalidPredicate, JsonType, Literal, NUMBER_MAX, Predicate, Truth,
+    ARGUMENT_BYTES_READ_MAX, InvalidPredicate, JsonType, Literal, NUMBER_MAX, Predicate, Truth,
 };
 pub use self::rule::{DECIDED_BY_NAME, Effect, Rule, What};
 
