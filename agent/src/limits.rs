@@ -24,6 +24,8 @@ pub struct Limits {
     pub client_idle_max: Duration,
     /// Until a client takes what is written to it.
     pub client_write_max: Duration,
+    /// After the last answer of a connection that is closed: until the client closes too.
+    pub linger_time_max: Duration,
     /// Until a server accepts a connection.
     pub connect_time_max: Duration,
     /// From the last byte of a request to the first of its reply: a tool may work for minutes.
@@ -55,6 +57,7 @@ impl Default for Limits {
             request_time_max: Duration::from_secs(30),
             client_idle_max: Duration::from_secs(300),
             client_write_max: Duration::from_secs(60),
+            linger_time_max: Duration::from_secs(1),
             connect_time_max: Duration::from_secs(5),
             first_byte_max: Duration::from_secs(600),
             upstream_idle_max: Duration::from_millis(3_500),

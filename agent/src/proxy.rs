@@ -26,6 +26,8 @@ use crate::respond::{self, Exchange, McpExchange};
 enum Flow {
     Continue,
     Close,
+    /// The server agreed to speak something else than HTTP from here on.
+    Upgraded,
 }
 
 /// What one request is judged by: who asks, and one generation of the resources for all of it.
@@ -76,7 +78,7 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, worker: &Worke
         Opening::Relay(way) => relay(&mut client, way).await,
         Opening::Ended => {}
     }
-    client.close().await;
+    client.close(&worker.node.limits).await;
 }
 
 /// What a connection turned out to be.
@@ -141,7 +143,7 @@ async fn requests<S: Stream>(
             (Ok(Some(head)), Some(server)) => turn.served(client, &head, server, entry).await,
             (Ok(Some(head)), None) => turn.undeclared(client, &head, &mut passing, entry).await,
         };
-        if flow == Flow::Close {
+        if flow != Flow::Continue {
             return;
         }
     }
@@ -245,6 +247,7 @@ impl Turn<'_> {
                 sessions: expected.initialize.then_some(&node.sessions),
                 observe: node.mode.relaxes(server),
             }),
+            upgrade: false,
             close: !head.keep_alive,
             limits: &node.limits,
         };
@@ -275,7 +278,12 @@ impl Turn<'_> {
             Ok(replied) => {
                 entry.replied(replied.status, replied.bytes);
                 entry.withheld(replied.withheld);
-                (if head.keep_alive { Flow::Continue } else { Flow::Close }, replied.reusable)
+                let flow = match (replied.status, head.keep_alive) {
+                    (101, _) => Flow::Upgraded,
+                    (_, true) => Flow::Continue,
+                    (_, false) => Flow::Close,
+                };
+                (flow, replied.reusable)
             }
             Err(broken) => {
                 let reason = broken.fault.reason();
@@ -384,10 +392,17 @@ impl Turn<'_> {
             None => entry,
         };
         entry.permitted(&way.passage);
-        let expected = Expected::unread(client.http_method(limits));
+        let expected = Expected::passing(client.http_method(limits));
         let upstream = way.upstream.take();
         let sent = forward::pass(&way.passage, client, head, body, upstream, self.address(), limits).await;
         let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
+        if flow == Flow::Upgraded
+            && let Some(mut upstream) = upstream
+        {
+            let (sent, received) = forward::relay(&way.passage, client, &mut upstream).await;
+            entry.relayed(sent, received);
+            return Flow::Close;
+        }
         way.upstream = upstream;
         way.entry = Some(entry);
         flow
@@ -407,8 +422,13 @@ impl Turn<'_> {
             Err(error) => return (self.unreachable(client, head, &error, expected, entry).await, None),
         };
         let limits = &self.worker.node.limits;
-        let exchange =
-            Exchange { http_method: expected.http_method, mcp: None, close: !head.keep_alive, limits };
+        let exchange = Exchange {
+            http_method: expected.http_method,
+            mcp: None,
+            upgrade: expected.may_upgrade,
+            close: !head.keep_alive,
+            limits,
+        };
         let replied = respond::stream(&mut upstream, client, &exchange).await;
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         (flow, reusable.then_some(upstream))

@@ -46,35 +46,35 @@ pub async fn pass<S: Stream>(
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = still_open(own, address, limits).await?;
     let broken = |error: crate::parse::Broken| ForwardError::ClientBody { problem: error.to_string() };
-    let Some(body) = body else {
-        stream_request(client, head, &mut upstream, limits).await?;
-        return Ok(upstream);
-    };
-    upstream.write_request(&client.request(head, &body, limits).map_err(broken)?).await?;
-    client.done(head, &body);
+    match body {
+        None => stream_request(client, head, &mut upstream).await?,
+        // Its chunks were joined, so its framing is another now.
+        Some(body @ BodyAt::Joined(_)) => {
+            upstream.write_request(&client.request(head, &body, limits).map_err(broken)?).await?;
+        }
+        Some(body @ BodyAt::InPlace(length)) => {
+            let (_, buffer) = client.parts();
+            upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes + length])]).await?;
+            client.done(head, &body);
+        }
+    }
     Ok(upstream)
 }
 
-/// Sends the head, then the body run by run, in the framing that the client chose.
+/// Sends the head as it came, then the body run by run, in the framing that the client chose.
 async fn stream_request<S: Stream>(
     client: &mut Client<S>,
     head: &HeadAt,
     upstream: &mut Upstream,
-    limits: &Limits,
 ) -> Result<(), ForwardError> {
     let broken = |problem: &str| ForwardError::ClientBody { problem: problem.to_owned() };
+    client.go_ahead(head, usize::MAX).await.map_err(|error| broken(&error.to_string()))?;
     let (io, buffer) = client.parts();
-    let (length, chunked) = match head.framing {
-        Framing::None | Framing::UntilClose => (None, false),
-        Framing::Length(length) => (Some(length), false),
-        Framing::Chunked => (None, true),
-    };
-    let mut out = Vec::with_capacity(head.bytes + 64);
-    let parsed = http1::request_head(buffer.bytes(), &limits.head).map_err(|e| broken(&e.to_string()))?;
-    http1::write_request_head(&mut out, &parsed.ok_or_else(|| broken("no head"))?, length, chunked);
+    let chunked = matches!(head.framing, Framing::Chunked);
+    upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes])]).await?;
     buffer.consume(head.bytes);
-    upstream.write(&mut [IoSlice::new(&out)]).await?;
     let mut body = Body::new(head.framing);
+    let mut out = Vec::new();
     while !body.is_done() {
         let run = body.next(buffer.bytes()).map_err(|e| broken(&e.to_string()))?;
         let consumed = run.consumed;

@@ -17,6 +17,8 @@ pub struct Expected {
     pub ends_session: Option<Box<str>>,
     /// False for a stream that is open until someone leaves.
     pub ends_by_itself: bool,
+    /// The reply may turn the connection into something else than HTTP.
+    pub may_upgrade: bool,
     /// The request's id as JSON, where it has one.
     id: Option<Box<str>>,
 }
@@ -58,8 +60,15 @@ impl Expected {
             initialize: false,
             ends_session: None,
             ends_by_itself: true,
+            may_upgrade: false,
             id: None,
         }
+    }
+
+    /// Of a request that is not MCP: what it asks for may be another protocol.
+    #[must_use]
+    pub fn passing(method: &str) -> Self {
+        Self { may_upgrade: true, ..Self::unread(method) }
     }
 
     /// How a failure is put to the client: as an error of its request, where that has an id.

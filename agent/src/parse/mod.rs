@@ -184,8 +184,11 @@ impl<S: Stream> Client<S> {
         Ok(BodyAt::Joined(whole))
     }
 
-    /// Answers `Expect: 100-continue` when the body is still to come (RFC 9110, 10.1.1).
-    async fn go_ahead(&mut self, head: &HeadAt, whole: usize) -> Result<(), Broken> {
+    /// Answers `Expect: 100-continue` when a part of the `whole` bytes is still to come (RFC 9110, 10.1.1).
+    ///
+    /// # Errors
+    /// [`Broken::ClientLeft`].
+    pub async fn go_ahead(&mut self, head: &HeadAt, whole: usize) -> Result<(), Broken> {
         if head.expect_continue && self.buffer.bytes().len() < whole {
             self.io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Broken::ClientLeft)?;
         }
@@ -284,10 +287,21 @@ impl<S: Stream> Client<S> {
         (&mut self.io, &mut self.buffer)
     }
 
-    /// Ends the connection: what was written arrives, then the end.
-    pub async fn close(mut self) {
-        // A client that left already is closed as well as it can be.
-        let _ = self.io.shutdown().await;
+    /// Ends the connection: what was written arrives, then the end. What the client still sends is read and thrown
+    /// away for a moment: closing with unread bytes would send a reset, which can overtake the answer.
+    pub async fn close(mut self, limits: &Limits) {
+        let lingering = async {
+            self.io.shutdown().await?;
+            loop {
+                let waiting = self.buffer.bytes().len();
+                self.buffer.consume(waiting);
+                if self.buffer.fill(&mut self.io, BLOCK_BYTES).await? == 0 {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        // However it ends, the connection is gone afterwards.
+        let _ = timeout(limits.linger_time_max, lingering).await;
     }
 }
 

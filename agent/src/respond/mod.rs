@@ -29,6 +29,8 @@ pub struct Exchange<'a> {
     pub http_method: &'a str,
     /// To a declared server: what its reply is held to. `None`: passed on unread.
     pub mcp: Option<McpExchange<'a>>,
+    /// Whether the reply may be 101: then the connection is no longer HTTP.
+    pub upgrade: bool,
     /// Whether the client's connection ends with this reply.
     pub close: bool,
     /// The limits.
@@ -156,8 +158,9 @@ pub async fn stream<S: Stream>(
         Reply { upstream, client, exchange, out: Vec::new(), bytes: 0, begun: false, withheld: 0 };
     match reply.run().await {
         Ok((status, keep_alive)) => {
-            let reusable = keep_alive && reply.upstream.buffer.is_empty();
-            if !reply.upstream.buffer.is_empty() {
+            let upgraded = status == 101;
+            let reusable = upgraded || (keep_alive && reply.upstream.buffer.is_empty());
+            if !upgraded && !reply.upstream.buffer.is_empty() {
                 tracing::warn!(address = %reply.upstream.address, "server sent bytes beyond its reply: closed");
             }
             Ok(Replied { status, bytes: reply.bytes, reusable, withheld: reply.withheld })
@@ -195,6 +198,12 @@ impl<S: Stream> Reply<'_, S> {
         )?;
         let Some(head) = parsed else { return Err(server_left()) };
         let (status, keep_alive, framing) = (head.status, head.keep_alive, head.framing);
+        if status == 101 {
+            self.out.extend_from_slice(&self.upstream.buffer.bytes()[..head_bytes]);
+            self.upstream.buffer.consume(head_bytes);
+            self.flush().await?;
+            return Ok((status, true));
+        }
         self.bind_session(&head)?;
         let content = self.content(&head)?;
         let mut body = Body::new(framing);
@@ -222,8 +231,10 @@ impl<S: Stream> Reply<'_, S> {
         loop {
             let bytes = self.upstream.buffer.bytes();
             match http1::response_head(bytes, self.exchange.http_method, &limits.head)? {
-                Some(head) if head.status == 101 => return Err(unreadable("reply", "101 to no upgrade")),
-                Some(head) if head.status < 200 => {
+                Some(head) if head.status == 101 && !self.exchange.upgrade => {
+                    return Err(unreadable("reply", "101 to no upgrade"));
+                }
+                Some(head) if head.status < 200 && head.status != 101 => {
                     let interim = head.bytes;
                     self.upstream.buffer.consume(interim);
                 }
