@@ -240,7 +240,8 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::Overload
         | Reason::AuditUnavailable
         | Reason::NoRecord
-        | Reason::ShuttingDown => false,
+        | Reason::ShuttingDown
+        | Reason::ClientLeft => false,
     }
 }
 
