@@ -270,6 +270,7 @@ fn announce(node: &Node) {
     let resources = node.resources.load();
     let from = node.config.as_ref().map_or("embedded default".into(), |dir| dir.display().to_string());
     tracing::info!(
+        target: "toolgate",
         config = %from,
         workloads = resources.workloads.len(),
         servers = resources.servers.len(),
