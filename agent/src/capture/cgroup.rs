@@ -30,7 +30,7 @@ pub fn mount() -> Result<PathBuf, CaptureError> {
 
 /// The id of the cgroup whose directory is `path`.
 pub fn id(path: &Path) -> Result<u64, CaptureError> {
-    let failed = |source| CaptureError::Cgroup { path: path.to_owned(), source };
+    let failed = |source| CaptureError::Cgroup { path: path.to_owned(), cause: source };
     let metadata = fs::metadata(path).map_err(failed)?;
     if !metadata.is_dir() {
         return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
@@ -41,7 +41,7 @@ pub fn id(path: &Path) -> Result<u64, CaptureError> {
 /// The path of a cgroup below the cgroup2 root, with a leading `/`. Needs CAP_DAC_READ_SEARCH.
 pub fn path_of(id: u64) -> Result<String, CaptureError> {
     let mount = mount()?;
-    let failed = |source| CaptureError::CgroupId { id, source };
+    let failed = |source| CaptureError::CgroupId { id, cause: source };
     let directory = open_by_id(&mount, id).map_err(failed)?;
     let path = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).map_err(failed)?;
     let below = path.strip_prefix(&mount).map_err(|error| failed(io::Error::other(error)))?;

@@ -22,7 +22,7 @@ pub(super) fn read(map: &PerCpuArray<MapData, u64>) -> Result<Vec<Counter>, Capt
         .map(|&counter| {
             let values = map
                 .get(&(counter as u32), 0)
-                .map_err(|source| CaptureError::Map { name: "COUNTERS", source: Box::new(source) })?;
+                .map_err(|source| CaptureError::Map { name: "COUNTERS", cause: Box::new(source) })?;
             let count = values.iter().sum();
             Ok(Counter { program: counter.program(), branch: counter.branch(), count })
         })

@@ -1,4 +1,5 @@
-//! What can go wrong between the agent and the kernel, with the next step.
+//! What can go wrong between the agent and the kernel, with the next step. Each text is whole: the cause stands in
+//! it, and not a second time as the error's source.
 
 use std::{io, path::PathBuf};
 
@@ -33,20 +34,20 @@ pub enum CaptureError {
     )]
     NoCgroupMount,
     /// A cgroup that is not there.
-    #[error("cgroup `{}`: {source}", path.display())]
+    #[error("cgroup `{}`: {cause}", path.display())]
     Cgroup {
         /// Its directory.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A cgroup that was removed since.
-    #[error("no cgroup has the id `{id}`: {source}; it was removed, or CAP_DAC_READ_SEARCH is missing")]
+    #[error("no cgroup has the id `{id}`: {cause}; it was removed, or CAP_DAC_READ_SEARCH is missing")]
     CgroupId {
         /// Inode of its directory.
         id: u64,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Too deep for the programs to see.
     #[error("cgroup `{path}` lies deeper than {max} levels: name one above it")]
@@ -65,28 +66,28 @@ pub enum CaptureError {
         reason: String,
     },
     /// No bpffs, and none can be mounted.
-    #[error("bpf file system at `{}`: {source}; mount it, for example `mount -t bpf bpf /sys/fs/bpf`", path.display())]
+    #[error("bpf file system at `{}`: {cause}; mount it, for example `mount -t bpf bpf /sys/fs/bpf`", path.display())]
     Bpffs {
         /// Where it is or should be.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A pin that cannot be made or removed.
-    #[error("pin `{}`: {source}", path.display())]
+    #[error("pin `{}`: {cause}", path.display())]
     Pin {
         /// On the bpf file system.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A fact about this host that cannot be read.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Host {
         /// Which fact.
         what: &'static str,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No listeners, or more than the map holds.
     #[error("{count} listening sockets: between 1 and {max} are possible")]
@@ -105,26 +106,26 @@ pub enum CaptureError {
         name: &'static str,
     },
     /// The object was refused as a whole.
-    #[error("loading the BPF object: {}", chain(source))]
+    #[error("loading the BPF object: {}", chain(cause.as_ref()))]
     Load {
         /// aya's words.
-        source: Box<aya::EbpfError>,
+        cause: Box<aya::EbpfError>,
     },
     /// The verifier refused a program, or it cannot be attached.
-    #[error("BPF program `{name}`: {}", chain(source))]
+    #[error("BPF program `{name}`: {}", chain(cause.as_ref()))]
     Program {
         /// Which.
         name: &'static str,
         /// aya's words; with the verifier's log where there is one.
-        source: Box<aya::programs::ProgramError>,
+        cause: Box<aya::programs::ProgramError>,
     },
     /// A map cannot be written or read.
-    #[error("BPF map `{name}`: {}", chain(source))]
+    #[error("BPF map `{name}`: {}", chain(cause.as_ref()))]
     Map {
         /// Which.
         name: &'static str,
         /// aya's words.
-        source: Box<aya::maps::MapError>,
+        cause: Box<aya::maps::MapError>,
     },
     /// More entries than a map holds.
     #[error("{count} entries for the BPF map `{name}`: at most {max} are possible")]

@@ -20,7 +20,7 @@ pub(super) struct Mount {
 /// What is mounted in the agent's namespace.
 pub(super) fn mounts() -> Result<Vec<Mount>, CaptureError> {
     let text = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/mountinfo`", source })?;
+        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/mountinfo`", cause: source })?;
     Ok(text.lines().filter_map(parse_mount).collect())
 }
 
@@ -47,7 +47,7 @@ pub(super) fn check() -> Result<(), CaptureError> {
         return Err(CaptureError::KernelTooOld { release: release()? });
     }
     let namespace = fs::read_link("/proc/self/ns/pid")
-        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/ns/pid`", source })?;
+        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/ns/pid`", cause: source })?;
     if namespace.as_os_str() != INITIAL_PID_NAMESPACE {
         return Err(CaptureError::PidNamespace);
     }
@@ -55,8 +55,10 @@ pub(super) fn check() -> Result<(), CaptureError> {
 }
 
 fn missing_capabilities() -> Result<Vec<&'static str>, CaptureError> {
-    let failed =
-        |source| CaptureError::Host { what: "reading the capabilities in `/proc/self/status`", source };
+    let failed = |source| CaptureError::Host {
+        what: "reading the capabilities in `/proc/self/status`",
+        cause: source,
+    };
     let status = fs::read_to_string("/proc/self/status").map_err(failed)?;
     let effective = status
         .lines()
@@ -75,8 +77,10 @@ fn missing_capabilities() -> Result<Vec<&'static str>, CaptureError> {
 }
 
 fn release() -> Result<String, CaptureError> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_err(|source| CaptureError::Host { what: "reading `/proc/sys/kernel/osrelease`", source })?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|source| CaptureError::Host {
+        what: "reading `/proc/sys/kernel/osrelease`",
+        cause: source,
+    })?;
     Ok(release.trim_end().to_owned())
 }
 
@@ -93,7 +97,8 @@ pub(super) fn since(major: u32, minor: u32) -> Result<bool, CaptureError> {
 
 /// The start of this process in nanoseconds since boot, as the half-open range that a tick spans.
 pub(super) fn own_start_ns() -> Result<(u64, u64), CaptureError> {
-    let failed = |source| CaptureError::Host { what: "reading the start time in `/proc/self/stat`", source };
+    let failed =
+        |source| CaptureError::Host { what: "reading the start time in `/proc/self/stat`", cause: source };
     let stat = fs::read_to_string("/proc/self/stat").map_err(failed)?;
     let ticks = start_ticks(&stat).ok_or_else(|| failed(io::Error::other("no field 22")))?;
     // SAFETY: a call without pointers.
@@ -136,7 +141,7 @@ pub(super) fn netns_cookie(socket: &TcpListener) -> Result<u64, CaptureError> {
         return Ok(cookie);
     }
     let what = "asking for the network namespace's cookie (SO_NETNS_COOKIE, kernel 5.14)";
-    Err(CaptureError::Host { what, source: io::Error::last_os_error() })
+    Err(CaptureError::Host { what, cause: io::Error::last_os_error() })
 }
 
 #[cfg(test)]

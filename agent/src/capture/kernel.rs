@@ -64,7 +64,7 @@ impl Kernel {
         }
         host::check()?;
         let root = cgroup::mount()?;
-        let root = File::open(&root).map_err(|source| CaptureError::Cgroup { path: root, source })?;
+        let root = File::open(&root).map_err(|source| CaptureError::Cgroup { path: root, cause: source })?;
         let config = config(plan, listeners)?;
         let mut ebpf = load(&btf::offsets()?)?;
         let log = log::task(&mut ebpf);
@@ -73,7 +73,7 @@ impl Kernel {
             let path = generation.map_path(name);
             let map = ebpf.map(name).ok_or(CaptureError::WrongObject { name })?;
             map.pin(&path)
-                .map_err(|error| CaptureError::Pin { path, source: std::io::Error::other(error) })?;
+                .map_err(|error| CaptureError::Pin { path, cause: std::io::Error::other(error) })?;
         }
         let mut plan_maps = PlanMaps {
             captured: take(&mut ebpf, "CAPTURED")?,
@@ -183,7 +183,7 @@ fn load(offsets: &Offsets) -> Result<Ebpf, CaptureError> {
     EbpfLoader::new()
         .override_global("OFFSETS", &Abi(*offsets), true)
         .load(OBJECT)
-        .map_err(|source| CaptureError::Load { source: Box::new(source) })
+        .map_err(|source| CaptureError::Load { cause: Box::new(source) })
 }
 
 /// A map of the object, as what the agent takes it for.
@@ -206,7 +206,7 @@ fn fill_listeners(ebpf: &mut Ebpf, listeners: &[TcpListener]) -> Result<SockMap<
 /// connect4 last: nothing is turned to the agent before all else is in place.
 fn attach_programs(ebpf: &mut Ebpf, root: &File, generation: &Generation) -> Result<(), CaptureError> {
     let netns = File::open("/proc/thread-self/ns/net")
-        .map_err(|source| CaptureError::Host { what: "opening `/proc/thread-self/ns/net`", source })?;
+        .map_err(|source| CaptureError::Host { what: "opening `/proc/thread-self/ns/net`", cause: source })?;
     let link = attach_program("toolgate_sk_lookup", ebpf, |program: &mut SkLookup| {
         program.load()?;
         let id = program.attach(netns)?;
@@ -246,5 +246,5 @@ where
     let program = ebpf.program_mut(name).ok_or(CaptureError::WrongObject { name })?;
     P::try_from(program)
         .and_then(attach)
-        .map_err(|source| CaptureError::Program { name, source: Box::new(source) })
+        .map_err(|source| CaptureError::Program { name, cause: Box::new(source) })
 }

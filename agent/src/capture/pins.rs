@@ -64,7 +64,7 @@ impl Generation {
                 .recursive(true)
                 .mode(0o700)
                 .create(&path)
-                .map_err(|source| CaptureError::Pin { path, source })?;
+                .map_err(|source| CaptureError::Pin { path, cause: source })?;
         }
         Ok(generation)
     }
@@ -75,7 +75,7 @@ impl Generation {
 
     pub(super) fn pin_link(&self, name: &str, link: FdLink) -> Result<(), CaptureError> {
         let path = self.directory.join(LINKS).join(name);
-        link.pin(&path).map_err(|error| CaptureError::Pin { path, source: io::Error::other(error) })?;
+        link.pin(&path).map_err(|error| CaptureError::Pin { path, cause: io::Error::other(error) })?;
         Ok(())
     }
 
@@ -127,7 +127,7 @@ fn bpffs() -> Result<PathBuf, CaptureError> {
         libc::mount(c"bpf".as_ptr(), c"/sys/fs/bpf".as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null())
     };
     if done != 0 {
-        return Err(CaptureError::Bpffs { path: BPFFS.into(), source: io::Error::last_os_error() });
+        return Err(CaptureError::Bpffs { path: BPFFS.into(), cause: io::Error::last_os_error() });
     }
     tracing::info!("mounted the bpf file system at `{BPFFS}`");
     Ok(BPFFS.into())
@@ -165,7 +165,7 @@ fn remove_generation(generation: &Path) -> Result<Removed, CaptureError> {
     for directory in [generation.join(LINKS), generation.join(MAPS), generation.to_owned()] {
         match fs::remove_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(CaptureError::Pin { path: directory, source: error });
+                return Err(CaptureError::Pin { path: directory, cause: error });
             }
             _ => {}
         }
@@ -174,7 +174,7 @@ fn remove_generation(generation: &Path) -> Result<Removed, CaptureError> {
 }
 
 fn unpin(path: &Path) -> Result<(), CaptureError> {
-    fs::remove_file(path).map_err(|source| CaptureError::Pin { path: path.to_owned(), source })
+    fs::remove_file(path).map_err(|source| CaptureError::Pin { path: path.to_owned(), cause: source })
 }
 
 /// Directories of versions, and our own, as far as they are empty: another agent may be using them.
@@ -186,7 +186,7 @@ fn remove_empty(folder: &Path) {
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, CaptureError> {
-    let failed = |source| CaptureError::Pin { path: directory.to_owned(), source };
+    let failed = |source| CaptureError::Pin { path: directory.to_owned(), cause: source };
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,

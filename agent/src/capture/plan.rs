@@ -106,7 +106,7 @@ impl PlanMaps {
 }
 
 pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> CaptureError {
-    move |source| CaptureError::Map { name, source: Box::new(source) }
+    move |source| CaptureError::Map { name, cause: Box::new(source) }
 }
 
 fn cgroup_entries(cgroups: &[CapturedCgroup]) -> Result<BTreeMap<u64, u32>, CaptureError> {

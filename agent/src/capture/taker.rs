@@ -63,12 +63,12 @@ pub enum NoRecord {
         peer: SocketAddr,
     },
     /// The kernel did not answer.
-    #[error("the kernel record for the connection from `{peer}`: {source}")]
+    #[error("the kernel record for the connection from `{peer}`: {cause}")]
     Kernel {
         /// Its source.
         peer: SocketAddr,
         /// aya's words.
-        source: MapError,
+        cause: MapError,
     },
 }
 
@@ -106,7 +106,7 @@ fn no_record(peer: SocketAddr, source: MapError) -> NoRecord {
     if matches!(source, MapError::KeyNotFound) || removed_before(&source) {
         NoRecord::Absent { peer }
     } else {
-        NoRecord::Kernel { peer, source }
+        NoRecord::Kernel { peer, cause: source }
     }
 }
 
