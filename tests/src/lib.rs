@@ -6,6 +6,7 @@
 //! - `caller`: a captured process that connects where it is told and hands over the connection
 //! - `http`: the client's end of such a connection, byte for byte
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
+//! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `sdk`: the official Python SDK, as server and as client
 //! - `wait`: the one place that polls
 
@@ -14,6 +15,7 @@ mod caller;
 mod host;
 pub mod http;
 mod process;
+pub mod scene;
 mod sdk;
 pub mod server;
 pub mod wait;
@@ -23,6 +25,7 @@ pub use caller::{Caller, Connected};
 pub use host::{Host, cgroup2};
 pub use http::Connection;
 pub use process::Process;
+pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer};
 pub use server::{Request, Server};
 
