@@ -76,11 +76,12 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Starts an agent that is expected to refuse; `settings` is all of its `toolgate.yaml`.
+    /// Starts an agent that is expected to refuse, in a turn that the test has; `settings` is all of its
+    /// `toolgate.yaml`.
     ///
     /// # Errors
     /// It starts all the same.
-    pub fn refused(_host: &Host, settings: &str, resources: &str) -> Result<Ended> {
+    pub fn refused(settings: &str, resources: &str) -> Result<Ended> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         write_config(folder.path(), settings, resources)?;
         let mut process = Process::start(&mut run_command(folder.path()))?;
@@ -184,6 +185,14 @@ impl Agent {
     /// It does not end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::SIGTERM)?;
+        self.process.end()
+    }
+
+    /// Waits for its end after a signal that the test sent.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop_after_signal(&mut self) -> Result<ExitStatus> {
         self.process.end()
     }
 
