@@ -1,7 +1,7 @@
 //! The agent's life: start, reload, death, and everything that may be wrong before it begins.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
@@ -127,6 +127,13 @@ fn a_second_agent_is_refused_and_the_first_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// The same settings with the metrics elsewhere.
+fn with_metrics_at(settings: &str, address: SocketAddr) -> Result<String> {
+    let (before, rest) = settings.split_once("metrics: \"").context("no metrics")?;
+    let (_old, after) = rest.split_once('"').context("no end")?;
+    Ok(format!("{before}metrics: \"{address}\"{after}"))
+}
+
 #[test]
 fn what_is_wrong_is_said_before_anything_is_attached() -> Result<()> {
     let _turn = Host::turn()?;
@@ -136,7 +143,7 @@ fn what_is_wrong_is_said_before_anything_is_attached() -> Result<()> {
     let taken = taken.local_addr()?;
     let free = free_address()?;
     let cases: [(&str, String, &str, String); 6] = [
-        ("a port in use", format!("listen: {{ metrics: \"{taken}\" }}\n"), "", taken.port().to_string()),
+        ("a port in use", with_metrics_at(&good, taken)?, "", taken.port().to_string()),
         (
             "a missing cgroup",
             format!("{good}capture: {{ cgroups: [no.slice/such.service] }}\n"),
