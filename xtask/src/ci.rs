@@ -2,19 +2,18 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::workspace::{cargo, root, run, say};
-use crate::{test, tidy};
+use crate::workspace::{cargo, run, say};
+use crate::{ebpf, test, tidy};
 
 /// Formatting, clippy, tidy, then all tests; the first that fails ends it.
 pub(crate) fn ci() -> Result<()> {
     say("formatting");
     run(&mut cargo(["fmt", "--all", "--check"])).context("not formatted: run `cargo fmt --all`")?;
-    if root().join("ebpf/Cargo.toml").exists() {
-        run(&mut cargo(["fmt", "--all", "--check", "--manifest-path", "ebpf/Cargo.toml"]))
-            .context("not formatted: run `cargo fmt --all --manifest-path ebpf/Cargo.toml`")?;
-    }
+    run(&mut cargo(["fmt", "--all", "--check", "--manifest-path", "ebpf/Cargo.toml"]))
+        .context("not formatted: run `cargo fmt --all --manifest-path ebpf/Cargo.toml`")?;
     say("clippy");
     run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    ebpf::clippy()?;
     say("tidy");
     tidy::tidy()?;
     test::test(None)

@@ -62,12 +62,36 @@ fn read_into(sources: &mut BTreeMap<PathBuf, Vec<u8>>, place: &Path) -> Result<(
     Ok(())
 }
 
+/// Clippy for the BPF programs, where their toolchain has it.
+pub(crate) fn clippy() -> Result<()> {
+    let toolchain = toolchain::find()?;
+    let Some(clippy) = toolchain.rustc.parent().map(|folder| folder.join("cargo-clippy")) else {
+        return Ok(());
+    };
+    if !clippy.is_file() {
+        say(format_args!("{} has no clippy: the BPF programs go without", toolchain.name));
+        return Ok(());
+    }
+    let mut command = Command::new(&clippy);
+    prepare(&mut command, &toolchain, "clippy", &root().join("target/bpf-clippy"));
+    command.env("CARGO", &toolchain.cargo).args(["--", "-D", "warnings"]);
+    run_quietly(&mut command).context("clippy has found something in the BPF programs")?;
+    Ok(())
+}
+
 fn compile(toolchain: &Toolchain, folder: &Path) -> Result<PathBuf> {
     let mut command = Command::new(&toolchain.cargo);
-    toolchain::clean(&mut command);
+    prepare(&mut command, toolchain, "build", folder);
+    run_quietly(&mut command).context("the BPF programs do not build")?;
+    Ok(folder.join(TARGET).join("release/toolgate"))
+}
+
+/// What every cargo command needs for this target.
+fn prepare(command: &mut Command, toolchain: &Toolchain, verb: &str, folder: &Path) {
+    toolchain::clean(command);
     command
         .current_dir(root().join("ebpf"))
-        .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .args([verb, "--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(folder)
         .env("RUSTC", &toolchain.rustc)
         // asm_experimental_arch and, where core is built from source, -Zbuild-std.
@@ -79,8 +103,6 @@ fn compile(toolchain: &Toolchain, folder: &Path) -> Result<PathBuf> {
     if toolchain.builds_core {
         command.arg("-Zbuild-std=core");
     }
-    run_quietly(&mut command).context("the BPF programs do not build")?;
-    Ok(folder.join(TARGET).join("release/toolgate"))
 }
 
 /// Debug info is nine tenths of the object, and nobody reads it once there is BTF.
