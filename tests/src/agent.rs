@@ -13,6 +13,9 @@ use tempfile::TempDir;
 
 use crate::{Caller, Host, PATIENCE, Process, wait};
 
+/// What the agent says once it serves.
+const READY: &str = "toolgate::app: ready";
+
 /// What a test wants of its agent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setup<'t> {
@@ -72,7 +75,7 @@ impl Agent {
         }
         let process = Process::start(&mut command)?;
         let agent = Self { process, metrics, ready, outbound, folder, _host: host };
-        agent.process.line("toolgate: ready")?;
+        agent.process.line(READY)?;
         Ok(agent)
     }
 
@@ -86,7 +89,7 @@ impl Agent {
         write_config(folder.path(), settings, resources)?;
         let mut process = Process::start(&mut run_command(folder.path()))?;
         // Silence is no proof: either it says that it is ready, or it ends.
-        if process.line("toolgate: ready").is_ok() {
+        if process.line(READY).is_ok() {
             bail!("it was to refuse, and it started:\n{}", process.said());
         }
         let status = process.end()?;
@@ -202,7 +205,7 @@ impl Agent {
     /// It does not get ready.
     pub fn start_again(&mut self) -> Result<()> {
         self.process = Process::start(&mut run_command(self.config()))?;
-        self.process.line("toolgate: ready").map(|_line| ())
+        self.process.line(READY).map(|_line| ())
     }
 
     /// A reply of the metrics port, head and all.

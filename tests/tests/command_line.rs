@@ -87,7 +87,7 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
 
     let (fine, said) = check(&settings, &good)?;
     assert!(fine, "{said}");
-    for word in ["docs", "reader", "echo", "plain-tools", "max"] {
+    for word in ["docs", "reader", "echo", "plain-tools", "at most 100"] {
         assert!(said.contains(word), "no `{word}` in {said}");
     }
     let cases = [

@@ -127,7 +127,7 @@ fn a_body_may_come_in_pieces() -> Result<()> {
     let body = call(1, "echo", &json!({ "text": "in pieces" }));
     let host = scene.server.address;
     connection.send(
-        format!("POST /mcp HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n").as_bytes(),
+        format!("POST /mcp HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").as_bytes(),
     )?;
     for piece in body.chunks(7) {
         connection.send(format!("{:x}\r\n", piece.len()).as_bytes())?;
@@ -147,8 +147,9 @@ fn broken_requests_are_refused_and_never_reach_the_server() -> Result<()> {
     let mut caller = scene.caller("reader")?;
     let host = scene.server.address;
     let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{}}}"#;
-    let post =
-        |headers: &str, body: &str| format!("POST /mcp HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n{body}");
+    let post = |headers: &str, body: &str| {
+        format!("POST /mcp HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{headers}\r\n{body}")
+    };
     let with_length = |body: &str| post(&format!("Content-Length: {}\r\n", body.len()), body);
     let length = body.len();
     let cases: [(&str, String, u16); 9] = [
