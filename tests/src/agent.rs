@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::{Caller, Host, PATIENCE, Process, wait};
 
 /// What the agent says once it serves.
-const READY: &str = "toolgate::app: ready";
+const READY: &str = "toolgate: ready";
 
 /// What a test wants of its agent.
 #[derive(Clone, Copy, Debug, Default)]

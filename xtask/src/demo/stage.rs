@@ -64,7 +64,7 @@ impl<'p> Stage<'p> {
         let mut run = Command::new(&prepared.agent);
         run.arg("run").arg("--config").arg(&config);
         let mut agent_process = Process::start("the agent", &mut run)?;
-        agent_process.wait_for("toolgate::app: ready")?;
+        agent_process.wait_for("toolgate: ready")?;
         leftovers.note_held_by(agent_process.id())?;
         Ok(Self { prepared, config, audit, metrics, server, agent_process, server_process })
     }
