@@ -87,18 +87,24 @@ impl Recorder {
     /// # Errors
     /// [`NoSlot`]: deny the message.
     pub fn open(&self, origin: &Arc<Origin>, generation: u64) -> Result<Entry, NoSlot> {
-        if self.deny_on_failure && self.queue.slots.failing.load(Ordering::Relaxed) {
+        let taken = self.take_slot();
+        let line = match taken {
+            Ok(id) => Some(Box::new(Line::new(id, Arc::clone(origin), generation))),
+            Err(no_slot) if self.deny_on_failure => return Err(no_slot),
+            // `audit.on_failure: dangerous_allow`: it passes without a record.
+            Err(_) => None,
+        };
+        Ok(Entry { line, started: Instant::now(), queue: Arc::clone(&self.queue) })
+    }
+
+    fn take_slot(&self) -> Result<u64, NoSlot> {
+        if self.queue.slots.failing.load(Ordering::Relaxed) {
             return Err(NoSlot::Failing);
         }
         if !self.queue.slots.take() {
             return Err(NoSlot::Full { entries_max: self.queue.slots.max });
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        Ok(Entry {
-            line: Some(Box::new(Line::new(id, Arc::clone(origin), generation))),
-            started: Instant::now(),
-            queue: Arc::clone(&self.queue),
-        })
+        Ok(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The HMAC of a call's arguments, as the audit shows it.
@@ -110,7 +116,7 @@ impl Recorder {
 
 /// The record of one message. What is not said of it before it is dropped did not happen.
 pub struct Entry {
-    /// Present until drop.
+    /// Present until drop; never, where it could not be opened and need not be.
     line: Option<Box<Line>>,
     started: Instant,
     queue: Arc<Queue>,
