@@ -20,6 +20,8 @@ pub struct Limits {
     pub event_bytes_max: usize,
     /// From the first byte of a request to its last.
     pub request_time_max: Duration,
+    /// Until a client says its first word where only HTTP may pass: it may wait for a server that nobody dials.
+    pub silence_time_max: Duration,
     /// Between two requests of a client.
     pub client_idle_max: Duration,
     /// Until a client takes what is written to it.
@@ -55,6 +57,7 @@ impl Default for Limits {
             reply_bytes_max: 16 << 20,
             event_bytes_max: 4 << 20,
             request_time_max: Duration::from_secs(30),
+            silence_time_max: Duration::from_secs(5),
             client_idle_max: Duration::from_secs(300),
             client_write_max: Duration::from_secs(60),
             linger_time_max: Duration::from_secs(1),

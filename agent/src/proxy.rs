@@ -1,12 +1,15 @@
 //! The request path, whole: capture -> identify -> parse -> decide -> forward -> respond -> record.
 //!
-//! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here.
+//! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here. The same
+//! path for what goes to no declared server is in `proxy/undeclared.rs`.
+
+mod undeclared;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted, Server, SessionUse};
+use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -17,9 +20,10 @@ use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
 use crate::identify::{self, Origin};
-use crate::parse::{self, BodyAt, Broken, Client, Expected, HeadAt, Refused, Request, Shadow, Stream};
+use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream};
 use crate::record::Entry;
 use crate::respond::{self, Exchange, McpExchange};
+use undeclared::{Passing, Way};
 
 /// Whether a connection goes on after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,17 +42,6 @@ struct Turn<'a> {
     caller: &'a Result<Identity, Unidentified>,
 }
 
-/// The way that traffic that is not MCP may take: to where the client wanted it, over a connection of this client's own.
-struct Way {
-    passage: Permitted<Passage>,
-    upstream: Option<Upstream>,
-    /// One entry for all of that traffic; the connection's end closes it.
-    entry: Option<Entry>,
-}
-
-/// Decided once for a connection, from what is read at start alone.
-type Passing = Result<Way, Denied>;
-
 /// What became of a request to a declared server before its reply.
 enum Outcome {
     /// It was refused; this is said in the server's place.
@@ -59,23 +52,13 @@ enum Outcome {
     Sent { upstream: Upstream, leg: Leg, expected: Expected },
 }
 
-/// What became of a request to no declared server before its reply.
-enum Undeclared {
-    /// It is not MCP; the connection that it may take.
-    Other(Option<Upstream>),
-    /// It was refused; this is said in the server's place.
-    Denied(Answer),
-    /// It was permitted, and sent where it got there.
-    Sent(Result<Upstream, ForwardError>, Expected),
-}
-
 /// One captured connection: who connected, where to; then one request after another.
 pub async fn connection<S: Stream>(stream: S, captured: Captured, worker: &Worker) {
     let origin = Arc::new(worker.node.identify.origin(captured));
     let mut client = Client::new(stream);
     match opening(&mut client, &origin, worker).await {
         Opening::Http(passing) => requests(&mut client, &origin, passing, worker).await,
-        Opening::Relay(way) => relay(&mut client, way).await,
+        Opening::Relay(way) => undeclared::relay(&mut client, way).await,
         Opening::Ended => {}
     }
     client.close(&worker.node.limits).await;
@@ -99,13 +82,14 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
         None => decision::unrecognised(node.unrecognised),
     };
     match decision {
-        Decision::Denied(denied) => match client.guess(&node.limits).await {
-            Some(Guess::Yes) => Opening::Http(Err(denied)),
-            Some(Guess::No | Guess::Maybe) => {
+        Decision::Denied(denied) => match (client.guess(node.limits.silence_time_max).await, denied.reason) {
+            (Some(Guess::Yes), _) => Opening::Http(Err(denied)),
+            // It said nothing, to a server of which nothing is known.
+            (None, reason) if reason != Reason::Unrecognised => Opening::Ended,
+            (Some(Guess::No | Guess::Maybe) | None, _) => {
                 turn.record_connection(|entry| entry.denied(&denied, 0));
                 Opening::Ended
             }
-            None => Opening::Ended,
         },
         Decision::Permitted(passage) => turn.on_the_way(client, passage).await,
     }
@@ -147,13 +131,6 @@ async fn requests<S: Stream>(
             return;
         }
     }
-}
-
-/// Traffic that is no HTTP, passed both ways until both sides end.
-async fn relay<S: Stream>(client: &mut Client<S>, way: Way) {
-    let Way { passage, upstream: Some(mut upstream), entry: Some(mut entry) } = way else { return };
-    let (sent, received) = forward::relay(&passage, client, &mut upstream).await;
-    entry.relayed(sent, received);
 }
 
 impl Turn<'_> {
@@ -295,173 +272,6 @@ impl Turn<'_> {
                 entry.replied(status, 0);
                 let answer = denial::answer(reason, expected.failure(), &entry.request_id());
                 (self.answer(client, &answer, !head.keep_alive).await, false)
-            }
-        }
-    }
-
-    /// A request to no declared server: MCP is decided by `undeclared`, the rest goes its connection's way.
-    async fn undeclared<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        head: &HeadAt,
-        passing: &mut Passing,
-        mut entry: Entry,
-    ) -> Flow {
-        let node = &*self.worker.node;
-        self.name_caller(&mut entry);
-        if !client.may_be_mcp(&node.limits) {
-            return self.pass(client, head, None, passing, entry).await;
-        }
-        let body = match client.body(head, &node.limits).await {
-            Ok(body) => body,
-            Err(broken) => return self.broken(client, &broken, None, entry).await,
-        };
-        let own = passing.as_mut().ok().and_then(|way| way.upstream.take());
-        let outcome = match client.request(head, &body, &node.limits) {
-            Ok(request) => self.decided_undeclared(&request, own, &mut entry).await,
-            Err(broken) => return self.broken(client, &broken, None, entry).await,
-        };
-        let (sent, expected) = match outcome {
-            Undeclared::Other(own) => {
-                if let Ok(way) = passing {
-                    way.upstream = own;
-                }
-                return self.pass(client, head, Some(body), passing, entry).await;
-            }
-            Undeclared::Denied(answer) => {
-                client.done(head, &body);
-                return self.answer(client, &answer, !head.keep_alive).await;
-            }
-            Undeclared::Sent(sent, expected) => (sent, expected),
-        };
-        client.done(head, &body);
-        let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
-        if let Ok(way) = passing {
-            way.upstream = upstream;
-        }
-        flow
-    }
-
-    /// Parse, decide, forward, for MCP to no declared server; other requests are left alone.
-    async fn decided_undeclared(
-        &self,
-        request: &Request<'_>,
-        own: Option<Upstream>,
-        entry: &mut Entry,
-    ) -> Undeclared {
-        let node = &*self.worker.node;
-        let Shadow::Mcp(message) = parse::shadow(request, &node.limits) else {
-            return Undeclared::Other(own);
-        };
-        entry.shadow(message.as_ref(), request, &node.record);
-        match decision::undeclared(self.caller.as_ref(), request, node.undeclared, node.mode) {
-            Decision::Denied(denied) => Undeclared::Denied(deny(&denied, Shape::Connection, entry)),
-            Decision::Permitted(permitted) => {
-                entry.permitted(&permitted);
-                let expected = Expected::unread(request.head.method);
-                let sent = forward::send_undeclared(permitted, own, self.address(), &node.limits).await;
-                Undeclared::Sent(sent, expected)
-            }
-        }
-    }
-
-    /// A request that is not MCP, to no declared server. A body that was not read yet is streamed.
-    async fn pass<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        head: &HeadAt,
-        body: Option<BodyAt>,
-        passing: &mut Passing,
-        mut entry: Entry,
-    ) -> Flow {
-        let limits = &self.worker.node.limits;
-        entry.method("http");
-        let way = match passing {
-            Ok(way) => way,
-            Err(denied) => {
-                let answer = deny(denied, Shape::Connection, &mut entry);
-                return self.answer(client, &answer, true).await; // its body is perhaps still to come
-            }
-        };
-        // The first of them opens the one entry that all share.
-        let mut entry = match way.entry.take() {
-            Some(first) => {
-                entry.forget();
-                first
-            }
-            None => entry,
-        };
-        entry.permitted(&way.passage);
-        let expected = Expected::passing(client.http_method(limits));
-        let upstream = way.upstream.take();
-        let sent = forward::pass(&way.passage, client, head, body, upstream, self.address(), limits).await;
-        let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
-        if flow == Flow::Upgraded
-            && let Some(mut upstream) = upstream
-        {
-            let (sent, received) = forward::relay(&way.passage, client, &mut upstream).await;
-            entry.relayed(sent, received);
-            return Flow::Close;
-        }
-        way.upstream = upstream;
-        way.entry = Some(entry);
-        flow
-    }
-
-    /// Streams a reply that no rule looks into. Returns its connection where that can serve this client again.
-    async fn unread_reply<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        head: &HeadAt,
-        sent: Result<Upstream, ForwardError>,
-        expected: &Expected,
-        entry: &mut Entry,
-    ) -> (Flow, Option<Upstream>) {
-        let mut upstream = match sent {
-            Ok(upstream) => upstream,
-            Err(error) => return (self.unreachable(client, head, &error, expected, entry).await, None),
-        };
-        let limits = &self.worker.node.limits;
-        let exchange = Exchange {
-            http_method: expected.http_method,
-            mcp: None,
-            upgrade: expected.may_upgrade,
-            close: !head.keep_alive,
-            limits,
-        };
-        let replied = respond::stream(&mut upstream, client, &exchange).await;
-        let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
-        (flow, reusable.then_some(upstream))
-    }
-
-    /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.
-    async fn on_the_way<S: Stream>(&self, client: &mut Client<S>, passage: Permitted<Passage>) -> Opening {
-        let limits = &self.worker.node.limits;
-        let mut upstream = match forward::dial(&passage, self.address(), limits).await {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                let (reason, _) = forward_reason(&error);
-                self.record_connection(|entry| {
-                    entry.permitted(&passage);
-                    entry.failed(reason, 0, error.to_string());
-                });
-                return Opening::Ended;
-            }
-        };
-        let guess = forward::first_to_speak(&passage, client, &mut upstream, limits).await;
-        match guess {
-            None => Opening::Ended,
-            Some(Guess::Yes) => Opening::Http(Ok(Way { passage, upstream: Some(upstream), entry: None })),
-            Some(Guess::No | Guess::Maybe) => {
-                let entry = self.record_connection(|entry| {
-                    entry.permitted(&passage);
-                });
-                match entry {
-                    Some(entry) => {
-                        Opening::Relay(Way { passage, upstream: Some(upstream), entry: Some(entry) })
-                    }
-                    None => Opening::Ended,
-                }
             }
         }
     }

@@ -192,10 +192,10 @@ fn captured() -> u32 {
             break;
         }
         // SAFETY: a u32 that is read once; the agent replaces it whole.
-        if let Some(&flags) = unsafe { CAPTURED.get(id) } {
-            if flags & SCOPE_SUBTREE != 0 || id != own {
-                found = flags;
-            }
+        if let Some(&flags) = unsafe { CAPTURED.get(id) }
+            && (flags & SCOPE_SUBTREE != 0 || id != own)
+        {
+            found = flags;
         }
     }
     found
@@ -216,8 +216,8 @@ fn is_listener(config: &Config, target: Target) -> bool {
     local && u32::from(target.port) == config.listener_port
 }
 
-/// What the tries say, with the port and for any port: excluded, refused, captured, in this order.
-/// Nothing: captured.
+/// What the tries say, with the port and for any port: refused, excluded, captured, in this order, so that a wide
+/// exclusion does not open the agent's own ports. Nothing: captured.
 #[inline(always)]
 fn by_destination(flags: u32, target: Target) -> Option<Verdict> {
     let mut key = Key::new(
@@ -227,12 +227,12 @@ fn by_destination(flags: u32, target: Target) -> Option<Verdict> {
     let excluded = EXCLUDED.get(&key).is_some();
     let action = DESTINATIONS.get(&key).copied().unwrap_or_default();
     key.data.port = [0, 0];
-    if excluded || EXCLUDED.get(&key).is_some() {
-        return Some(Verdict::Pass(Counter::ConnectExcluded));
-    }
     let any_port = DESTINATIONS.get(&key).copied().unwrap_or_default();
     if action == ACTION_REFUSE || any_port == ACTION_REFUSE {
         return Some(Verdict::Refuse(Counter::ConnectRefused));
+    }
+    if excluded || EXCLUDED.get(&key).is_some() {
+        return Some(Verdict::Pass(Counter::ConnectExcluded));
     }
     if action == ACTION_CAPTURE || any_port == ACTION_CAPTURE || flags & DESTINATIONS_ALL != 0 {
         return None;

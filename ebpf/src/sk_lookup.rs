@@ -26,7 +26,7 @@ pub fn toolgate_sk_lookup(ctx: SkLookupContext) -> u32 {
     }
     let key = connection(&ctx, config);
     // SAFETY: only its presence is asked for.
-    if unsafe { CONNECTIONS.get(&key) }.is_none() {
+    if unsafe { CONNECTIONS.get(key) }.is_none() {
         debug!(&ctx, "dropped a connection to the agent without record, source port {}", key.port);
         return drop(Counter::LookupNoRecord);
     }

@@ -64,8 +64,8 @@ fn remove(ctx: &SockOpsContext) -> Counter {
     };
     let key = connection(ctx, config, record);
     // SAFETY: the cookie is read once. Only this socket's own record is removed.
-    let own = unsafe { CONNECTIONS.get(&key).is_some_and(|found| found.socket_cookie == socket_cookie(ctx)) };
-    if own && CONNECTIONS.remove(&key).is_ok() { Counter::SockOpsRemoved } else { Counter::SockOpsKept }
+    let own = unsafe { CONNECTIONS.get(key).is_some_and(|found| found.socket_cookie == socket_cookie(ctx)) };
+    if own && CONNECTIONS.remove(key).is_ok() { Counter::SockOpsRemoved } else { Counter::SockOpsKept }
 }
 
 #[inline(always)]

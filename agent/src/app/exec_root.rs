@@ -3,25 +3,38 @@
 use std::io;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use toolgate_core::workload::EXEC_CGROUP;
 
+use super::AppError;
 use crate::capture::{CaptureError, cgroup};
 
 fn path() -> Result<PathBuf, CaptureError> {
     Ok(cgroup::mount()?.join(EXEC_CGROUP))
 }
 
-/// Makes it, if it is not there.
-///
-/// # Errors
-/// No cgroup2, or no right to make one.
-pub fn make() -> anyhow::Result<()> {
-    let path = path()?;
-    match std::fs::create_dir(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error)
-            .with_context(|| format!("cannot make cgroup `{}`; the agent needs root", path.display())),
-        Ok(()) | Err(_) => Ok(()),
+/// There while the agent runs.
+#[derive(Debug)]
+pub struct ExecRoot(());
+
+impl ExecRoot {
+    /// Makes the cgroup, if it is not there.
+    ///
+    /// # Errors
+    /// No cgroup2, or no right to make one.
+    pub fn make() -> Result<Self, AppError> {
+        let path = path().map_err(AppError::Capture)?;
+        match std::fs::create_dir(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+                Err(AppError::ExecRoot { path, cause })
+            }
+            Ok(()) | Err(_) => Ok(Self(())),
+        }
+    }
+}
+
+impl Drop for ExecRoot {
+    fn drop(&mut self) {
+        remove();
     }
 }
 
@@ -34,11 +47,8 @@ pub fn sweep() {
     }
 }
 
-/// Removes it, unless a program still runs in it.
-pub fn remove() {
+/// Removes it, unless a program still runs in it: then the next agent, or `toolgate detach`, does. Whether it did.
+pub fn remove() -> bool {
     sweep();
-    if let Ok(path) = path() {
-        // Busy: the next agent, or `toolgate detach`, removes it.
-        let _ = std::fs::remove_dir(path);
-    }
+    path().is_ok_and(|path| std::fs::remove_dir(path).is_ok())
 }

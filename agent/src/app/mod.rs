@@ -1,10 +1,12 @@
 //! Builds everything, in an order in which each failure leaves nothing behind, and takes it down again.
 
+mod error;
 pub mod exec_root;
 mod lock;
 mod plan;
 mod worker;
 
+pub use error::AppError;
 pub use lock::{AgentLock, LockError, holder};
 pub use plan::PlanError;
 pub use worker::Worker;
@@ -14,19 +16,18 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
+use crate::admin;
 use crate::capture::Kernel;
 use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources};
 use crate::identify::Identify;
 use crate::limits::Limits;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::sessions::Sessions;
-use crate::{admin, capture};
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -128,33 +129,28 @@ pub fn check_here(agent: &AgentConfig) -> Result<(), PlanError> {
 /// Runs the agent until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// What kept it from starting; then nothing is attached.
-pub async fn run(options: Options) -> anyhow::Result<()> {
-    let (agent, resources) = load(options.config.as_ref())
-        .map_err(|all| anyhow::anyhow!("the configuration has errors\n\n{}", texts(&all).join("\n")))?;
+/// What kept it from starting; then nothing is attached and nothing left.
+pub async fn run(options: Options) -> Result<(), AppError> {
+    let (agent, resources) = load(options.config.as_ref()).map_err(AppError::Configuration)?;
     for warning in &resources.warnings {
         tracing::warn!("{warning}");
     }
     let _lock = AgentLock::take()?;
+    // Before anything is attached: a signal during the start is an orderly end, too.
+    let signals = Signals::install().map_err(|cause| AppError::Start { what: "handle signals", cause })?;
     let mode = Mode { observe: options.observe };
-    exec_root::make()?;
+    let _exec_root = exec_root::ExecRoot::make()?;
     let plan = plan::plan(&agent, &resources, mode)?;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let listeners = worker::listen(plan.listener, threads)?;
     let admin = admin::Sockets::bind(&agent)?;
     let (node, writer) = build(options, agent, resources, mode)?;
-    let kernel = Arc::new(Kernel::attach(&plan, &listeners).context("cannot capture")?);
-    let served = serve(&node, &kernel, listeners, admin).await;
-    // From here on captured processes reach their servers directly again: an orderly end is the operator's wish.
-    let detached = match Arc::try_unwrap(kernel) {
-        Ok(kernel) => kernel.detach().map(drop),
-        // A connection of the operator's still holds it: the pins are the same.
-        Err(_) => capture::detach().map(drop),
-    };
-    exec_root::remove();
+    let kernel = Arc::new(Kernel::attach(&plan, &listeners).map_err(AppError::Capture)?);
+    let served = serve(&node, &kernel, listeners, admin, signals).await;
+    // Again where serving ended early: what is gone already is no error.
+    let detached = kernel.detach().map(drop).map_err(AppError::Detach);
     writer.finish();
-    served?;
-    detached.context("cannot detach; `toolgate detach` removes what is left")?;
+    served.and(detached)?;
     tracing::info!("ended; nothing is captured any more");
     Ok(())
 }
@@ -164,7 +160,7 @@ fn build(
     agent: AgentConfig,
     resources: Resources,
     mode: Mode,
-) -> anyhow::Result<(Arc<Node>, Writer)> {
+) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = Limits::default();
     let (recorder, writer) = record::start(&AuditPlan {
         file: agent.audit.file.clone(),
@@ -191,72 +187,89 @@ fn build(
     Ok((Arc::new(node), writer))
 }
 
-/// Serves until a signal, then drains.
+/// The signals that the agent answers.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Serves until a signal, then detaches and drains.
 async fn serve(
     node: &Arc<Node>,
     kernel: &Arc<Kernel>,
     listeners: Vec<StdListener>,
     admin: admin::Sockets,
-) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    mut signals: Signals,
+) -> Result<(), AppError> {
     let (stop, stopping) = watch::channel(false);
     let workers = worker::spawn(node, kernel, listeners, &stopping)?;
     let (changed, mut changes) = tokio::sync::mpsc::channel(1);
     let _watch = match &node.config {
-        // A change that finds the channel full is seen with the one before it.
         Some(dir) => Some(config::watch::watch(&dir.join(RESOURCES), move || {
+            // A change that finds the channel full is seen with the one before it.
             let _ = changed.try_send(());
         })?),
         None => None,
     };
     let admin = admin::serve(Arc::clone(node), Arc::clone(kernel), admin);
+    let log = read_log(kernel);
     let chores = chores(kernel);
-    tokio::pin!(admin, chores);
+    tokio::pin!(admin, log, chores);
     announce(node);
     loop {
         tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
-            _ = hangup.recv() => node.reload(kernel),
+            _ = signals.interrupt.recv() => break,
+            _ = signals.terminate.recv() => break,
+            _ = signals.hangup.recv() => node.reload(kernel),
             Some(()) = changes.recv() => node.reload(kernel),
             () = &mut admin => break,
+            () = &mut log => break,
             () = &mut chores => break,
         }
     }
-    tracing::info!("ending: no new connections; running requests have {:?}", node.limits.drain_time_max);
+    tracing::info!("ending: running requests have {:?} (drain_time_max)", node.limits.drain_time_max);
+    // From here on captured processes reach their servers directly: an orderly end is the operator's wish.
+    let detached = kernel.detach().map(drop).map_err(AppError::Detach);
     let _ = stop.send(true); // no receiver: every worker has ended by itself
     for worker in workers {
-        if tokio::task::spawn_blocking(move || worker.join()).await?.is_err() {
+        if !matches!(tokio::task::spawn_blocking(move || worker.join()).await, Ok(Ok(()))) {
             tracing::error!("a worker thread panicked: its connections were closed");
         }
     }
-    Ok(())
+    detached
 }
 
-/// What the kernel's side needs now and then: its log read, stale records and empty `exec` cgroups removed.
+/// Carries the programs' log on, for ever.
+async fn read_log(kernel: &Kernel) {
+    if let Some(log) = kernel.log_task() {
+        log.await;
+        tracing::warn!("the log of the BPF programs ended");
+    }
+    std::future::pending().await
+}
+
+/// What the kernel's side needs now and then: stale records and empty `exec` cgroups removed.
 async fn chores(kernel: &Kernel) {
     let mut every = tokio::time::interval(std::time::Duration::from_secs(2));
-    let log = async {
-        match kernel.log_task() {
-            Some(log) => log.await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(log);
     loop {
-        tokio::select! {
-            () = &mut log => tracing::warn!("the programs' log ended"),
-            _ = every.tick() => {
-                match kernel.sweep() {
-                    Ok(0) => {}
-                    Ok(records) => tracing::debug!(records, "stale kernel records removed"),
-                    Err(error) => tracing::warn!(%error, "stale kernel records stay"),
-                }
-                exec_root::sweep();
-            }
+        every.tick().await;
+        match kernel.sweep() {
+            Ok(0) => {}
+            Ok(records) => tracing::debug!(records, "stale kernel records removed"),
+            Err(error) => tracing::warn!(%error, "stale kernel records stay"),
         }
+        exec_root::sweep();
     }
 }
 

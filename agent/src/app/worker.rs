@@ -1,18 +1,18 @@
 //! One thread for each core: its listener, its connections, its pool. Nothing moves between threads.
 
 use std::cell::Cell;
+use std::io;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use anyhow::Context as _;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{LocalSet, spawn_local};
 
-use super::Node;
+use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
 use crate::forward::Pool;
 use crate::proxy;
@@ -97,16 +97,13 @@ impl Worker {
             tracing::warn!(limit = self.node.limits.connections_max, "connection refused (connections_max)");
             return;
         }
-        let captured = stream
-            .local_addr()
-            .map_err(anyhow::Error::from)
-            .and_then(|local| taker.take(peer, local).map_err(anyhow::Error::from));
-        let captured = match captured {
+        let local = match stream.local_addr() {
+            Ok(local) => local,
+            Err(error) => return tracing::warn!(%peer, %error, "connection without an address closed"),
+        };
+        let captured = match taker.take(peer, local) {
             Ok(captured) => captured,
-            Err(error) => {
-                tracing::warn!(%peer, %error, "connection without a kernel record refused");
-                return;
-            }
+            Err(error) => return tracing::warn!(%error, "connection refused"),
         };
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
@@ -123,47 +120,48 @@ impl Worker {
 ///
 /// # Errors
 /// The port is in use, or may not be bound.
-pub(super) fn listen(address: SocketAddrV4, threads: usize) -> anyhow::Result<Vec<StdListener>> {
-    // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
-    drop(
-        StdListener::bind(address)
-            .with_context(|| format!("cannot listen at {address} (listen.outbound): is the port in use?"))?,
-    );
-    (0..threads)
-        .map(|_| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.set_reuse_port(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            Ok(socket.into())
-        })
-        .collect::<std::io::Result<_>>()
-        .with_context(|| format!("cannot listen at {address} (listen.outbound)"))
+pub(super) fn listen(address: SocketAddrV4, threads: usize) -> Result<Vec<StdListener>, AppError> {
+    let bind = || {
+        // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
+        drop(StdListener::bind(address)?);
+        (0..threads).map(|_| listener(address)).collect::<io::Result<_>>()
+    };
+    bind().map_err(|cause| AppError::Listen { address, cause })
+}
+
+fn listener(address: SocketAddrV4) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Starts the threads.
+///
+/// # Errors
+/// No thread, no runtime, no handle of the map of connections.
 pub(super) fn spawn(
     node: &Arc<Node>,
     kernel: &Kernel,
     listeners: Vec<StdListener>,
     stopping: &watch::Receiver<bool>,
-) -> anyhow::Result<Vec<JoinHandle<()>>> {
+) -> Result<Vec<JoinHandle<()>>, AppError> {
+    let failed = |cause| AppError::Start { what: "start a worker thread", cause };
     let start = |(index, listener): (usize, StdListener)| {
-        let taker = kernel.taker()?;
+        let taker = kernel.taker().map_err(AppError::Capture)?;
         let (node, stopping) = (Arc::clone(node), stopping.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name(format!("toolgate-{index}")).spawn(move || {
-            let tasks = LocalSet::new();
-            tasks.block_on(&runtime, async move {
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => Rc::new(Worker::new(node)).run(listener, taker, stopping).await,
-                    Err(error) => tracing::error!(%error, "worker without listener"),
-                }
-            });
-        })?;
-        Ok(thread)
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let serve = move || async move {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => Rc::new(Worker::new(node)).run(listener, taker, stopping).await,
+                Err(error) => tracing::error!(%error, "worker without listener"),
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
+        thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)
     };
     listeners.into_iter().enumerate().map(start).collect()
 }

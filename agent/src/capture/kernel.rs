@@ -147,7 +147,7 @@ impl Kernel {
 
     /// Detaches the programs and removes their pins. Connections that were captured go on; new ones
     /// go where they are meant to.
-    pub fn detach(self) -> Result<Removed, CaptureError> {
+    pub fn detach(&self) -> Result<Removed, CaptureError> {
         self.generation.remove()
     }
 

@@ -89,8 +89,7 @@ impl Generation {
         self.kept = true;
     }
 
-    pub(super) fn remove(mut self) -> Result<Removed, CaptureError> {
-        self.kept = true;
+    pub(super) fn remove(&self) -> Result<Removed, CaptureError> {
         let removed = remove_generation(&self.directory)?;
         remove_empty(&self.folder);
         Ok(removed)

@@ -99,7 +99,8 @@ impl Command {
         match self {
             Self::Run { config, observe } => {
                 log_to_stderr();
-                block_on(app::run(app::Options { config: config.dir(), observe }))?;
+                let options = app::Options { config: config.dir(), observe };
+                block_on(async { Ok(app::run(options).await?) })?;
             }
             Self::Exec(exec) => return exec.run(),
             Self::Check { config } => check(&config)?,
@@ -147,16 +148,17 @@ fn detach() -> anyhow::Result<()> {
         anyhow::bail!("the agent runs (pid {pid}): stop it, and it detaches by itself");
     }
     let removed = capture::detach().context("cannot detach")?;
-    app::exec_root::remove();
+    let cgroup = app::exec_root::remove();
     let mut out = std::io::stdout().lock();
-    if removed.links == 0 && removed.maps == 0 {
-        writeln!(out, "nothing was attached")?;
-    } else {
-        writeln!(
-            out,
-            "removed {} links and {} maps; nothing is captured any more",
-            removed.links, removed.maps
-        )?;
+    match (removed.links, cgroup) {
+        (0, false) => writeln!(out, "nothing was attached")?,
+        (links, _) => {
+            let maps = removed.maps;
+            writeln!(
+                out,
+                "removed {links} links, {maps} maps and the cgroup of `exec`; nothing is captured any more"
+            )?;
+        }
     }
     Ok(())
 }

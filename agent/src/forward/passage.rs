@@ -26,7 +26,7 @@ pub async fn first_to_speak<S: Stream>(
     let Upstream { io, buffer, .. } = upstream;
     tokio::select! {
         biased;
-        guess = client.guess(limits) => guess,
+        guess = client.guess(limits.client_idle_max) => guess,
         spoken = buffer.fill(io, BLOCK_BYTES) => matches!(spoken, Ok(1..)).then_some(Guess::No),
     }
 }

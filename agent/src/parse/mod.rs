@@ -87,8 +87,8 @@ impl<S: Stream> Client<S> {
         Self { io, buffer: Buffer::default() }
     }
 
-    /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left without a word.
-    pub async fn guess(&mut self, limits: &Limits) -> Option<Guess> {
+    /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left, or was silent, without a word.
+    pub async fn guess(&mut self, silence_max: Duration) -> Option<Guess> {
         let guessing = async {
             loop {
                 let guess = http1::looks_like_http(self.buffer.bytes());
@@ -100,7 +100,7 @@ impl<S: Stream> Client<S> {
                 }
             }
         };
-        timeout(limits.client_idle_max, guessing).await.unwrap_or(None)
+        timeout(silence_max, guessing).await.unwrap_or(None)
     }
 
     /// Waits for the next request's head. `None`: the client closed, or was idle, between two requests.

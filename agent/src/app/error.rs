@@ -1,0 +1,69 @@
+//! What keeps the agent from starting, or from ending as it should.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+
+use super::{LockError, PlanError};
+use crate::admin::AdminError;
+use crate::capture::CaptureError;
+use crate::config::Diagnostic;
+use crate::config::watch::WatchError;
+use crate::record::AuditError;
+
+/// The agent's own errors, each with the next step. The cause stands in the text.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Every error of the configuration, each with its place.
+    #[error("the configuration has errors\n\n{}", all(.0))]
+    Configuration(Vec<Diagnostic>),
+    /// Another agent.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Cgroups.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Ports and sockets of the operator's.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The audit.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// Reload on change.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// The BPF programs.
+    #[error("cannot capture: {0}")]
+    Capture(CaptureError),
+    /// The BPF programs, at the end.
+    #[error("cannot detach: {0}; `toolgate detach` removes what is left")]
+    Detach(CaptureError),
+    /// The port of captured connections.
+    #[error("cannot listen at {address} (listen.outbound): {cause}; choose another port or free this one")]
+    Listen {
+        /// Where.
+        address: SocketAddrV4,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// The cgroup of `exec`.
+    #[error("cannot make cgroup `{}`: {cause}; the agent needs root", path.display())]
+    ExecRoot {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// Threads, runtimes, signals.
+    #[error("cannot {what}: {cause}")]
+    Start {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+fn all(diagnostics: &[Diagnostic]) -> String {
+    diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
