@@ -216,7 +216,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.kernel.take().map(Kernel::detach) {
+        if let Some(Err(error)) = self.kernel.take().map(|kernel| kernel.detach()) {
             eprintln!("{error}");
         }
     }
