@@ -21,7 +21,7 @@ use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
 use crate::identify::{self, Origin};
 use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream};
-use crate::record::Entry;
+use crate::record::{Entry, NoSlot};
 use crate::respond::{self, Exchange, McpExchange};
 use undeclared::{Passing, Way};
 
@@ -115,11 +115,18 @@ async fn requests<S: Stream>(
             Ok(entry) => entry, // closed exactly once, also on drop
             Err(no_slot) => {
                 tracing::error!(error = %no_slot, "message denied: it cannot be recorded");
-                turn.answer(client, &denial::answer(Reason::AuditUnavailable, Shape::Connection, ""), true)
-                    .await;
+                let reason = match no_slot {
+                    NoSlot::Full { .. } => Reason::Overload,
+                    NoSlot::Failing => Reason::AuditUnavailable,
+                };
+                turn.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
                 return;
             }
         };
+        if worker.is_stopping() {
+            turn.turned_away(client, entry).await;
+            return;
+        }
         let server = resources.server_at(origin.captured.original).map(Arc::as_ref);
         let flow = match (head, server) {
             (Ok(None), _) => return,
@@ -214,6 +221,7 @@ impl Turn<'_> {
         if !expected.ends_by_itself {
             entry.opened();
         }
+        let observe = node.mode.relaxes(server);
         let exchange = Exchange {
             http_method: expected.http_method,
             mcp: Some(McpExchange {
@@ -222,7 +230,8 @@ impl Turn<'_> {
                 resources: self.resources,
                 list: expected.list,
                 sessions: expected.initialize.then_some(&node.sessions),
-                observe: node.mode.relaxes(server),
+                observe,
+                on_server_request: &|method| self.record_server_request(server, method, observe),
             }),
             upgrade: false,
             close: !head.keep_alive,
@@ -254,7 +263,6 @@ impl Turn<'_> {
         match replied {
             Ok(replied) => {
                 entry.replied(replied.status, replied.bytes);
-                entry.withheld(replied.withheld);
                 let flow = match (replied.status, head.keep_alive) {
                     (101, _) => Flow::Upgraded,
                     (_, true) => Flow::Continue,
@@ -274,6 +282,14 @@ impl Turn<'_> {
                 (self.answer(client, &answer, !head.keep_alive).await, false)
             }
         }
+    }
+
+    /// The agent ends: the client may come again, and finds its server without us, or our successor.
+    async fn turned_away<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) {
+        self.name_caller(&mut entry);
+        let answer = denial::answer(Reason::ShuttingDown, Shape::Connection, &entry.request_id());
+        entry.refused(Reason::ShuttingDown, answer.status, "the agent ends");
+        self.answer(client, &answer, true).await;
     }
 
     /// The target is down.
@@ -334,6 +350,16 @@ impl Turn<'_> {
         self.name_caller(&mut entry);
         say(&mut entry);
         Some(entry)
+    }
+
+    /// A request of the server's, on a stream of the caller's: no rule can permit it yet.
+    fn record_server_request(&self, server: &Server, method: &str, observe: bool) {
+        let Ok(mut entry) = self.worker.node.record.open(self.origin, self.resources.generation) else {
+            return; // it does not pass without a record either: only `observe` lets it, and says so
+        };
+        entry.target(&server.identity);
+        self.name_caller(&mut entry);
+        entry.server_request(method, &Denied::because(Reason::ServerRequest), observe);
     }
 
     fn name_caller(&self, entry: &mut Entry) {

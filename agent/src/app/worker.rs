@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{LocalSet, spawn_local};
 
+use toolgate_core::denial::Reason;
+
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
 use crate::forward::Pool;
@@ -29,6 +31,7 @@ pub struct Worker {
     connections: Cell<usize>,
     working: Cell<usize>,
     rested: Notify,
+    stopping: watch::Receiver<bool>,
 }
 
 /// A request that the end of the agent waits for.
@@ -42,13 +45,14 @@ impl Drop for Working<'_> {
 }
 
 impl Worker {
-    fn new(node: Arc<Node>) -> Self {
+    fn new(node: Arc<Node>, stopping: watch::Receiver<bool>) -> Self {
         Self {
             node,
             pool: Pool::default(),
             connections: Cell::new(0),
             working: Cell::new(0),
             rested: Notify::new(),
+            stopping,
         }
     }
 
@@ -59,12 +63,14 @@ impl Worker {
         Working(self)
     }
 
-    async fn run(
-        self: Rc<Self>,
-        listener: TcpListener,
-        mut taker: Taker,
-        mut stopping: watch::Receiver<bool>,
-    ) {
+    /// Whether the agent ends: running requests go on, new ones are told to come again.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    async fn run(self: Rc<Self>, listener: TcpListener, mut taker: Taker) {
+        let mut stopping = self.stopping.clone();
         let limits = &self.node.limits;
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
         loop {
@@ -93,18 +99,23 @@ impl Worker {
     }
 
     fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, taker: &mut Taker) {
-        if self.connections.get() >= self.node.limits.connections_max {
-            tracing::warn!(limit = self.node.limits.connections_max, "connection refused (connections_max)");
-            return;
-        }
         let local = match stream.local_addr() {
             Ok(local) => local,
             Err(error) => return tracing::warn!(%peer, %error, "connection without an address closed"),
         };
         let captured = match taker.take(peer, local) {
             Ok(captured) => captured,
-            Err(error) => return tracing::warn!(%error, "connection refused"),
+            Err(error) => {
+                self.node.metrics.refused(Reason::NoRecord);
+                return tracing::warn!(%error, "connection refused");
+            }
         };
+        // Not before: a record that is left would be found by the next connection of that port.
+        if self.connections.get() >= self.node.limits.connections_max {
+            self.node.metrics.refused(Reason::Overload);
+            tracing::warn!(limit = self.node.limits.connections_max, "connection refused (connections_max)");
+            return;
+        }
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
         self.connections.set(self.connections.get() + 1);
@@ -156,7 +167,7 @@ pub(super) fn spawn(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let serve = move || async move {
             match TcpListener::from_std(listener) {
-                Ok(listener) => Rc::new(Worker::new(node)).run(listener, taker, stopping).await,
+                Ok(listener) => Rc::new(Worker::new(node, stopping)).run(listener, taker).await,
                 Err(error) => tracing::error!(%error, "worker without listener"),
             }
         };

@@ -37,6 +37,26 @@ impl Verdict {
     }
 }
 
+/// Who sent the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The caller, to a server.
+    Outbound,
+    /// A server, to its caller.
+    FromServer,
+}
+
+impl Direction {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::FromServer => "from_server",
+        }
+    }
+}
+
 /// Which line of an entry it is: streams have two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -56,6 +76,7 @@ pub struct Line {
     origin: Arc<Origin>,
     generation: u64,
     pub(super) phase: Phase,
+    pub(super) direction: Direction,
     pub(super) caller: Option<Identity>,
     pub(super) target: Option<Identity>,
     pub(super) method: &'static str,
@@ -83,6 +104,7 @@ impl Line {
             origin,
             generation,
             phase: Phase::Whole,
+            direction: Direction::Outbound,
             caller: None,
             target: None,
             method: "unread",
@@ -142,7 +164,7 @@ impl Line {
                 Phase::Opened => Some("opened"),
                 Phase::Closed => Some("closed"),
             },
-            direction: "outbound",
+            direction: self.direction.as_str(),
             caller: AuditCaller {
                 app_id: self.caller.as_ref().map(ToString::to_string),
                 spiffe_id: self.caller.as_ref().map(Identity::spiffe_id),

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
+use toolgate_core::denial::Reason;
+
 use super::Line;
 
 /// Tools told apart for each target; more count as `other`.
@@ -23,6 +25,8 @@ pub struct Metrics {
     durations: HistogramVec,
     /// Failed writes of the audit file.
     pub audit_failures: IntCounter,
+    /// Connections that were closed before anything was read, by reason.
+    refused: IntCounterVec,
     /// Configurations that were not taken over because of an error in them.
     pub reload_failures: IntCounter,
     labels: Mutex<Labels>,
@@ -70,16 +74,35 @@ impl Metrics {
             "toolgate_reload_failures_total",
             "Changed configurations that were refused for an error",
         );
-        let all: [Box<dyn Collector>; 4] = [
+        let refused = IntCounterVec::new(
+            Opts::new("toolgate_connections_refused_total", "Connections closed before anything was read"),
+            &["reason"],
+        )
+        .expect("valid name");
+        let all: [Box<dyn Collector>; 5] = [
             Box::new(requests.clone()),
             Box::new(durations.clone()),
+            Box::new(refused.clone()),
             Box::new(audit_failures.clone()),
             Box::new(reload_failures.clone()),
         ];
         for collector in all {
             registry.register(collector).expect("registered once");
         }
-        Self { registry, requests, durations, audit_failures, reload_failures, labels: Mutex::default() }
+        Self {
+            registry,
+            requests,
+            durations,
+            audit_failures,
+            refused,
+            reload_failures,
+            labels: Mutex::default(),
+        }
+    }
+
+    /// A connection is closed before anything is read.
+    pub fn refused(&self, reason: Reason) {
+        self.refused.with_label_values(&[reason.as_str()]).inc();
     }
 
     pub(super) fn count(&self, line: &Line) {
@@ -87,7 +110,7 @@ impl Metrics {
         let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
         let tool = labels.tool(&target, line.tool.as_deref().unwrap_or_default());
         let series = labels.series([
-            "outbound".to_owned(),
+            line.direction.as_str().to_owned(),
             line.caller_label(),
             target,
             line.method.to_owned(),

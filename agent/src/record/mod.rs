@@ -10,7 +10,7 @@ mod metrics;
 mod writer;
 
 pub use digest::Digester;
-pub use line::{Line, Phase, Verdict};
+pub use line::{Direction, Line, Phase, Verdict};
 pub use metrics::Metrics;
 pub use writer::{AuditError, Recent, Writer};
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use toolgate_core::decision::{Denied, Permitted};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{Call, Message};
+use toolgate_core::mcp::{Call, Message, Method};
 
 use crate::identify::Origin;
 use crate::parse::{Asked, Request};
@@ -238,13 +238,15 @@ impl Entry {
         });
     }
 
-    /// Server requests that were taken out of the reply.
-    pub fn withheld(&mut self, count: u64) {
-        if count > 0 {
-            self.set(|line| {
-                line.detail = Some(format!("{count} server requests withheld: no rule permits them"))
-            });
-        }
+    /// A request that the server sent to the caller.
+    pub fn server_request(&mut self, method: &str, denied: &Denied, observe: bool) {
+        self.set(|line| {
+            line.direction = Direction::FromServer;
+            line.method = Method::from_name(method).as_str();
+            line.method_name = Some(method.into());
+            line.verdict = if observe { Verdict::Observe } else { Verdict::Deny };
+            line.reason = Some(denied.reason);
+        });
     }
 
     /// Bytes that nobody read, both ways.

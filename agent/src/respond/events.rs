@@ -57,7 +57,7 @@ impl<S: Stream> Reply<'_, S> {
             match judge(event, self.exchange)? {
                 Judged::Kept => self.event(event).await?,
                 Judged::Replaced(event) => self.event(&event).await?,
-                Judged::Withheld => self.withheld += 1,
+                Judged::Withheld => {}
             }
             start += span.bytes;
         }
@@ -82,14 +82,11 @@ fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
     match envelope.map_err(|error| unreadable("event", &error.to_string()))? {
         (Envelope::Notification(_), _) => Ok(Judged::Kept),
         (Envelope::Request(method_name, _), _) => {
-            let harmless = Method::from_name(&method_name) == Method::Ping;
-            if !harmless {
-                tracing::warn!(
-                    caller = %mcp.caller, server = %mcp.server.identity, method = %method_name, observe = mcp.observe,
-                    "server request: no rule can permit it yet"
-                );
+            if Method::from_name(&method_name) == Method::Ping {
+                return Ok(Judged::Kept);
             }
-            Ok(if harmless || mcp.observe { Judged::Kept } else { Judged::Withheld })
+            (mcp.on_server_request)(&method_name);
+            Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
         }
         (Envelope::Response { .. }, reply) => {
             let Some(kind) = mcp.list else { return Ok(Judged::Kept) };

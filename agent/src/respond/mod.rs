@@ -49,8 +49,10 @@ pub struct McpExchange<'a> {
     pub list: Option<ListKind>,
     /// Where the session that an `initialize` opens is bound.
     pub sessions: Option<&'a Sessions>,
-    /// Policy is only observed: server requests pass.
+    /// Policy is only observed: lists are shown whole, and server requests pass.
     pub observe: bool,
+    /// Told of each request of the server's that no rule permits: its method.
+    pub on_server_request: &'a dyn Fn(&str),
 }
 
 /// How a reply ended.
@@ -62,8 +64,6 @@ pub struct Replied {
     pub bytes: u64,
     /// Whether the connection can take this caller's next request.
     pub reusable: bool,
-    /// Server requests that no rule permits, taken out of the stream.
-    pub withheld: u64,
 }
 
 /// Why a reply did not come, or not whole.
@@ -154,8 +154,7 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let mut reply =
-        Reply { upstream, client, exchange, out: Vec::new(), bytes: 0, begun: false, withheld: 0 };
+    let mut reply = Reply { upstream, client, exchange, out: Vec::new(), bytes: 0, begun: false };
     match reply.run().await {
         Ok((status, keep_alive)) => {
             let upgraded = status == 101;
@@ -163,7 +162,7 @@ pub async fn stream<S: Stream>(
             if !upgraded && !reply.upstream.buffer.is_empty() {
                 tracing::warn!(address = %reply.upstream.address, "server sent bytes beyond its reply: closed");
             }
-            Ok(Replied { status, bytes: reply.bytes, reusable, withheld: reply.withheld })
+            Ok(Replied { status, bytes: reply.bytes, reusable })
         }
         Err(fault) => Err(Broken { fault, bytes: reply.bytes, begun: reply.begun }),
     }
@@ -185,7 +184,6 @@ struct Reply<'r, S> {
     out: Vec<u8>,
     bytes: u64,
     begun: bool,
-    withheld: u64,
 }
 
 impl<S: Stream> Reply<'_, S> {
