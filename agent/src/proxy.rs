@@ -5,6 +5,7 @@
 
 mod undeclared;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
 use toolgate_core::workload::Unidentified;
 
-use crate::app::Worker;
+use crate::app::{Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
@@ -40,6 +41,8 @@ struct Turn<'a> {
     origin: &'a Arc<Origin>,
     resources: &'a Arc<Resources>,
     caller: &'a Result<Identity, Unidentified>,
+    /// The end of the agent waits for it.
+    working: Cell<Option<Working<'a>>>,
 }
 
 /// What became of a request to a declared server before its reply.
@@ -76,7 +79,7 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
     let node = &*worker.node;
     let resources = node.resources.load_full();
     let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
-    let turn = Turn { worker, origin, resources: &resources, caller: &caller };
+    let turn = Turn { worker, origin, resources: &resources, caller: &caller, working: Cell::default() };
     let decision = match resources.server_at(origin.captured.original) {
         Some(server) => decision::opaque(caller.as_ref(), server),
         None => decision::unrecognised(node.unrecognised),
@@ -110,7 +113,8 @@ async fn requests<S: Stream>(
         }
         let resources = node.resources.load_full(); // one generation for the whole request
         let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
-        let turn = Turn { worker, origin, resources: &resources, caller: &caller };
+        let working = Cell::new(Some(worker.working()));
+        let turn = Turn { worker, origin, resources: &resources, caller: &caller, working };
         let entry = match node.record.open(origin, resources.generation) {
             Ok(entry) => entry, // closed exactly once, also on drop
             Err(no_slot) => {
@@ -217,8 +221,8 @@ impl Turn<'_> {
         entry: &mut Entry,
     ) -> Flow {
         let node = &*self.worker.node;
-        let _working = expected.ends_by_itself.then(|| self.worker.working());
         if !expected.ends_by_itself {
+            self.working.take(); // nobody waits for the end of a stream
             entry.opened();
         }
         let observe = node.mode.relaxes(server);
@@ -377,7 +381,9 @@ impl Turn<'_> {
 fn forward_reason(error: &ForwardError) -> (Reason, u16) {
     match error {
         ForwardError::Connect { .. } | ForwardError::Send { .. } => (Reason::ServerUnreachable, 502),
-        ForwardError::ConnectTimeout { .. } => (Reason::ServerTimeout, 504),
+        ForwardError::ConnectTimeout { .. } | ForwardError::SendTimeout { .. } => {
+            (Reason::ServerTimeout, 504)
+        }
         ForwardError::ClientBody { .. } => (Reason::ClientLeft, 400),
     }
 }

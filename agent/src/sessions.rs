@@ -17,6 +17,16 @@ struct Bound {
     used: Instant,
 }
 
+/// A caller may hold one in so many of the sessions that there is room for.
+const CALLER_SHARE: usize = 8;
+
+fn forget_oldest(shard: &mut HashMap<Key, Bound>, of: impl Fn(&Bound) -> bool) {
+    let oldest = shard.iter().filter(|(_, bound)| of(bound)).min_by_key(|(_, bound)| bound.used);
+    if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+        shard.remove(&key);
+    }
+}
+
 /// Server identity and session id.
 type Key = (Identity, Box<str>);
 
@@ -45,24 +55,40 @@ impl Sessions {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Binds a session that `server` opened for `caller`. False: it belongs to another caller, or there is no room.
+    /// Binds a session that `server` opened for `caller`. False: it belongs to another caller, or is no id.
+    ///
+    /// There is always room: a caller that opens sessions without end loses its own oldest ones first. Who comes back
+    /// to such a one is told 404 and opens another, as MCP has it (2025-03-26, session management).
     pub fn bind(&self, caller: &Identity, server: &Identity, id: &str, now: Instant) -> bool {
         if id.is_empty() || id.len() > ID_BYTES_MAX {
             return false;
         }
         let mut shard = self.shard(id);
         let key = (server.clone(), id.into());
-        if let Some(bound) = shard.get(&key) {
-            return bound.caller == *caller;
+        if let Some(bound) = shard.get_mut(&key) {
+            let own = bound.caller == *caller;
+            if own {
+                bound.used = now;
+            }
+            return own;
         }
-        if shard.len() >= self.shard_max {
-            shard.retain(|_, bound| now.duration_since(bound.used) < self.idle_max);
-        }
-        if shard.len() >= self.shard_max {
-            return false;
-        }
+        self.make_room(&mut shard, caller, now);
         shard.insert(key, Bound { caller: caller.clone(), used: now });
         true
+    }
+
+    fn make_room(&self, shard: &mut HashMap<Key, Bound>, caller: &Identity, now: Instant) {
+        let caller_max = (self.shard_max / CALLER_SHARE).max(1);
+        if shard.len() < caller_max {
+            return;
+        }
+        shard.retain(|_, bound| now.duration_since(bound.used) < self.idle_max);
+        if shard.values().filter(|bound| bound.caller == *caller).count() >= caller_max {
+            forget_oldest(shard, |bound| bound.caller == *caller);
+        }
+        if shard.len() >= self.shard_max {
+            forget_oldest(shard, |_| true);
+        }
     }
 
     /// Whose session it is that `caller` names to `server`. Foreign and unknown ones look the same.
@@ -125,15 +151,29 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_sessions_is_bounded_and_expired_ones_make_room() {
+    fn a_caller_that_opens_sessions_without_end_loses_its_own() {
+        let sessions = Sessions::new(64 * SHARDS, Duration::from_secs(3600));
+        let start = Instant::now();
+        assert!(sessions.bind(&id("calm"), &id("docs"), "kept", start));
+        for n in 0..10_000 {
+            let now = start + Duration::from_millis(n);
+            assert!(sessions.bind(&id("greedy"), &id("docs"), &format!("g{n}"), now));
+        }
+        assert!(sessions.count() <= 1 + 64 * SHARDS / CALLER_SHARE, "{}", sessions.count());
+        let now = start + Duration::from_secs(11);
+        let used =
+            |caller: &str, session: &str| sessions.used_by(&id(caller), &id("docs"), Some(session), now);
+        assert_eq!(used("calm", "kept"), SessionUse::Own);
+        assert_eq!(used("greedy", "g9999"), SessionUse::Own, "the newest stay");
+        assert_eq!(used("greedy", "g0"), SessionUse::Unknown);
+    }
+
+    #[test]
+    fn the_number_of_sessions_is_bounded_whoever_opens_them() {
         let sessions = Sessions::new(SHARDS, Duration::from_secs(10));
-        let now = Instant::now();
-        let bound = |at: Instant| {
-            let bind = |n: &usize| sessions.bind(&id("a"), &id("s"), &format!("{at:?}{n}"), at);
-            (0..2_000).filter(bind).count()
-        };
-        assert_eq!(bound(now), SHARDS);
-        assert_eq!(bound(now), SHARDS, "the same ones, no others");
-        assert_eq!(bound(now + Duration::from_secs(11)), SHARDS, "in the place of the expired ones");
+        for n in 0..2_000 {
+            assert!(sessions.bind(&id(&format!("c{n}")), &id("s"), &format!("s{n}"), Instant::now()));
+        }
+        assert_eq!(sessions.count(), SHARDS);
     }
 }

@@ -17,12 +17,12 @@ pub use super::api::ExecRequest;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no agent answers at `{}`: {source}; start it with `toolgate run`", path.display())]
+    #[error("no agent answers at `{}`: {cause}; start it with `toolgate run`", path.display())]
     NoAgent {
         /// The admin socket.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The socket is root's.
     #[error("the admin socket `{}` is root's alone; try again with sudo", path.display())]
@@ -63,12 +63,12 @@ async fn call(
     path: &str,
     body: &impl Serialize,
 ) -> Result<serde_json::Value, ClientError> {
-    let stream = UnixStream::connect(socket).await.map_err(|source| {
+    let stream = UnixStream::connect(socket).await.map_err(|cause| {
         let path = socket.to_owned();
-        if source.kind() == io::ErrorKind::PermissionDenied {
+        if cause.kind() == io::ErrorKind::PermissionDenied {
             ClientError::NotRoot { path }
         } else {
-            ClientError::NoAgent { path, source }
+            ClientError::NoAgent { path, cause }
         }
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

@@ -25,12 +25,12 @@ pub(super) enum ExecError {
     NoPid,
     #[error(transparent)]
     Name(#[from] InvalidName),
-    #[error("cannot look at `{path}`: {source}")]
-    Exe { path: String, source: io::Error },
+    #[error("cannot look at `{path}`: {cause}")]
+    Exe { path: String, cause: io::Error },
     #[error("{0}")]
     Contradicted(Unidentified),
-    #[error("cannot make cgroup `{}`: {source}", path.display())]
-    Cgroup { path: PathBuf, source: io::Error },
+    #[error("cannot make cgroup `{}`: {cause}", path.display())]
+    Cgroup { path: PathBuf, cause: io::Error },
     #[error(transparent)]
     Capture(#[from] CaptureError),
 }
@@ -43,8 +43,8 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
     let pid = peer.pid().filter(|pid| *pid > 0).ok_or(ExecError::NoPid)?;
     toolgate_core::identity::check_name(&wanted.app_id)?;
     let name = format!("/{EXEC_CGROUP}/{}.{pid}", wanted.app_id);
-    let exe = std::fs::metadata(&wanted.exe)
-        .map_err(|source| ExecError::Exe { path: wanted.exe.clone(), source })?;
+    let exe =
+        std::fs::metadata(&wanted.exe).map_err(|cause| ExecError::Exe { path: wanted.exe.clone(), cause })?;
     let process =
         Process { cgroup: name.clone(), uid: wanted.uid, exe: FileId { dev: exe.dev(), ino: exe.ino() } };
     // Said now, so that nobody wonders later why every call of the program is denied.
@@ -56,7 +56,7 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         Ok(()) | Err(_) => std::fs::write(path.join("cgroup.procs"), pid.to_string()),
     };
-    made.map_err(|source| ExecError::Cgroup { path, source })?;
+    made.map_err(|cause| ExecError::Cgroup { path, cause })?;
     tracing::info!(app_id = %wanted.app_id, pid, exe = %wanted.exe, "exec");
     Ok(name)
 }

@@ -32,22 +32,22 @@ use crate::config::AgentConfig;
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The Unix socket.
-    #[error("cannot listen at `{}` (listen.admin): {source}", path.display())]
+    #[error("cannot listen at `{}` (listen.admin): {cause}", path.display())]
     Unix {
         /// Its path.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A TCP port.
-    #[error("cannot listen at {address} ({key}): {source}; choose another port or free this one")]
+    #[error("cannot listen at {address} ({key}): {cause}; choose another port or free this one")]
     Tcp {
         /// The configuration's key.
         key: &'static str,
         /// Its value.
         address: SocketAddr,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -76,12 +76,13 @@ impl Sockets {
     /// [`AdminError`] names the key.
     pub fn bind(agent: &AgentConfig) -> Result<Self, AdminError> {
         let path = &agent.listen.admin;
-        let admin = bind_unix(path).map_err(|source| AdminError::Unix { path: path.clone(), source })?;
+        let admin = bind_unix(path).map_err(|cause| AdminError::Unix { path: path.clone(), cause })?;
+        let bound = SocketPath(path.clone());
         Ok(Self {
             admin,
             metrics: bind_tcp("listen.metrics", agent.listen.metrics)?,
             ready: bind_tcp("listen.ready", agent.listen.ready)?,
-            _path: SocketPath(path.clone()),
+            _path: bound,
         })
     }
 }
@@ -109,7 +110,7 @@ fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, Admin
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    bind().map_err(|source| AdminError::Tcp { key, address, source })
+    bind().map_err(|cause| AdminError::Tcp { key, address, cause })
 }
 
 /// What the handlers see.
@@ -119,17 +120,29 @@ struct Context {
     kernel: Arc<Kernel>,
 }
 
+/// After an accept that failed: out of descriptors or memory, it would fail again at once.
+const ACCEPT_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Answers until it is dropped.
 pub async fn serve(node: Arc<Node>, kernel: Arc<Kernel>, sockets: Sockets) {
     let context = Context { node, kernel };
     loop {
-        tokio::select! {
-            Ok((stream, _)) = sockets.admin.accept() => match stream.peer_cred() {
-                Ok(peer) => answer(stream, context.clone(), Port::Admin(peer)),
-                Err(error) => tracing::warn!(%error, "admin connection without credentials closed"),
-            },
-            Ok((stream, _)) = sockets.metrics.accept() => answer(stream, context.clone(), Port::Metrics),
-            Ok((stream, _)) = sockets.ready.accept() => answer(stream, context.clone(), Port::Ready),
+        let accepted = tokio::select! {
+            accepted = sockets.admin.accept() => accepted.and_then(|(stream, _)| {
+                let peer = stream.peer_cred()?;
+                answer(stream, context.clone(), Port::Admin(peer));
+                Ok(())
+            }),
+            accepted = sockets.metrics.accept() => {
+                accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Metrics))
+            }
+            accepted = sockets.ready.accept() => {
+                accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Ready))
+            }
+        };
+        if let Err(error) = accepted {
+            tracing::warn!(%error, "cannot accept an operator's connection; trying again in {ACCEPT_AGAIN:?}");
+            tokio::time::sleep(ACCEPT_AGAIN).await;
         }
     }
 }

@@ -20,10 +20,10 @@ pub enum LockError {
         pid: String,
     },
     /// The lock file cannot be used.
-    #[error("cannot use lock file `{LOCK_FILE}`: {source}; the agent needs root")]
+    #[error("cannot use lock file `{LOCK_FILE}`: {cause}; the agent needs root")]
     File {
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -37,7 +37,7 @@ impl AgentLock {
     /// # Errors
     /// [`LockError::Running`] names the process that holds it.
     pub fn take() -> Result<Self, LockError> {
-        let file = |source| LockError::File { source };
+        let file = |cause| LockError::File { cause };
         let path = Path::new(LOCK_FILE);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(file)?;

@@ -9,7 +9,7 @@ mod worker;
 pub use error::AppError;
 pub use lock::{AgentLock, LockError, holder};
 pub use plan::PlanError;
-pub use worker::Worker;
+pub use worker::{Worker, Working};
 
 use std::net::TcpListener as StdListener;
 use std::num::NonZero;
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
@@ -136,6 +137,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
         tracing::warn!("{warning}");
     }
     let _lock = AgentLock::take()?;
+    raise_descriptor_limit();
     // Before anything is attached: a signal during the start is an orderly end, too.
     let signals = Signals::install().map_err(|cause| AppError::Start { what: "handle signals", cause })?;
     let mode = Mode { observe: options.observe };
@@ -153,6 +155,16 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     served.and(detached)?;
     tracing::info!("ended; nothing is captured any more");
     Ok(())
+}
+
+/// Two descriptors for each connection: the usual soft limit of 1,024 would end at 500.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(descriptors) => tracing::debug!(descriptors, "descriptor limit"),
+        Err(error) => tracing::warn!(%error, "the descriptor limit stays as it is"),
+    }
 }
 
 fn build(

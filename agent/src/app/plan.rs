@@ -16,14 +16,14 @@ use crate::config::{self, AgentConfig, Resources};
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// A cgroup that the configuration names does not exist.
-    #[error("capture.cgroups: no cgroup `{name}` below `{}`: {source}; start its unit first, or correct the name", mount.display())]
+    #[error("capture.cgroups: no cgroup `{name}` below `{}`: {cause}; start its unit first, or correct the name", mount.display())]
     Missing {
         /// As it is configured.
         name: String,
         /// The cgroup2 mount.
         mount: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Only a whole subtree can be followed by the kernel's programs.
     #[error("capture.cgroups: `{name}`: `*` can stand only as the last part, as in `machine.slice/*`")]
@@ -73,7 +73,7 @@ pub(super) fn named_cgroups(agent: &AgentConfig, mode: Mode) -> Result<Vec<Captu
             config::Cgroup::Below(glob) => subtree(glob)?,
         };
         let path = mount.join(name);
-        let missing = |source| PlanError::Missing { name: name.to_owned(), mount: mount.clone(), source };
+        let missing = |cause| PlanError::Missing { name: name.to_owned(), mount: mount.clone(), cause };
         std::fs::metadata(&path).map_err(missing)?;
         cgroups.push(CapturedCgroup { id: cgroup::id(&path)?, scope, destinations });
     }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, SocketAddrV4, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +23,9 @@ use crate::proxy;
 /// Connections that wait for `accept`, for each thread.
 const BACKLOG: i32 = 1_024;
 
+/// After an accept that failed: out of descriptors or memory, it would fail again at once.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 /// What the connections of one thread share.
 pub struct Worker {
     /// What all threads share.
@@ -32,6 +36,22 @@ pub struct Worker {
     working: Cell<usize>,
     rested: Notify,
     stopping: watch::Receiver<bool>,
+}
+
+/// A connection that is being served; counted until it is dropped, whatever ends it.
+struct Counted(Rc<Worker>);
+
+impl Counted {
+    fn one_more(worker: Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        Self(worker)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
 }
 
 /// A request that the end of the agent waits for.
@@ -77,10 +97,9 @@ impl Worker {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => self.accepted(stream, peer, &mut taker),
-                    // Out of descriptors, or the client left before: the next may do better.
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept");
-                        tokio::task::yield_now().await;
+                        tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                 },
                 _ = sweep.tick() => self.pool.sweep(limits),
@@ -118,12 +137,8 @@ impl Worker {
         }
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
-        self.connections.set(self.connections.get() + 1);
-        let worker = Rc::clone(self);
-        spawn_local(async move {
-            proxy::connection(stream, captured, &worker).await;
-            worker.connections.set(worker.connections.get() - 1);
-        });
+        let counted = Counted::one_more(Rc::clone(self));
+        spawn_local(async move { proxy::connection(stream, captured, &counted.0).await });
     }
 }
 

@@ -19,7 +19,7 @@ use toolgate_core::decision::{Passage, Permitted, Server};
 use toolgate_core::http1;
 use toolgate_core::identity::Identity;
 
-use crate::buffer::Buffer;
+use crate::buffer::{BLOCK_BYTES, Buffer};
 use crate::limits::Limits;
 use crate::parse::{Asked, Request, write_all_vectored};
 
@@ -56,6 +56,14 @@ pub enum ForwardError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It did not take the request in time.
+    #[error("{address} did not take the request within {limit:?} (request_time_max)")]
+    SendTimeout {
+        /// Where the server is.
+        address: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
 }
 
 /// Whom an upstream connection serves.
@@ -75,6 +83,8 @@ pub struct Upstream {
     pub buffer: Buffer,
     /// The server's address.
     pub address: SocketAddr,
+    /// The server replied before it had the whole request: nothing can be sent after that.
+    pub cut: bool,
 }
 
 /// Sends a permitted request over a connection of this caller to this server, and returns that connection: the
@@ -92,7 +102,7 @@ pub async fn send(
         Some(idle) => idle,
         None => connect(leg.address, limits).await?,
     };
-    upstream.write_request(&permitted.into_inner().request).await?;
+    upstream.write_request(&permitted.into_inner().request, limits).await?;
     Ok(upstream)
 }
 
@@ -107,7 +117,7 @@ pub async fn send_undeclared(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = still_open(own, address, limits).await?;
-    upstream.write_request(permitted.into_inner()).await?;
+    upstream.write_request(permitted.into_inner(), limits).await?;
     Ok(upstream)
 }
 
@@ -149,25 +159,52 @@ async fn connect(address: SocketAddr, limits: &Limits) -> Result<Upstream, Forwa
         .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
         .and_then(|io| io.set_nodelay(true).map(|()| io))
         .map_err(|source| ForwardError::Connect { address, source })?;
-    Ok(Upstream { io, buffer: Buffer::default(), address })
+    Ok(Upstream { io, buffer: Buffer::default(), address, cut: false })
 }
 
 impl Upstream {
     /// Writes a request with exactly one framing, head and body in one system call.
-    async fn write_request(&mut self, request: &Request<'_>) -> Result<(), ForwardError> {
+    async fn write_request(&mut self, request: &Request<'_>, limits: &Limits) -> Result<(), ForwardError> {
         let mut head = Vec::with_capacity(request.head.bytes + 64);
         let has_body = !request.body.is_empty() || matches!(request.head.method, "POST" | "PUT" | "PATCH");
         let length = has_body.then_some(request.body.len() as u64);
         http1::write_request_head(&mut head, &request.head, length, false);
-        self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)]).await?;
+        self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)], limits).await?;
         // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
         // Best effort: without it the reply is slow, not wrong.
         let _ = socket2::SockRef::from(&self.io).set_tcp_quickack(true);
         Ok(())
     }
 
-    async fn write(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), ForwardError> {
-        let address = self.address;
-        write_all_vectored(&mut self.io, parts).await.map_err(|source| ForwardError::Send { address, source })
+    /// Waits for `work`, or for the server to speak (`None`), whichever comes first.
+    async fn unless_spoken<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            _ = self.buffer.fill(&mut self.io, BLOCK_BYTES) => {
+                self.cut = true;
+                None
+            }
+        }
+    }
+
+    /// Writes all of `parts`, unless the server replies first: then the rest is not wanted.
+    async fn write(&mut self, parts: &mut [IoSlice<'_>], limits: &Limits) -> Result<(), ForwardError> {
+        let (address, limit) = (self.address, limits.request_time_max);
+        let (mut reading, mut writing) = self.io.split();
+        let either = async {
+            tokio::select! {
+                biased;
+                written = write_all_vectored(&mut writing, parts) => written.map(|()| false),
+                spoken = self.buffer.fill(&mut reading, BLOCK_BYTES) => match spoken? {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(true),
+                },
+            }
+        };
+        let written =
+            timeout(limit, either).await.map_err(|_| ForwardError::SendTimeout { address, limit })?;
+        self.cut = written.map_err(|source| ForwardError::Send { address, source })?;
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
+use tokio::time::timeout;
 use toolgate_core::decision::{Passage, Permitted};
 use toolgate_core::http1::{self, Framing, Guess};
 
@@ -47,35 +48,36 @@ pub async fn pass<S: Stream>(
     let mut upstream = still_open(own, address, limits).await?;
     let broken = |error: crate::parse::Broken| ForwardError::ClientBody { problem: error.to_string() };
     match body {
-        None => stream_request(client, head, &mut upstream).await?,
+        None => stream_request(client, head, &mut upstream, limits).await?,
         // Its chunks were joined, so its framing is another now.
         Some(body @ BodyAt::Joined(_)) => {
-            upstream.write_request(&client.request(head, &body, limits).map_err(broken)?).await?;
+            upstream.write_request(&client.request(head, &body, limits).map_err(broken)?, limits).await?;
         }
         Some(body @ BodyAt::InPlace(length)) => {
             let (_, buffer) = client.parts();
-            upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes + length])]).await?;
+            upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes + length])], limits).await?;
             client.done(head, &body);
         }
     }
     Ok(upstream)
 }
 
-/// Sends the head as it came, then the body run by run, in the framing that the client chose.
+/// Sends the head as it came, then the body run by run, in the framing that the client chose, until the server replies.
 async fn stream_request<S: Stream>(
     client: &mut Client<S>,
     head: &HeadAt,
     upstream: &mut Upstream,
+    limits: &Limits,
 ) -> Result<(), ForwardError> {
     let broken = |problem: &str| ForwardError::ClientBody { problem: problem.to_owned() };
     client.go_ahead(head, usize::MAX).await.map_err(|error| broken(&error.to_string()))?;
     let (io, buffer) = client.parts();
     let chunked = matches!(head.framing, Framing::Chunked);
-    upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes])]).await?;
+    upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes])], limits).await?;
     buffer.consume(head.bytes);
     let mut body = Body::new(head.framing);
     let mut out = Vec::new();
-    while !body.is_done() {
+    while !body.is_done() && !upstream.cut {
         let run = body.next(buffer.bytes()).map_err(|e| broken(&e.to_string()))?;
         let consumed = run.consumed;
         if !run.data.is_empty() {
@@ -85,15 +87,21 @@ async fn stream_request<S: Stream>(
                 http1::write_chunk_head(&mut out, run.data.len());
                 end = http1::CHUNK_END;
             }
-            upstream.write(&mut [IoSlice::new(&out), IoSlice::new(run.data), IoSlice::new(end)]).await?;
+            let mut parts = [IoSlice::new(&out), IoSlice::new(run.data), IoSlice::new(end)];
+            upstream.write(&mut parts, limits).await?;
         }
         buffer.consume(consumed);
-        if consumed == 0 && !body.is_done() && !matches!(buffer.fill(io, BLOCK_BYTES).await, Ok(1..)) {
-            return Err(broken("the client left"));
+        if consumed == 0 && !body.is_done() {
+            let more = timeout(limits.client_idle_max, upstream.unless_spoken(buffer.fill(io, BLOCK_BYTES)));
+            if !matches!(more.await, Ok(Some(Ok(1..)) | None)) {
+                return Err(broken("the client left"));
+            }
         }
     }
-    if chunked {
-        upstream.write(&mut [IoSlice::new(http1::LAST_CHUNK)]).await?;
+    // A body that was not read to its end leaves bytes that are no request: this connection cannot go on.
+    upstream.cut |= !body.is_done();
+    if chunked && !upstream.cut {
+        upstream.write(&mut [IoSlice::new(http1::LAST_CHUNK)], limits).await?;
     }
     Ok(())
 }

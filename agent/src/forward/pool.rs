@@ -53,7 +53,7 @@ impl Pool {
 /// A byte while idle, or the end, makes a connection useless: the byte would be read as the next reply.
 pub(super) fn is_quiet(upstream: &mut Upstream) -> bool {
     let mut cx = Context::from_waker(Waker::noop());
-    let Upstream { io, buffer, address } = upstream;
+    let Upstream { io, buffer, address, .. } = upstream;
     match buffer.poll_fill(&mut cx, io, crate::buffer::BLOCK_BYTES) {
         Poll::Pending => true,
         Poll::Ready(Ok(0) | Err(_)) => false,

@@ -47,13 +47,7 @@ impl Expected {
     /// Of a request whose reply nobody reads.
     #[must_use]
     pub fn unread(method: &str) -> Self {
-        let http_method = match method {
-            "HEAD" => "HEAD",
-            "GET" => "GET",
-            "DELETE" => "DELETE",
-            "CONNECT" => "CONNECT",
-            _ => "POST",
-        };
+        let http_method = framing_method(method);
         Self {
             http_method,
             list: None,
@@ -75,5 +69,16 @@ impl Expected {
     #[must_use]
     pub fn failure(&self) -> Shape<'_> {
         self.id.as_deref().map_or(Shape::Notification, |id| Shape::Request { id })
+    }
+}
+
+/// The method as far as it matters for a reply's framing (RFC 9112, 6.3).
+pub(super) fn framing_method(method: &str) -> &'static str {
+    match method {
+        "HEAD" => "HEAD",
+        "GET" => "GET",
+        "DELETE" => "DELETE",
+        "CONNECT" => "CONNECT",
+        _ => "POST",
     }
 }

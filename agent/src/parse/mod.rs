@@ -55,7 +55,17 @@ pub struct HeadAt {
     pub framing: Framing,
     /// Whether the connection can go on after this request.
     pub keep_alive: bool,
+    /// The method, of those that matter for a reply's framing.
+    pub http_method: &'static str,
     expect_continue: bool,
+}
+
+impl HeadAt {
+    /// The same, of a connection that goes on under one more condition.
+    #[must_use]
+    pub fn going_on_if(self, condition: bool) -> Self {
+        Self { keep_alive: self.keep_alive && condition, ..self }
+    }
 }
 
 /// Where a request's body is.
@@ -124,6 +134,7 @@ impl<S: Stream> Client<S> {
                     bytes: head.bytes,
                     framing: head.framing,
                     keep_alive: head.keep_alive,
+                    http_method: expected::framing_method(head.method),
                     expect_continue: head.expect_continue,
                 });
             }
@@ -231,11 +242,6 @@ impl<S: Stream> Client<S> {
             Ok(Some(head)) => asked::looks_like_mcp(&head, limits),
             Ok(None) | Err(_) => true,
         }
-    }
-
-    /// The method of the request whose head was read.
-    pub fn http_method(&self, limits: &Limits) -> &str {
-        http1::request_head(self.buffer.bytes(), &limits.head).ok().flatten().map_or("", |head| head.method)
     }
 
     /// Forgets the request that was read.

@@ -132,9 +132,11 @@ impl Turn<'_> {
             None => entry,
         };
         entry.permitted(&way.passage);
-        let expected = Expected::passing(client.http_method(limits));
+        let expected = Expected::passing(head.http_method);
         let upstream = way.upstream.take();
         let sent = forward::pass(&way.passage, client, head, body, upstream, self.address(), limits).await;
+        let whole = sent.as_ref().is_ok_and(|upstream| !upstream.cut);
+        let head = &head.going_on_if(whole);
         let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
         if flow == Flow::Upgraded
             && let Some(mut upstream) = upstream
@@ -145,7 +147,8 @@ impl Turn<'_> {
         }
         way.upstream = upstream;
         way.entry = Some(entry);
-        flow
+        // After a request that was not read to its end nothing can be told from its body.
+        if whole { flow } else { Flow::Close }
     }
 
     /// Streams a reply that no rule looks into. Returns its connection where that can serve this client again.

@@ -37,6 +37,9 @@ impl Verdict {
     }
 }
 
+/// The most bytes of a name or a detail that is kept.
+const NAME_BYTES_MAX: usize = 256;
+
 /// Who sent the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -126,12 +129,22 @@ impl Line {
     pub(super) fn call(&mut self, call: &Call<'_>, digest: Option<[u8; 32]>) {
         self.method = call.method.as_str();
         if call.method == Method::Other {
-            self.method_name = Some(call.method_name.as_ref().into());
+            self.method_name = Some(bounded(&call.method_name));
         }
         if call.method == Method::ToolsCall {
-            self.tool = call.name.as_deref().map(Into::into);
+            self.tool = call.name.as_deref().map(bounded);
         }
         self.digest = digest;
+    }
+
+    /// The label of the tool; empty where the message names none.
+    pub(super) fn tool_label(&self) -> &str {
+        match self.tool.as_deref() {
+            // Cut short, it is no tool's name any more.
+            Some(tool) if tool.len() > NAME_BYTES_MAX => "other",
+            Some(tool) => tool,
+            None => "",
+        }
     }
 
     pub(super) fn request_id(&self) -> String {
@@ -186,7 +199,7 @@ impl Line {
                 reason: shadow.reason.map(Reason::as_str),
                 rules: &shadow.rules,
             }),
-            detail: self.detail.as_deref(),
+            detail: self.detail.as_deref().map(bounded),
             generation: self.generation,
             status: self.status,
             request_bytes: self.request_bytes,
@@ -220,7 +233,7 @@ struct AuditLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     shadow: Option<AuditShadow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<&'a str>,
+    detail: Option<Box<str>>,
     generation: u64,
     status: u16,
     request_bytes: u64,
@@ -244,6 +257,14 @@ struct AuditCaller<'a> {
     exe: Option<&'a str>,
     uid: u32,
     cgroup: Option<&'a str>,
+}
+
+/// A name as it is kept: what a message says may be as long as a body.
+pub(super) fn bounded(name: &str) -> Box<str> {
+    if name.len() <= NAME_BYTES_MAX {
+        return name.into();
+    }
+    format!("{}…", &name[..name.floor_char_boundary(NAME_BYTES_MAX)]).into()
 }
 
 fn hex(digest: [u8; 32]) -> String {

@@ -25,6 +25,8 @@ pub struct Metrics {
     durations: HistogramVec,
     /// Failed writes of the audit file.
     pub audit_failures: IntCounter,
+    /// Messages without a line in the audit: with `audit.on_failure: dangerous_allow`, or at the very end.
+    pub audit_lost: IntCounter,
     /// Connections that were closed before anything was read, by reason.
     refused: IntCounterVec,
     /// Configurations that were not taken over because of an error in them.
@@ -70,6 +72,7 @@ impl Metrics {
         let counter = |name: &str, help: &str| IntCounter::new(name, help).expect("valid name");
         let audit_failures =
             counter("toolgate_audit_write_failures_total", "Failed writes of the audit file");
+        let audit_lost = counter("toolgate_audit_lost_total", "Messages that the audit file does not hold");
         let reload_failures = counter(
             "toolgate_reload_failures_total",
             "Changed configurations that were refused for an error",
@@ -79,11 +82,12 @@ impl Metrics {
             &["reason"],
         )
         .expect("valid name");
-        let all: [Box<dyn Collector>; 5] = [
+        let all: [Box<dyn Collector>; 6] = [
             Box::new(requests.clone()),
             Box::new(durations.clone()),
             Box::new(refused.clone()),
             Box::new(audit_failures.clone()),
+            Box::new(audit_lost.clone()),
             Box::new(reload_failures.clone()),
         ];
         for collector in all {
@@ -94,6 +98,7 @@ impl Metrics {
             requests,
             durations,
             audit_failures,
+            audit_lost,
             refused,
             reload_failures,
             labels: Mutex::default(),
@@ -108,7 +113,7 @@ impl Metrics {
     pub(super) fn count(&self, line: &Line) {
         let target = line.target_label();
         let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
-        let tool = labels.tool(&target, line.tool.as_deref().unwrap_or_default());
+        let tool = labels.tool(&target, line.tool_label());
         let series = labels.series([
             line.direction.as_str().to_owned(),
             line.caller_label(),

@@ -243,7 +243,7 @@ impl Entry {
         self.set(|line| {
             line.direction = Direction::FromServer;
             line.method = Method::from_name(method).as_str();
-            line.method_name = Some(method.into());
+            line.method_name = Some(line::bounded(method));
             line.verdict = if observe { Verdict::Observe } else { Verdict::Deny };
             line.reason = Some(denied.reason);
         });

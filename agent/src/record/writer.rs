@@ -20,12 +20,12 @@ const RETRY_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The file cannot be opened for appending.
-    #[error("cannot open audit file `{}`: {source}; set `audit.file` to a path that root can write", path.display())]
+    #[error("cannot open audit file `{}`: {cause}; set `audit.file` to a path that root can write", path.display())]
     Open {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The node's HMAC key cannot be used.
     #[error("cannot use key `{}`: {problem}", path.display())]
@@ -36,10 +36,10 @@ pub enum AuditError {
         problem: String,
     },
     /// No thread.
-    #[error("cannot start the audit thread: {source}")]
+    #[error("cannot start the audit thread: {cause}")]
     Thread {
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -76,6 +76,15 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// Whether no more will come, as far as that is known after `wait`.
+    fn closes_within(&self, wait: Duration) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = |waiting: &mut Waiting| !waiting.closing;
+        let (waiting, _) =
+            self.arrived.wait_timeout_while(waiting, wait, open).unwrap_or_else(PoisonError::into_inner);
+        waiting.closing
+    }
+
     /// Takes all that waits; at the latest after `wait`. The flag: no more will come.
     fn take(&self, wait: Duration) -> (Vec<(Box<Line>, bool)>, bool) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +116,7 @@ impl Writer {
         let mut work = Work {
             file: AuditFile { file, dirty_since: None, sync: plan.sync },
             text: Vec::new(),
+            deny_on_failure: plan.deny_on_failure,
             queue: Arc::clone(&queue),
             metrics: Arc::clone(&metrics),
             recent: Arc::clone(&recent),
@@ -114,7 +124,7 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("toolgate-audit".to_owned())
             .spawn(move || work.run())
-            .map_err(|source| AuditError::Thread { source })?;
+            .map_err(|cause| AuditError::Thread { cause })?;
         Ok(Self { queue, thread, metrics, recent })
     }
 
@@ -132,12 +142,13 @@ fn open(path: &Path) -> Result<File, AuditError> {
         // The audit tells who uses what: root's alone.
         std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
     });
-    opened.map_err(|source| AuditError::Open { path: path.to_owned(), source })
+    opened.map_err(|cause| AuditError::Open { path: path.to_owned(), cause })
 }
 
 struct Work {
     file: AuditFile,
     text: Vec<u8>,
+    deny_on_failure: bool,
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     recent: Recent,
@@ -152,30 +163,28 @@ impl Work {
                 line.write(&mut self.text);
                 self.note(line, &self.text[start..]);
             }
-            let written = self.write(closing);
+            if !self.write() {
+                self.text.clear();
+                self.metrics.audit_lost.inc_by(lines.len() as u64);
+                tracing::error!(messages = lines.len(), "audit lines lost: the file cannot be written");
+            }
             self.queue.slots.free(lines.iter().filter(|(_, holds_slot)| *holds_slot).count());
             if closing {
-                if !written {
-                    tracing::error!(
-                        bytes = self.text.len(),
-                        "audit entries lost: the file cannot be written"
-                    );
-                }
                 return;
             }
         }
     }
 
-    /// Writes the text; while that fails, messages are denied and it is tried again. False: given up at the end.
-    fn write(&mut self, closing: bool) -> bool {
+    /// Writes the text. While that fails, messages are denied and it is tried again; false: given up, since messages
+    /// may pass without a record, or because this is the end.
+    fn write(&mut self) -> bool {
         while let Err(error) = self.file.append(&mut self.text) {
             self.queue.slots.set_failing(true);
             self.metrics.audit_failures.inc();
             tracing::error!(%error, "cannot write the audit file");
-            if closing {
+            if !self.deny_on_failure || self.queue.closes_within(RETRY_EVERY) {
                 return false;
             }
-            std::thread::sleep(RETRY_EVERY);
         }
         self.queue.slots.set_failing(false);
         true

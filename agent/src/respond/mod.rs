@@ -158,7 +158,8 @@ pub async fn stream<S: Stream>(
     match reply.run().await {
         Ok((status, keep_alive)) => {
             let upgraded = status == 101;
-            let reusable = upgraded || (keep_alive && reply.upstream.buffer.is_empty());
+            let whole = keep_alive && !reply.upstream.cut && reply.upstream.buffer.is_empty();
+            let reusable = upgraded || whole;
             if !upgraded && !reply.upstream.buffer.is_empty() {
                 tracing::warn!(address = %reply.upstream.address, "server sent bytes beyond its reply: closed");
             }
@@ -210,7 +211,7 @@ impl<S: Stream> Reply<'_, S> {
             self.upstream.buffer.consume(head_bytes);
             self.filtered_list(kind, &head_copy, &mut body).await?;
         } else {
-            let outgoing = outgoing(framing, content);
+            let outgoing = outgoing(&head, content, self.exchange.http_method)?;
             http1::write_response_head(&mut self.out, &head, outgoing, self.exchange.close);
             self.upstream.buffer.consume(head_bytes);
             match content {
@@ -278,14 +279,14 @@ impl<S: Stream> Reply<'_, S> {
         let content_type = head.headers.only("content-type")?.unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         let events = media_type.eq_ignore_ascii_case("text/event-stream");
-        let must_read = events || (mcp.list.is_some() && head.status == 200);
+        let must_read = events || (mcp.list.is_some() && is_success(head.status));
         if must_read && head.headers.count("content-encoding") > 0 {
             // It was asked for none: Accept-Encoding is removed on the way in.
             return Err(unreadable("reply", "it is compressed though that was not asked for"));
         }
         Ok(match mcp.list {
             _ if events => Content::Events,
-            Some(kind) if head.status == 200 => Content::List(kind),
+            Some(kind) if is_success(head.status) => Content::List(kind),
             Some(_) | None => Content::Other,
         })
     }
@@ -372,13 +373,23 @@ impl<S: Stream> Reply<'_, S> {
     }
 }
 
-/// Events may be taken out, so their length is not known before.
-fn outgoing(framing: Framing, content: Content) -> Outgoing {
-    match framing {
+fn is_success(status: u16) -> bool {
+    (200..300).contains(&status)
+}
+
+/// Events may be taken out, so their length is not known before. A reply without body may say how long it would be
+/// (RFC 9110, 8.6).
+fn outgoing(head: &ResponseHead<'_>, content: Content, http_method: &str) -> Result<Outgoing, HttpError> {
+    let would_be = http_method == "HEAD" || head.status == 304;
+    Ok(match head.framing {
+        Framing::None if would_be => {
+            let length = head.headers.only("content-length")?.and_then(|length| length.parse().ok());
+            length.map_or(Outgoing::None, Outgoing::Length)
+        }
         Framing::None => Outgoing::None,
         Framing::Length(length) if content == Content::Other => Outgoing::Length(length),
         Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Outgoing::Chunked,
-    }
+    })
 }
 
 fn server_left() -> Fault {
