@@ -317,9 +317,12 @@ impl<'b> Fields<'b> {
             Class::Resource => (name.and_then(Value::as_str), Some(string(uri, "params.uri", method)?)),
             Class::Completion => completed(self.reference)?,
             // These are decided without a name; what one means there is the server's to say.
-            Class::Handshake | Class::List(_) | Class::Listen | Class::ServerToClient | Class::Unknown => {
-                (name.and_then(Value::as_str), uri.and_then(Value::as_str))
-            }
+            Class::Handshake
+            | Class::List(_)
+            | Class::Listen
+            | Class::Task
+            | Class::ServerToClient
+            | Class::Unknown => (name.and_then(Value::as_str), uri.and_then(Value::as_str)),
         };
         let Self { params, arguments, task, .. } = self;
         Ok(Call { id, method, method_name, params, name, uri, arguments, task })

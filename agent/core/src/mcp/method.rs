@@ -16,7 +16,7 @@ pub enum ListKind {
 /// What decides about a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Whoever may anything at all: the handshake, liveness, and what refers to an earlier call.
+    /// Whoever may anything at all: the handshake, liveness, and what refers to an earlier call in its session.
     Handshake,
     /// A list: as the handshake, its reply filtered.
     List(ListKind),
@@ -30,6 +30,8 @@ pub enum Class {
     Completion,
     /// `subscriptions/listen`: what it names.
     Listen,
+    /// A task by its id, or all of them. Nobody here knows whose a task is: needs a rule that names the method.
+    Task,
     /// What only a server sends: never valid from a client.
     ServerToClient,
     /// No method of MCP: needs a rule that names it.
@@ -105,11 +107,11 @@ methods! {
     ResourcesUpdated "notifications/resources/updated" Class::ServerToClient;
     PromptsListChanged "notifications/prompts/list_changed" Class::ServerToClient;
     RootsListChanged "notifications/roots/list_changed" Class::Handshake;
-    TasksGet "tasks/get" Class::Handshake;
-    TasksResult "tasks/result" Class::Handshake;
-    TasksUpdate "tasks/update" Class::Handshake;
-    TasksCancel "tasks/cancel" Class::Handshake;
-    TasksList "tasks/list" Class::Handshake;
+    TasksGet "tasks/get" Class::Task;
+    TasksResult "tasks/result" Class::Task;
+    TasksUpdate "tasks/update" Class::Task;
+    TasksCancel "tasks/cancel" Class::Task;
+    TasksList "tasks/list" Class::Task;
     TasksStatus "notifications/tasks/status" Class::ServerToClient;
     SubscriptionsListen "subscriptions/listen" Class::Listen;
     SamplingCreate "sampling/createMessage" Class::ServerToClient;

@@ -51,7 +51,8 @@ pub(super) fn asked<'m>(call: &'m Call<'m>) -> AllAsked<'m> {
             prompt.or_else(|| borrowed(&call.uri).map(Asked::Resource))
         }
         Class::Listen => return listened(call).unwrap_or_else(|| smallvec![Asked::Method]),
-        Class::ServerToClient | Class::Unknown => None,
+        // The id of a task does not say whose it is.
+        Class::Task | Class::ServerToClient | Class::Unknown => None,
     };
     smallvec![one.unwrap_or(Asked::Method)]
 }

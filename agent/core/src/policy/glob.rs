@@ -1,5 +1,7 @@
 //! The one wildcard of rules and selectors: `*`, any run of characters but `/`.
 
+use super::spelling::rule_fits;
+
 /// A pattern in which `*` stands for any characters except `/`. Everything else is literal, case included.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Glob {
@@ -70,9 +72,12 @@ impl Glob {
     /// Whether the whole of `text` fits.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
-        let mut parts = text.split('/');
-        self.text.split('/').all(|pattern| parts.next().is_some_and(|part| part_matches(pattern, part)))
-            && parts.next().is_none()
+        fits(&self.text, text)
+    }
+
+    /// Whether the whole of `text` fits, which was decoded so often.
+    pub(super) fn matches_reading(&self, decodings: usize, text: &str) -> bool {
+        rule_fits(&self.text, decodings, |pattern| fits(pattern, text))
     }
 
     /// Whether `path` or one of the directories above it fits: a cgroup and what is below it.
@@ -92,6 +97,12 @@ impl Glob {
         self.text.split('/').all(|part| others.next().is_some_and(|other| part == "*" || part == other))
             && others.next().is_none()
     }
+}
+
+fn fits(pattern: &str, text: &str) -> bool {
+    let mut parts = text.split('/');
+    pattern.split('/').all(|pattern| parts.next().is_some_and(|part| part_matches(pattern, part)))
+        && parts.next().is_none()
 }
 
 /// One part between slashes: its first and last piece are fixed, those between are found from the left, which is

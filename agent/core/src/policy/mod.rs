@@ -11,6 +11,7 @@ mod glob;
 mod pattern;
 mod predicate;
 mod rule;
+mod spelling;
 
 use std::collections::HashMap;
 use std::sync::Arc;

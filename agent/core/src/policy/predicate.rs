@@ -4,6 +4,7 @@ use regex::Regex;
 
 use super::directory::Directory;
 use super::glob::Glob;
+use super::spelling::{agreed, has_dot_part, rule_fits};
 use crate::mcp::json::{Kind, Value};
 
 /// Numbers from here on are not exact in a double (2^53), so no predicate is evaluated on them.
@@ -140,15 +141,16 @@ pub enum Predicate {
     Equals(Literal),
     /// One of these scalars.
     In(Vec<Literal>),
-    /// Text that begins so.
+    /// Text that begins so; with a `/` in it, it begins a path or a URI, whose spelling must leave no doubt.
     Prefix(String),
     /// Text that ends so.
     Suffix(String),
-    /// Text that fits, `*` not crossing `/`; text with a `.` or `..` part cannot be told.
+    /// Text that fits, `*` not crossing `/`; text with a `.` or `..` part, or that hides one, cannot be told.
     Glob(Glob),
     /// Text that fits as a whole.
     Regex(Box<Regex>, String),
-    /// An absolute path that is the directory or below it once `.`, `..` and `//` are resolved by their letters.
+    /// An absolute path that is the directory or below it once `.`, `..` and `//` are resolved by their letters, also
+    /// when it is decoded first.
     Within(Directory),
     /// A number, not less.
     Min(f64),
@@ -280,13 +282,13 @@ impl Predicate {
         match self {
             Self::Equals(literal) => equals(literal, value),
             Self::In(literals) => among(literals, value),
-            Self::Prefix(prefix) => on_text(value, |text| Truth::from(text.starts_with(prefix.as_str()))),
+            Self::Prefix(prefix) => on_text(value, |text| begins(prefix, text)),
             Self::Suffix(suffix) => on_text(value, |text| Truth::from(text.ends_with(suffix.as_str()))),
-            Self::Glob(glob) => on_text(value, |text| {
-                if has_dot_part(text) { Truth::Unknown } else { Truth::from(glob.matches(text)) }
-            }),
+            Self::Glob(glob) => on_text(value, |text| any_path_fits(std::slice::from_ref(glob), text)),
             Self::Regex(regex, _) => on_text(value, |text| Truth::from(regex.is_match(text))),
-            Self::Within(directory) => on_text(value, |text| directory.contains(text)),
+            Self::Within(directory) => {
+                on_text(value, |text| agreed(text, |_, reading| directory.contains(reading)))
+            }
             Self::Min(min) => number(value).map_or(Truth::Unknown, |number| Truth::from(number >= *min)),
             Self::Max(max) => number(value).map_or(Truth::Unknown, |number| Truth::from(number <= *max)),
             Self::MaxLength(max) => {
@@ -342,6 +344,29 @@ fn every(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Tru
 
 fn on_text(value: Value<'_>, holds: impl FnOnce(&str) -> Truth) -> Truth {
     value.as_str().map_or(Truth::Unknown, |text| holds(&text))
+}
+
+/// Whether a path or a URI fits one of the patterns, in every reading. What one with `.` or `..` parts names is up to
+/// who resolves it.
+pub(super) fn any_path_fits(globs: &[Glob], text: &str) -> Truth {
+    agreed(text, |decodings, reading| {
+        if has_dot_part(reading) {
+            return Truth::Unknown;
+        }
+        Truth::from(globs.iter().any(|glob| glob.matches_reading(decodings, reading)))
+    })
+}
+
+fn begins(prefix: &str, text: &str) -> Truth {
+    if !prefix.contains('/') {
+        return Truth::from(text.starts_with(prefix));
+    }
+    agreed(text, |decodings, reading| {
+        if has_dot_part(reading) {
+            return Truth::Unknown;
+        }
+        Truth::from(rule_fits(prefix, decodings, |prefix| reading.starts_with(prefix)))
+    })
 }
 
 /// A number that a double holds exactly enough to be compared.
@@ -405,48 +430,9 @@ fn is_type(kind: JsonType, value: Value<'_>) -> Truth {
     }
 }
 
-/// Whether a part between slashes is `.` or `..`, also percent-encoded, or a `\` might be read as a slash: what
-/// such text names is up to who resolves it.
-pub(super) fn has_dot_part(text: &str) -> bool {
-    text.contains('\\') || text.split('/').any(|part| dots(part) == Some(part.len()))
-}
-
-/// How many bytes of `part` are one or two dots, plain or `%2e`; `None` for other text.
-fn dots(part: &str) -> Option<usize> {
-    let mut rest = part;
-    for count in 0..=2 {
-        if rest.is_empty() {
-            return (count > 0).then_some(part.len());
-        }
-        let after =
-            rest.strip_prefix('.').or_else(|| rest.strip_prefix("%2e")).or_else(|| rest.strip_prefix("%2E"));
-        rest = after?;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dot_parts_are_seen_in_disguise() {
-        let table = [
-            ("a/../b", true),
-            ("a/%2e%2E/b", true),
-            ("a/.%2e", true),
-            ("..", true),
-            (".", true),
-            ("a\\b", true),
-            ("a/...", false),
-            ("a/.x", false),
-            ("", false),
-            ("a//b", false),
-        ];
-        for (text, expected) in table {
-            assert_eq!(has_dot_part(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn regexes_are_anchored_whatever_they_hold() {

@@ -6,7 +6,7 @@ use super::arguments::Arguments;
 use super::asked::{Arguable, Asked};
 use super::glob::Glob;
 use super::pattern::IdentityPattern;
-use super::predicate::{Budget, Truth, has_dot_part};
+use super::predicate::{Budget, Truth, any_path_fits};
 use crate::identity::Identity;
 use crate::mcp::ListKind;
 
@@ -109,7 +109,7 @@ impl Rule {
             (What::Tools(globs), Asked::Tool(name, _)) | (What::Prompts(globs), Asked::Prompt(name, _)) => {
                 Truth::from(any_fits(globs, name))
             }
-            (What::Resources(globs), Asked::Resource(uri)) => uri_fits(globs, uri),
+            (What::Resources(globs), Asked::Resource(uri)) => any_path_fits(globs, uri),
             (What::Tools(_) | What::Prompts(_) | What::Resources(_), _) => Truth::False,
         }
     }
@@ -122,7 +122,7 @@ impl Rule {
                 Truth::from(any_fits(globs, name))
             }
             (What::Resources(globs), ListKind::Resources | ListKind::ResourceTemplates) => {
-                uri_fits(globs, name)
+                any_path_fits(globs, name)
             }
             (What::Methods(globs), _) => Truth::from(any_fits(globs, calling_method(kind))),
             (What::Tools(_) | What::Prompts(_) | What::Resources(_), _) => Truth::False,
@@ -154,11 +154,6 @@ impl Rule {
 
 fn any_fits(globs: &[Glob], name: &str) -> bool {
     globs.iter().any(|glob| glob.matches(name))
-}
-
-/// A URI with `.` or `..` parts names what its resolver makes of it.
-fn uri_fits(globs: &[Glob], uri: &str) -> Truth {
-    if has_dot_part(uri) { Truth::Unknown } else { Truth::from(any_fits(globs, uri)) }
 }
 
 /// What an entry of a list is there for.
