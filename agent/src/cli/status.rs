@@ -67,7 +67,9 @@ fn requests(out: &mut String, requests: &[Value]) {
         "\n{:<20} {:<16} {:<28} {:<16} {:<8} {:<20} {:>7}",
         "CALLER", "TARGET", "METHOD", "TOOL", "DECISION", "REASON", "COUNT"
     );
-    for row in requests {
+    let mut rows: Vec<&Value> = requests.iter().collect();
+    rows.sort_by_key(|row| ["caller", "target", "method", "tool", "decision"].map(|key| text(row, key)));
+    for row in rows {
         let _ = writeln!(
             out,
             "{:<20} {:<16} {:<28} {:<16} {:<8} {:<20} {:>7}",
@@ -82,6 +84,14 @@ fn requests(out: &mut String, requests: &[Value]) {
     }
 }
 
+/// An undeclared server has no name yet: its address is what a Server resource would say.
+fn target(line: &Value) -> String {
+    match text(line, "target") {
+        "undeclared" => format!("undeclared {}", text(line, "address")),
+        declared => declared.to_owned(),
+    }
+}
+
 fn recent(out: &mut String, recent: &[Value]) {
     if !recent.is_empty() {
         let _ = writeln!(out, "\nlast messages");
@@ -93,7 +103,7 @@ fn recent(out: &mut String, recent: &[Value]) {
             out,
             "{}  {caller} -> {}  {}{tool}  {} ({})",
             text(line, "time"),
-            text(line, "target"),
+            target(line),
             text(line, "method"),
             text(line, "decision"),
             text(line, "reason")

@@ -156,14 +156,23 @@ impl Entry {
         match asked.message() {
             Some(message) => self.message(message, request.body.len(), recorder),
             None if asked.is_other_path() => self.method("http"),
-            None => self.method(if request.head.method == "GET" { "stream" } else { "session_end" }),
+            None => self.bodiless(request),
+        }
+    }
+
+    fn bodiless(&mut self, request: &Request<'_>) {
+        match request.head.method {
+            "GET" => self.method("stream"),
+            "DELETE" => self.method("session_end"),
+            _ => {} // a body that cannot be read
         }
     }
 
     /// MCP to an undeclared server; `None`: it cannot be read.
     pub fn shadow(&mut self, message: Option<&Message<'_>>, request: &Request<'_>, recorder: &Recorder) {
-        if let Some(message) = message {
-            self.message(message, request.body.len(), recorder);
+        match message {
+            Some(message) => self.message(message, request.body.len(), recorder),
+            None => self.bodiless(request),
         }
     }
 
