@@ -8,9 +8,10 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::scene::text;
 use crate::{Caller, Host, PATIENCE, Process, wait};
 
 /// What the agent says once it serves.
@@ -23,6 +24,8 @@ pub struct Setup<'t> {
     pub resources: &'t str,
     /// The `capture` section of `toolgate.yaml`, as a flow mapping; empty: the default.
     pub capture: &'t str,
+    /// Its `audit` section, as a flow mapping; empty: `audit.jsonl`, which `Agent::audit` reads.
+    pub audit: &'t str,
     /// Run with `--observe`.
     pub observe: bool,
 }
@@ -67,7 +70,7 @@ impl Agent {
     pub fn start_in(host: Host, setup: Setup<'_>) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         let [outbound, metrics, ready] = [free_address()?, free_address()?, free_address()?];
-        let settings = settings(folder.path(), [outbound, metrics, ready], setup.capture);
+        let settings = settings(folder.path(), [outbound, metrics, ready], setup);
         write_config(folder.path(), &settings, setup.resources)?;
         let mut command = run_command(folder.path());
         if setup.observe {
@@ -101,7 +104,7 @@ impl Agent {
     /// # Errors
     /// No free port.
     pub fn other_settings(folder: &Path) -> Result<String> {
-        Ok(settings(folder, [free_address()?, free_address()?, free_address()?], ""))
+        Ok(settings(folder, [free_address()?, free_address()?, free_address()?], Setup::default()))
     }
 
     /// The folder given as `--config`.
@@ -134,26 +137,37 @@ impl Agent {
         Caller::start(self.exec(app_id))
     }
 
-    /// Waits until the audit file has `count` lines, and returns all there are.
+    /// Waits until the audit file tells of `count` messages, and returns what it tells of all: a line for each, in the
+    /// order in which they began. A line is written when its message has ended, which its client may know before; that a
+    /// stream began is no line of its own here.
     ///
     /// # Errors
     /// There are fewer for too long, or one is no JSON.
     pub fn audit(&self, count: usize) -> Result<Vec<Value>> {
-        wait::until(&format!("{count} audit lines"), || {
-            let lines = self.audit_now()?;
-            Ok((lines.len() >= count).then_some(lines))
-        })
+        self.audit_until(&format!("{count} audit lines"), |lines| lines.len() >= count)
     }
 
-    /// The audit lines there are.
+    /// The same until the lines are `enough`; `what` says for what.
     ///
     /// # Errors
-    /// One is no JSON.
-    pub fn audit_now(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    /// They are not for too long, or one is no JSON.
+    pub fn audit_until(&self, what: &str, enough: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
+        let found = wait::until(what, || {
+            let lines = self.audit_now()?;
+            Ok(enough(&lines).then_some(lines))
+        });
+        found.with_context(|| format!("the audit tells: {:#?}", self.audit_now()))
+    }
+
+    fn audit_now(&self) -> Result<Vec<Value>> {
+        let file = fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap_or_default();
+        let whole = file.rfind('\n').map_or("", |end| &file[..end]);
         let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("not JSON: `{line}`"));
-        whole.lines().map(parse).collect()
+        let mut lines = whole.lines().map(parse).collect::<Result<Vec<Value>>>()?;
+        lines.retain(|line| line.get("phase") != Some(&json!("opened")));
+        // RFC 3339 in UTC to the microsecond: the order of the texts is that of the times.
+        lines.sort_by(|one, other| text(one, "time").cmp(text(other, "time")));
+        Ok(lines)
     }
 
     /// Writes `resources/all.yaml` anew, as an editor would: beside it, then renamed over it.
@@ -216,7 +230,18 @@ impl Agent {
         get(self.metrics, "/metrics")
     }
 
-    /// The value of a metric, whose name and labels are as Prometheus writes them; 0 where there is none.
+    /// Waits until a metric, whose name and labels are as Prometheus writes them, is `value`: it is counted when its
+    /// message has ended, which the client may know before.
+    ///
+    /// # Errors
+    /// It is not for too long.
+    pub fn counts(&self, name: &str, labels: &[&str], value: f64) -> Result<()> {
+        let what = format!("{name} {labels:?} = {value}");
+        let found = wait::until(&what, || Ok((self.metric(name, labels)? == value).then_some(())));
+        found.with_context(|| format!("it is {:?}", self.metric(name, labels)))
+    }
+
+    /// The value of a metric now; 0 where there is none.
     ///
     /// # Errors
     /// The port does not answer.
@@ -271,19 +296,22 @@ pub fn free_address() -> Result<SocketAddr> {
 }
 
 /// A `toolgate.yaml` whose files are all in `folder`.
-fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], capture: &str) -> String {
+fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: Setup<'_>) -> String {
     let file = |name: &str| folder.join(name).display().to_string();
+    let audit = match setup.audit {
+        "" => format!("{{ file: {} }}", file("audit.jsonl")),
+        given => given.to_owned(),
+    };
     let mut text = format!(
         "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
          store: {{ embedded: {} }}\n\
-         audit: {{ file: {} }}\n",
+         audit: {audit}\n",
         outbound.port(),
         file("admin.sock"),
         file("store"),
-        file("audit.jsonl")
     );
-    if !capture.is_empty() {
-        text += &format!("capture: {capture}\n");
+    if !setup.capture.is_empty() {
+        text += &format!("capture: {}\n", setup.capture);
     }
     text
 }

@@ -74,8 +74,16 @@ impl Scene {
     /// # Errors
     /// One of them does not get ready.
     pub fn with(capture: &str, observe: bool) -> Result<Self> {
+        Self::with_setup(Setup { capture, observe, ..Setup::default() })
+    }
+
+    /// The same with all that a setup says but its resources.
+    ///
+    /// # Errors
+    /// One of them does not get ready.
+    pub fn with_setup(setup: Setup<'_>) -> Result<Self> {
         let server = Server::start()?;
-        let agent = Agent::start(Setup { resources: &resources(server.address), capture, observe })?;
+        let agent = Agent::start(Setup { resources: &resources(server.address), ..setup })?;
         Ok(Self { agent, server })
     }
 

@@ -59,9 +59,11 @@ fn a_denied_call_never_reaches_the_server_and_a_permitted_one_does() -> Result<(
         }
         assert_eq!(is_result(&reply)?, expected.is_ok(), "{name}: {}", reply.text());
 
-        let lines = scene.agent.audit(recorded + 1)?;
+        // The witness's call came after it.
+        let more = if expected.is_ok() { 1 } else { 2 };
+        let lines = scene.agent.audit(recorded + more)?;
         let line = lines.get(recorded).context("no audit line")?;
-        recorded += if expected.is_ok() { 1 } else { 2 };
+        recorded += more;
         let decision = if expected.is_ok() { "permit" } else { "deny" };
         assert_eq!(text(line, "decision"), decision, "{name}: {line}");
         if let Err(reason) = expected {
@@ -263,9 +265,11 @@ fn what_happened_is_counted() -> Result<()> {
     }
     let labels =
         |tool, decision| [r#"caller="reader""#, r#"target="docs""#, r#"method="tools/call""#, tool, decision];
-    let count = |tool, decision| scene.agent.metric("toolgate_requests_total{", &labels(tool, decision));
-    assert_eq!(count(r#"tool="echo""#, r#"decision="permit""#)?, 2.0);
-    assert_eq!(count(r#"decision="deny""#, r#"reason="no_rule""#)?, 1.0);
+    let counts = |tool, decision, value| {
+        scene.agent.counts("toolgate_requests_total{", &labels(tool, decision), value)
+    };
+    counts(r#"tool="echo""#, r#"decision="permit""#, 2.0)?;
+    counts(r#"decision="deny""#, r#"reason="no_rule""#, 1.0)?;
     assert!(scene.agent.metric("toolgate_kernel_events_total{", &[])? > 0.0);
     Ok(())
 }
