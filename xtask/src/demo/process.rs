@@ -113,8 +113,7 @@ impl Process {
                 Ok(_other) => {}
                 Err(error) => {
                     not_interrupted()?;
-                    return Err(error)
-                        .with_context(|| format!("{} did not get ready:\n{}", self.name, self.said()));
+                    bail!("{} did not get ready ({error}):\n{}", self.name, self.said());
                 }
             }
         }

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
-use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::stage::{APP_ID, Stage};
@@ -87,14 +86,12 @@ fn wrap(line: &str) -> Vec<String> {
 }
 
 /// The audit lines, each reduced to the fields that tell most.
-pub(super) fn audit(lines: &str) -> Result<String> {
+pub(super) fn audit(lines: &[Value]) -> String {
     let mut out = format!(
         "{}\n",
         bold("Audit: one line for each of the captured client's messages (some of its fields)")
     );
-    for line in lines.lines() {
-        let entry: Value =
-            serde_json::from_str(line).with_context(|| format!("not an audit line: `{line}`"))?;
+    for entry in lines {
         let mut shown = Vec::new();
         for field in AUDIT_FIELDS {
             let value = match field {
@@ -106,7 +103,7 @@ pub(super) fn audit(lines: &str) -> Result<String> {
         }
         let _infallible = writeln!(out, "  {}", coloured(&format!("{{{}}}", shown.join(","))));
     }
-    Ok(out)
+    out
 }
 
 /// The request counters.

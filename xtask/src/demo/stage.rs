@@ -5,13 +5,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use super::Prepared;
 use super::leftovers::Leftovers;
-use super::process::Process;
+use super::process::{Process, not_interrupted};
 use crate::workspace::{find_program, root, say};
 
 /// The example that the demo runs: a copy of it, on ports that are free here.
@@ -20,6 +21,12 @@ const EXAMPLE: &str = "policies/examples/demo";
 const EXAMPLE_SERVER: &str = "127.0.0.1:8931";
 /// The App ID that the captured client gets.
 pub(super) const APP_ID: &str = "demo-agent";
+
+/// Messages that the client sends: the handshake is two, then a stream, three calls, a list that the SDK asks for by
+/// itself, the list, and the end of its session.
+const MESSAGES: usize = 9;
+/// How long the audit may take to have them all; then what there is is shown.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everything that runs while the demo shows. Dropped: the agent ends first, then the server.
 pub(super) struct Stage<'p> {
@@ -88,9 +95,33 @@ impl<'p> Stage<'p> {
         [self.prepared.python.clone(), client, format!("http://{}/mcp", self.server).into()]
     }
 
-    /// The audit lines so far: what a caller got an answer to has been written.
-    pub(super) fn audit(&self) -> Result<String> {
-        fs::read_to_string(&self.audit).with_context(|| format!("cannot read `{}`", self.audit.display()))
+    /// One audit line for each of the captured client's messages, in the order in which they began. A line is written
+    /// when its message has ended, which may be after the client has: waits for all of them.
+    pub(super) fn audit(&self) -> Result<Vec<Value>> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let mut lines = self.audit_now()?;
+            // The end of its session is the last that the client says.
+            let ended = lines.iter().any(|line| line["method"] == "session_end");
+            if (ended && lines.len() >= MESSAGES) || Instant::now() > until {
+                lines.sort_by(|one, other| one["time"].as_str().cmp(&other["time"].as_str()));
+                return Ok(lines);
+            }
+            not_interrupted()?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn audit_now(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(&self.audit)
+            .with_context(|| format!("cannot read `{}`", self.audit.display()))?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let parse =
+            |line: &str| serde_json::from_str(line).with_context(|| format!("not an audit line: `{line}`"));
+        let mut lines = whole.lines().map(parse).collect::<Result<Vec<Value>>>()?;
+        // A stream has a line for its beginning, too.
+        lines.retain(|line| line["phase"] != "opened");
+        Ok(lines)
     }
 
     /// The agent's metrics.
