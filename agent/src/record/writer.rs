@@ -158,10 +158,15 @@ impl Work {
     fn run(&mut self) {
         loop {
             let (lines, closing) = self.queue.take(self.file.sync_in());
-            for (line, _) in &lines {
+            for (index, (line, _)) in lines.iter().enumerate() {
                 let start = self.text.len();
                 line.write(&mut self.text);
-                self.note(line, &self.text[start..]);
+                if line.phase != Phase::Opened {
+                    self.metrics.count(line);
+                }
+                if lines.len() - index <= RECENT_MAX {
+                    self.show(&self.text[start..]);
+                }
             }
             if !self.write() {
                 self.text.clear();
@@ -190,10 +195,7 @@ impl Work {
         true
     }
 
-    fn note(&self, line: &Line, text: &[u8]) {
-        if line.phase != Phase::Opened {
-            self.metrics.count(line);
-        }
+    fn show(&self, text: &[u8]) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == RECENT_MAX {
             recent.pop_front();
