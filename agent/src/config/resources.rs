@@ -1,5 +1,6 @@
 //! The resources: every `*.yaml` and `*.yml` of one directory, all or nothing.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Resources {
     pub generation: u64,
     /// What is probably not meant.
     pub warnings: Vec<Diagnostic>,
+    /// The files of `exe` selectors, held: else a caller could delete one and make its own with the same inode.
+    _executables: Vec<File>,
 }
 
 impl Resources {
@@ -112,7 +115,8 @@ pub(super) fn compile(
     if !findings.all.is_empty() {
         return Err(findings.all);
     }
-    let workloads = read_workloads(&kinds.workloads, agent, &mut findings);
+    let mut executables = Vec::new();
+    let workloads = read_workloads(&kinds.workloads, agent, &mut executables, &mut findings);
     let servers = read_servers(&kinds.servers, agent, &workloads, &mut findings);
     let identities: Vec<Identity> = servers.iter().map(|server| server.identity.clone()).collect();
     let known = Known { trust_domain: &agent.trust_domain, workloads: &workloads, servers: &identities };
@@ -134,7 +138,8 @@ pub(super) fn compile(
         return Err(findings.all);
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    Ok(Resources { workloads, servers, policies, generation, warnings: findings.all })
+    let warnings = findings.all;
+    Ok(Resources { workloads, servers, policies, generation, warnings, _executables: executables })
 }
 
 impl<'s> Kinds<'s> {
@@ -209,14 +214,16 @@ fn identity(
 fn read_workloads(
     placed: &[Placed<'_, WorkloadSpec>],
     agent: &AgentConfig,
+    executables: &mut Vec<File>,
     findings: &mut Findings,
 ) -> Vec<Workload> {
     let mut workloads: Vec<Workload> = Vec::new();
     let mut names = Names::default();
     for Placed { source, metadata, spec } in placed {
         findings.refuse_later(source, &[("configuration", &spec.configuration), ("tls", &spec.tls)]);
+        let selectors = spec.selectors.as_ref();
         let selectors =
-            spec.selectors.as_ref().map(|spec| read_selectors(source, spec, findings)).unwrap_or_default();
+            selectors.map(|spec| read_selectors(source, spec, executables, findings)).unwrap_or_default();
         let Some(identity) = findings.keep(names.claim(source, metadata, agent, "Workload")) else {
             continue;
         };

@@ -1,7 +1,10 @@
 //! `selectors:` of a Workload, with names of users and files resolved.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
 
+use nix::fcntl::OFlag;
 use serde_saphyr::Spanned;
 use toolgate_core::policy::Glob;
 use toolgate_core::workload::{ExeSelector, FileId, Selectors};
@@ -11,13 +14,19 @@ use super::schema::SelectorsSpec;
 use super::source::Source;
 use super::words::{Findings, file_path};
 
-pub(super) fn read_selectors(source: &Source, spec: &SelectorsSpec, findings: &mut Findings) -> Selectors {
+/// The selectors of one Workload. The file of `exe` goes to `held`.
+pub(super) fn read_selectors(
+    source: &Source,
+    spec: &SelectorsSpec,
+    held: &mut Vec<File>,
+    findings: &mut Findings,
+) -> Selectors {
     findings.refuse_later(source, &[("exe_sha256", &spec.exe_sha256), ("container", &spec.container)]);
     Selectors {
         unit: spec.unit.as_ref().and_then(|word| findings.keep(unit(source, word))),
         cgroup: spec.cgroup.as_ref().and_then(|word| findings.keep(cgroup(source, word))),
         user: spec.user.as_ref().and_then(|word| findings.keep(user(source, word))),
-        exe: spec.exe.as_ref().and_then(|word| exe(source, word, findings)),
+        exe: spec.exe.as_ref().and_then(|word| exe(source, word, held, findings)),
     }
 }
 
@@ -58,14 +67,22 @@ fn user(source: &Source, word: &Spanned<String>) -> Result<u32, Diagnostic> {
     }
 }
 
-fn exe(source: &Source, word: &Spanned<String>, findings: &mut Findings) -> Option<ExeSelector> {
+fn exe(
+    source: &Source,
+    word: &Spanned<String>,
+    held: &mut Vec<File>,
+    findings: &mut Findings,
+) -> Option<ExeSelector> {
     let path = findings.keep(file_path(source, word))?;
     let warn = |message: String| {
         let warning = source.error(word, message).warning();
         warning.help("install it and reload: the file is looked up when the resources are read")
     };
-    let file = match std::fs::metadata(&path) {
-        Ok(file) if file.is_file() => Some(FileId { dev: file.dev(), ino: file.ino() }),
+    let file = match hold(&path).and_then(|file| file.metadata().map(|metadata| (file, metadata))) {
+        Ok((file, metadata)) if metadata.is_file() => {
+            held.push(file);
+            Some(FileId { dev: metadata.dev(), ino: metadata.ino() })
+        }
         Ok(_) => {
             findings.push(warn(format!("`{}` is no file, so no process fits", word.value)));
             None
@@ -76,4 +93,9 @@ fn exe(source: &Source, word: &Spanned<String>, findings: &mut Findings) -> Opti
         }
     };
     Some(ExeSelector { path: word.value.clone(), file })
+}
+
+/// Holds a file without being able to read it: while it is held no other file can get its inode.
+fn hold(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)
 }

@@ -463,3 +463,33 @@ fn changes_are_seen_however_they_are_made() {
     drop(watch);
     assert!(changes.recv().is_err());
 }
+
+/// Whether this process holds a file that has no name any more.
+fn is_held(path: &Path) -> bool {
+    let gone = format!("{} (deleted)", path.display());
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+    descriptors.flatten().any(|one| std::fs::read_link(one.path()).is_ok_and(|link| link == Path::new(&gone)))
+}
+
+#[test]
+fn another_file_never_gets_the_inode_of_a_selected_executable() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap().join("agent");
+    std::fs::write(&path, "the selected one").unwrap();
+    let text = format!(
+        "{HEAD}Workload\nmetadata: {{ name: w }}\nspec: {{ selectors: {{ exe: {} }} }}\n",
+        path.display()
+    );
+    let resources = compile(&text).unwrap();
+    let selected = resources.workloads[0].selectors.exe.as_ref().unwrap().file.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(is_held(&path));
+    for at in 0..16 {
+        let other = dir.path().join(at.to_string());
+        std::fs::write(&other, "made by someone else").unwrap();
+        assert_ne!(std::fs::metadata(&other).unwrap().ino(), selected.ino);
+    }
+    drop(resources);
+    assert!(!is_held(&path), "no longer than the resources live");
+}
