@@ -232,6 +232,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::Opaque
         | Reason::HostMismatch
         | Reason::MalformedHttp
+        | Reason::HeaderMismatch
         | Reason::MalformedMessage
         | Reason::TooLarge
         | Reason::ServerUnreachable

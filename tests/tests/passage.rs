@@ -120,6 +120,38 @@ fn mcp_to_an_undeclared_server_is_denied() -> Result<()> {
 }
 
 #[test]
+fn mcp_in_disguise_to_an_undeclared_server_is_denied_and_other_json_passes() -> Result<()> {
+    let scene = Scene::with("{ unrecognised: pass }", false)?;
+    let shadow = Server::start()?;
+    let mut caller = scene.caller("reader")?;
+    let plain = String::from_utf8(call(1, "echo", &json!({})))?;
+    let wide = |unit: fn(u16) -> [u8; 2]| plain.encode_utf16().flat_map(unit).collect::<Vec<u8>>();
+    let escaped =
+        r#"{"\u006a\u0073\u006f\u006e\u0072\u0070\u0063":"2.0","id":1,"id":2,"method":"\u0070ing"}"#;
+    let large = json!({ "text": "what is a jsonrpc batch?".repeat(20_000) }).to_string();
+    let cases: [(&str, Vec<u8>, bool); 7] = [
+        ("UTF-16, little end first", wide(u16::to_le_bytes), false),
+        ("UTF-16, big end first", wide(u16::to_be_bytes), false),
+        ("with a byte order mark", [b"\xef\xbb\xbf", plain.as_bytes()].concat(), false),
+        ("a batch", format!("[{plain}]").into_bytes(), false),
+        ("escaped, with a key twice", escaped.as_bytes().to_vec(), false),
+        ("JSON of another kind", large.into_bytes(), true),
+        ("lines of JSON", b"{\"a\":1}\n{\"a\":\"\\u00e9\"}\n".to_vec(), true),
+    ];
+    for (name, body, passes) in cases {
+        let mut connection = caller.http(shadow.address)?;
+        connection.request("POST", "", &body)?;
+        let status = connection.head().context(name)?.status;
+        assert_eq!(status != 403, passes, "{name}: {status}");
+        if passes {
+            assert!(shadow.request()?.body == body, "{name}");
+        }
+        assert_eq!(shadow.requests_now().len(), 0, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn mcp_to_an_undeclared_server_passes_where_that_is_allowed() -> Result<()> {
     for (capture, observe, decision) in
         [("{ undeclared: dangerous_allow }", false, "permit"), ("", true, "observe")]

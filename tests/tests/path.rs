@@ -191,6 +191,51 @@ fn broken_requests_are_refused_and_never_reach_the_server() -> Result<()> {
 }
 
 #[test]
+fn headers_must_say_what_the_message_says() -> Result<()> {
+    let scene = Scene::set()?;
+    let (mut caller, mut witness) = scene.reader()?;
+    let body = call(1, "echo", &json!({}));
+    let told = "Mcp-Method: tools/call\r\n";
+    let cases: [(String, Option<i64>); 11] = [
+        (format!("{told}Mcp-Name: echo\r\nMCP-Protocol-Version: 2026-07-28\r\n"), None),
+        (format!("{told}Mcp-Name: =?base64?ZWNobw==?=\r\n"), None),
+        ("Mcp-Method: tools/list\r\n".to_owned(), Some(-32020)),
+        (format!("{told}Mcp-Name: add\r\n"), Some(-32020)),
+        (format!("{told}mcp-name: =?base64?YWRk?=\r\n"), Some(-32020)),
+        (format!("{told}Mcp-Name: echo\r\nMcp-Name: add\r\n"), Some(-32600)),
+        (format!("{told}{told}"), Some(-32600)),
+        ("Mcp_Name: add\r\n".to_owned(), Some(-32600)),
+        ("mcp_session_id: of-another\r\n".to_owned(), Some(-32600)),
+        ("Content_Type: text/plain\r\n".to_owned(), Some(-32600)),
+        ("MCP-Protocol-Version: 2025-11-25\r\n".repeat(2), Some(-32600)),
+    ];
+    for (headers, refused) in cases {
+        let mut connection = caller.http(scene.server.address)?;
+        connection.request("POST", &headers, &body)?;
+        let reply = connection.reply().with_context(|| headers.clone())?;
+        let code = reply.message()?.pointer("/error/code").and_then(Value::as_i64);
+        assert_eq!((reply.status, code), (if refused.is_some() { 400 } else { 200 }, refused), "{headers}");
+        if refused.is_none() {
+            assert_eq!(scene.server.request()?.body, body, "{headers}");
+        }
+        scene.nothing_reached_the_server(&mut witness).context(headers)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_last_event_of_a_stream_is_not_told_to_the_server() -> Result<()> {
+    let scene = Scene::set()?;
+    let (_caller, mut connection) = scene.reader()?;
+    let body = call(1, "echo", &json!({}));
+    connection.request("POST", "Last-Event-ID: of-another-stream\r\nX-Mine: kept\r\n", &body)?;
+    assert!(is_result(&connection.reply()?)?);
+    let arrived = scene.server.request()?;
+    assert_eq!((arrived.header("last-event-id"), arrived.header("x-mine")), (None, Some("kept")));
+    Ok(())
+}
+
+#[test]
 fn other_paths_of_a_declared_server_are_not_served() -> Result<()> {
     let scene = Scene::set()?;
     let (_caller, mut connection) = scene.reader()?;

@@ -71,6 +71,8 @@ reasons! {
     PathNotServed = "path_not_served", "this path is not served";
     /// Broken or ambiguous HTTP.
     MalformedHttp = "malformed_http", "the HTTP request is malformed";
+    /// `Mcp-Method` or `Mcp-Name` says something else than the message.
+    HeaderMismatch = "header_mismatch", "the MCP headers do not say what the message says";
     /// Broken or ambiguous JSON-RPC.
     MalformedMessage = "malformed_message", "the JSON-RPC message is malformed";
     /// More bytes than the limits allow.
@@ -142,7 +144,7 @@ pub enum Shape<'m> {
     Broken {
         /// HTTP status: 400, 413, 415, 431 ..
         status: u16,
-        /// JSON-RPC code: -32700 or -32600.
+        /// JSON-RPC code: -32700, -32600 or -32020.
         code: i32,
     },
 }
@@ -176,6 +178,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::HostMismatch
         | Reason::PathNotServed
         | Reason::MalformedHttp
+        | Reason::HeaderMismatch
         | Reason::MalformedMessage
         | Reason::TooLarge
         | Reason::ClientLeft

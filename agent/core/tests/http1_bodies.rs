@@ -126,6 +126,7 @@ fn requests_as_they_leave() {
         "Proxy-Authorization: Basic x\r\nProxy-Connection: x\r\nproxy_x: y\r\n",
         "Expect: 100-continue\r\n",
         "Accept-Encoding: gzip, br\r\n",
+        "Last-Event-ID: 7\r\n",
         "dapr-caller-app-id: admin\r\nDapr-Caller-Namespace: x\r\n",
         "dapr_caller_app_id: admin\r\ndapr-caller_app-id: admin\r\n",
         "X-Toolgate-Caller: admin\r\nx_toolgate_caller: admin\r\n",

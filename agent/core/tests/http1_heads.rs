@@ -177,6 +177,23 @@ fn framing() {
     with("Content-Encoding: gzip\r\nContent-Length: 5\r\n", "ContentEncoding");
     with("Content-Encoding: identity\r\n", "ContentEncoding");
     with("content_encoding: gzip\r\n", "Underscore");
+    for twin in [
+        "Content_Type",
+        "last_event_id",
+        "Last-Event_ID",
+        "mcp_session_id",
+        "Mcp-Session_Id",
+        "MCP-Protocol_Version",
+        "mcp_method",
+        "Mcp_Name",
+        "mcp_anything",
+        "Mcp-Param_a",
+    ] {
+        with(&format!("{twin}: x\r\n"), "Underscore");
+        with(&format!("{}: x\r\n", twin.replace('_', "-")), "None");
+    }
+    with("Mcp-Param-tenant_id: x\r\n", "None");
+    with("X_Mcp_Name: x\r\n", "None");
     with("X_Y: z\r\n", "None");
     with("Expect: 100-continue\r\nContent-Length: 5\r\n", "Length(5)");
     with("Expect: something\r\n", "Expectation");

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use toolgate_core::decision::{Action, Asks, Server};
 use toolgate_core::denial::{Reason, Shape};
 use toolgate_core::http1::{Framing, HttpError, RequestHead};
-use toolgate_core::mcp::{self, Message, Method, json};
+use toolgate_core::mcp::{self, HeaderMismatch, Message, Method, json};
 
 use super::Request;
 use crate::limits::Limits;
@@ -110,6 +110,14 @@ impl Refused {
         Self { reason: Reason::MalformedMessage, status: 400, code: error.code(), detail: error.to_string() }
     }
 
+    fn mismatch(error: &HeaderMismatch) -> Self {
+        Self {
+            reason: Reason::HeaderMismatch,
+            code: mcp::HEADER_MISMATCH_CODE,
+            ..Self::http(400, error.to_string())
+        }
+    }
+
     /// The body exceeds its limit.
     #[must_use]
     pub fn too_large(detail: String) -> Self {
@@ -147,6 +155,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
         });
     }
     let session = head.headers.only("mcp-session-id").map_err(|error| Refused::from(&error))?;
+    head.headers.only("mcp-protocol-version").map_err(|error| Refused::from(&error))?;
     if head.path != server.path {
         return Ok(Asked { request, session, what: What::OtherPath });
     }
@@ -167,9 +176,13 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
         let detail = format!("content type `{content_type}`: MCP messages are application/json");
         return Err(Refused::http(415, detail));
     }
-    SCRATCH.with_borrow_mut(|scratch| {
+    let message = SCRATCH.with_borrow_mut(|scratch| {
         mcp::parse(request.body, scratch, &limits.json).map_err(|error| Refused::malformed(&error))
-    })
+    })?;
+    let header = |name| request.head.headers.only(name).map_err(|error| Refused::from(&error));
+    mcp::mirrors(&message, header("mcp-method")?, header("mcp-name")?)
+        .map_err(|error| Refused::mismatch(&error))?;
+    Ok(message)
 }
 
 /// `application/json`, with or without `charset=utf-8`: MCP is UTF-8.
@@ -187,12 +200,19 @@ fn is_json(content_type: &str) -> bool {
 /// is too large to be read, and says that it is no JSON, is passed on as it comes.
 #[must_use]
 pub(super) fn looks_like_mcp(head: &RequestHead<'_>, limits: &Limits) -> bool {
-    let content_type = head.headers.get("content-type").and_then(|value| std::str::from_utf8(value).ok());
+    let content_type = content_type(head);
     let readable = match head.framing {
         Framing::Length(length) => length <= limits.body_bytes_max as u64,
         Framing::None | Framing::Chunked | Framing::UntilClose => true,
     };
-    has_mcp_header(head) || (head.method == "POST" && (readable || content_type.is_none_or(is_json)))
+    has_mcp_header(head)
+        || (head.method == "POST" && (readable || content_type.is_empty() || mcp::says_json(&content_type)))
+}
+
+/// All that a head says about its content's type; a lenient server may go by any of it.
+fn content_type(head: &RequestHead<'_>) -> String {
+    let said = head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-type"));
+    said.map(|header| String::from_utf8_lossy(header.value)).collect::<Vec<_>>().join(",")
 }
 
 fn has_mcp_header(head: &RequestHead<'_>) -> bool {
@@ -213,14 +233,21 @@ pub enum Shadow<'b> {
 /// MCP: a lenient server might still take it.
 #[must_use]
 pub fn shadow<'b>(request: &Request<'b>, limits: &Limits) -> Shadow<'b> {
-    let parsed = SCRATCH.with_borrow_mut(|scratch| mcp::parse(request.body, scratch, &limits.json));
-    match parsed {
-        // JSON-RPC of another protocol is not ours to judge.
-        Ok(message) if is_mcp(&message) || has_mcp_header(&request.head) => Shadow::Mcp(Some(message)),
-        Ok(_) => Shadow::Other,
-        Err(_) if has_mcp_header(&request.head) || names_json_rpc(request.body) => Shadow::Mcp(None),
-        Err(_) => Shadow::Other,
-    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        let has_mcp_header = has_mcp_header(&request.head);
+        match mcp::parse(request.body, scratch, &limits.json) {
+            // JSON-RPC of another protocol is not ours to judge.
+            Ok(message) if is_mcp(&message) || has_mcp_header => return Shadow::Mcp(Some(message)),
+            Ok(_) => return Shadow::Other,
+            Err(_) if has_mcp_header => return Shadow::Mcp(None),
+            Err(_) => {}
+        }
+        let content_type = content_type(&request.head);
+        match mcp::could_be_json_rpc(request.body, &content_type, scratch, &limits.json) {
+            true => Shadow::Mcp(None),
+            false => Shadow::Other,
+        }
+    })
 }
 
 fn is_mcp(message: &Message<'_>) -> bool {
@@ -228,14 +255,4 @@ fn is_mcp(message: &Message<'_>) -> bool {
         Message::Request(call) | Message::Notification(call) => call.method != Method::Other,
         Message::Response(_) => false,
     }
-}
-
-/// Whether a body that is no valid message still names the protocol, escapes included.
-fn names_json_rpc(body: &[u8]) -> bool {
-    let reads_as_json = body.iter().find(|byte| !byte.is_ascii_whitespace());
-    if !matches!(reads_as_json, Some(b'{' | b'[' | 0xef)) {
-        return false;
-    }
-    let text = String::from_utf8_lossy(body);
-    text.contains("jsonrpc") || (text.contains("\\u00") && text.contains("2.0"))
 }

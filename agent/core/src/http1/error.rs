@@ -104,7 +104,7 @@ pub enum HttpError {
         /// The header.
         name: String,
     },
-    /// An underscore where a header of the framing has a hyphen.
+    /// An underscore where a header that counts has a hyphen.
     #[error("the header `{name}` has an underscore where some servers read a hyphen; use the hyphen")]
     Underscore {
         /// The header.

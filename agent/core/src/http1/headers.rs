@@ -105,8 +105,7 @@ impl<'b> Headers<'b> {
             if !header.value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f)) {
                 return Err(HttpError::HeaderBytes { name: shortened(header.name.as_bytes()) });
             }
-            let framing = ["content-length", "transfer-encoding", "content-encoding"];
-            if header.name.contains('_') && framing.iter().any(|name| same(header.name, name)) {
+            if has_underscore_twin(header.name) {
                 return Err(HttpError::Underscore { name: shortened(header.name.as_bytes()) });
             }
         }
@@ -122,6 +121,31 @@ impl<'b> Headers<'b> {
 /// also as a prefix.
 const ESSENTIAL: &[&str] =
     &["host", "content-", "authorization", "accept", "cookie", "origin", "last-event-id", "mcp-"];
+
+/// Headers that the framing or a decision hangs on and that have a hyphen; and how such names begin.
+const HYPHENATED: &[&str] = &[
+    "content-length",
+    "transfer-encoding",
+    "content-encoding",
+    "content-type",
+    "last-event-id",
+    "mcp-session-id",
+    "mcp-protocol-version",
+    "mcp-method",
+    "mcp-name",
+];
+const HYPHENATED_PREFIXES: &[&str] = &["mcp-", "mcp-param-"];
+
+/// Whether a server that takes underscores for hyphens would take it for one that counts. What follows `Mcp-Param-`
+/// is a name of the server's own, and may have underscores.
+fn has_underscore_twin(name: &str) -> bool {
+    name.contains('_')
+        && (HYPHENATED.iter().any(|lower| same(name, lower))
+            || HYPHENATED_PREFIXES.iter().any(|lower| {
+                let front = name.get(..lower.len()).unwrap_or_default();
+                front.contains('_') && same(front, lower)
+            }))
+}
 
 /// Equal without regard to case, an underscore counting as a hyphen. `lower` is in lower case.
 pub(super) fn same(name: &str, lower: &str) -> bool {

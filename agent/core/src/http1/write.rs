@@ -31,8 +31,9 @@ const HOP_BY_HOP: &[&str] = &[
     "content-length",
     "http2-settings",
 ];
-/// Of a request, besides: what the agent answers itself, and how it wants the reply.
-const REQUEST_ONLY: &[&str] = &["expect", "accept-encoding", "forwarded"];
+/// Of a request, besides: what the agent answers itself, how it wants the reply, and which event was the last: the id
+/// of an event does not say whose stream it was on.
+const REQUEST_ONLY: &[&str] = &["expect", "accept-encoding", "last-event-id", "forwarded"];
 /// What a caller may not say about itself.
 const IDENTITY: &[&str] = &["dapr-caller-", "x-toolgate-", "x-forwarded-"];
 

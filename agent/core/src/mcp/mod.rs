@@ -1,4 +1,5 @@
-//! MCP as it is on the wire: strict JSON, one JSON-RPC message, its method, lists, server-sent events.
+//! MCP as it is on the wire: strict JSON, one JSON-RPC message, its method, the headers that repeat it, lists,
+//! server-sent events.
 //!
 //! What is accepted here means one thing to every reader, so the bytes may be forwarded as they are.
 
@@ -6,8 +7,12 @@ pub mod json;
 pub mod list;
 mod message;
 mod method;
+mod mirror;
+mod shadow;
 pub mod sse;
 
 pub use json::{JsonLimits, Malformed, Scratch};
 pub use message::{Call, Envelope, Id, Message, Response, parse, reply_envelope};
 pub use method::{Class, ListKind, Method};
+pub use mirror::{HEADER_MISMATCH_CODE, HeaderMismatch, mirrors};
+pub use shadow::{could_be_json_rpc, says_json};
