@@ -4,6 +4,7 @@
 //! - `process`: a started process, its output line by line; ended when dropped
 //! - `agent`: an agent on a configuration of the test's own
 //! - `caller`: a captured process that connects where it is told and hands over the connection
+//! - `cgroup`: a cgroup of a test's own
 //! - `http`: the client's end of such a connection, byte for byte
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
@@ -12,6 +13,7 @@
 
 mod agent;
 mod caller;
+mod cgroup;
 mod host;
 pub mod http;
 mod process;
@@ -22,6 +24,7 @@ pub mod wait;
 
 pub use agent::{Agent, Ended, Setup, free_address, get, toolgate};
 pub use caller::{Caller, Connected};
+pub use cgroup::Cgroup;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
 pub use process::Process;

@@ -19,7 +19,7 @@ use toolgate::capture::{
     CaptureError, Captured, CapturedCgroup, Destination, Destinations, Kernel, Plan, Removed, Scope, Taker,
     cgroup,
 };
-use toolgate_tests::{Host, PATIENCE, Process, cgroup2, wait};
+use toolgate_tests::{Cgroup, Host, PATIENCE, Process, cgroup2};
 
 /// Nobody's address (RFC 5737): a connection there gets through only if it is captured.
 const NOWHERE: &str = "192.0.2.7 8000";
@@ -57,40 +57,6 @@ for line in sys.stdin:
     except OSError as error: answer = "-" + errno.errorcode.get(error.errno, str(error))
     print(answer, flush=True)
 "#;
-
-/// A cgroup of a test's own; removed with the processes it holds gone.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Result<Self> {
-        Self::at(cgroup2()?.join(format!("toolgate-test-{}-{name}", std::process::id())))
-    }
-
-    fn below(&self, name: &str) -> Result<Self> {
-        Self::at(self.0.join(name))
-    }
-
-    fn at(path: PathBuf) -> Result<Self> {
-        fs::create_dir(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn id(&self) -> Result<u64> {
-        Ok(cgroup::id(&self.0)?)
-    }
-
-    fn add(&self, process: u32) -> Result<()> {
-        fs::write(self.0.join("cgroup.procs"), process.to_string()).context("cannot enter a cgroup")
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // A process that has ended leaves its cgroup a moment later.
-        let _reported_by_the_next_test =
-            wait::until("an empty cgroup", || Ok(fs::remove_dir(&self.0).is_ok().then_some(())));
-    }
-}
 
 /// A process that connects as it is told.
 struct Client(Process);
@@ -279,7 +245,7 @@ fn a_captured_process_arrives_with_its_record() -> Result<()> {
     assert_eq!((process.tgid, process.uid), (pid, NOBODY));
     assert_eq!((process.exe.dev, process.exe.ino), (exe.dev(), exe.ino()));
     assert_eq!(process.cgroup_id, cgroup.id()?);
-    let path = format!("/{}", cgroup.0.strip_prefix(cgroup2()?)?.display());
+    let path = format!("/{}", cgroup.path().strip_prefix(cgroup2()?)?.display());
     assert_eq!(cgroup::path_of(process.cgroup_id)?, path);
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let ticks: u64 =
@@ -417,7 +383,7 @@ fn the_deepest_captured_cgroup_decides() -> Result<()> {
         let before = rig.count(branch)?;
         let answer = Client::inside(cgroup)?.ask(&format!("tcp {address}"))?;
         ensure!(answer.is_ok(), "{branch}: {answer:?}");
-        assert_eq!(rig.count(branch)?, before + 1, "{}", cgroup.0.display());
+        assert_eq!(rig.count(branch)?, before + 1, "{}", cgroup.path().display());
         Ok(())
     };
     check(&outer, "connect4/not_captured")?;
@@ -543,7 +509,7 @@ fn a_killed_agent_refuses_and_a_new_one_takes_over() -> Result<()> {
     let cgroup = Cgroup::new("killed")?;
     let (_server, address) = plain_server()?;
     let capturer = || -> Result<Process> {
-        let started = Process::start(Command::new(env!("CARGO_BIN_EXE_capturer")).arg(&cgroup.0))?;
+        let started = Process::start(Command::new(env!("CARGO_BIN_EXE_capturer")).arg(cgroup.path()))?;
         started.line("ready ")?;
         Ok(started)
     };
@@ -610,7 +576,7 @@ fn cgroups_by_path_and_id() -> Result<()> {
     let cgroup = Cgroup::new("names")?;
     assert_eq!(cgroup::mount()?, cgroup2()?);
     assert_eq!(cgroup::path_of(cgroup::id(&cgroup2()?)?)?, "/");
-    let (id, path) = (cgroup.id()?, cgroup.0.clone());
+    let (id, path) = (cgroup.id()?, cgroup.path().to_owned());
     drop(cgroup);
     let gone = cgroup::id(&path).expect_err("its directory is gone");
     assert!(gone.to_string().contains(&*path.to_string_lossy()), "{gone}");

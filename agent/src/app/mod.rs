@@ -2,6 +2,7 @@
 
 mod error;
 pub mod exec_root;
+mod follow;
 mod lock;
 mod plan;
 mod worker;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use follow::Follow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -121,7 +123,7 @@ pub fn load(dir: Option<&PathBuf>) -> Result<(AgentConfig, Resources), Vec<Diagn
 /// # Errors
 /// [`PlanError::Missing`] or [`PlanError::Pattern`].
 pub fn check_here(agent: &AgentConfig) -> Result<(), PlanError> {
-    plan::named_cgroups(agent, Mode::default()).map(drop).or_else(|error| match error {
+    plan::check_named(agent).or_else(|error| match error {
         PlanError::Capture(_) => Ok(()),
         PlanError::Missing { .. } | PlanError::Pattern { .. } => Err(error),
     })
@@ -142,6 +144,7 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let signals = Signals::install().map_err(|cause| AppError::Start { what: "handle signals", cause })?;
     let mode = Mode { observe: options.observe };
     let _exec_root = exec_root::ExecRoot::make()?;
+    plan::check_named(&agent)?;
     let plan = plan::plan(&agent, &resources, mode)?;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let listeners = worker::listen(plan.listener, threads)?;
@@ -235,6 +238,7 @@ async fn serve(
         None => None,
     };
     let admin = admin::serve(Arc::clone(node), Arc::clone(kernel), admin);
+    let mut follow = Follow::start(node)?;
     let log = read_log(kernel);
     let chores = chores(kernel);
     tokio::pin!(admin, log, chores);
@@ -245,6 +249,7 @@ async fn serve(
             _ = signals.terminate.recv() => break,
             _ = signals.hangup.recv() => node.reload(kernel),
             Some(()) = changes.recv() => node.reload(kernel),
+            () = follow.changed() => follow.update(node, kernel),
             () = &mut admin => break,
             () = &mut log => break,
             () = &mut chores => break,

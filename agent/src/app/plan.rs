@@ -36,17 +36,35 @@ pub enum PlanError {
     Capture(#[from] CaptureError),
 }
 
-/// What is to be captured.
+/// A cgroup that is to be captured, by its name: it may come and go.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// Below the cgroup2 root; empty: the root.
+    pub(super) name: String,
+    scope: Scope,
+    destinations: Destinations,
+}
+
+impl Named {
+    /// The cgroup that has the name now, if one has.
+    pub(super) fn present(&self) -> Result<Option<CapturedCgroup>, CaptureError> {
+        match cgroup::id(&cgroup::mount()?.join(&self.name)) {
+            Ok(id) => Ok(Some(CapturedCgroup { id, scope: self.scope, destinations: self.destinations })),
+            Err(CaptureError::Cgroup { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What is to be captured now: a cgroup that is away is not an error, it is followed (see `follow`).
 ///
 /// # Errors
-/// [`PlanError`]: nothing is attached then.
+/// [`PlanError`]: nothing changes then.
 pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Result<Plan, PlanError> {
-    let mut cgroups = vec![CapturedCgroup {
-        id: cgroup::id(&cgroup::mount()?.join(EXEC_CGROUP))?,
-        scope: Scope::BelowOnly,
-        destinations: Destinations::All,
-    }];
-    cgroups.extend(named_cgroups(agent, mode)?);
+    let mut cgroups = Vec::new();
+    for named in named(agent, mode)? {
+        cgroups.extend(named.present()?);
+    }
     let declared = resources.servers.iter().map(|server| exactly(server.address));
     let listed = match &agent.capture.destinations {
         config::Destinations::List(list) => list,
@@ -61,23 +79,33 @@ pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Re
     })
 }
 
-/// The cgroups that the configuration names.
-pub(super) fn named_cgroups(agent: &AgentConfig, mode: Mode) -> Result<Vec<CapturedCgroup>, PlanError> {
-    let mount = cgroup::mount()?;
+/// The cgroups to be captured: of `exec`, and those that the configuration names.
+pub(super) fn named(agent: &AgentConfig, mode: Mode) -> Result<Vec<Named>, PlanError> {
     let all = mode.observe || matches!(agent.capture.destinations, config::Destinations::All);
     let destinations = if all { Destinations::All } else { Destinations::Declared };
-    let mut cgroups = Vec::new();
-    for cgroup in &agent.capture.cgroups {
+    let exec =
+        Named { name: EXEC_CGROUP.to_owned(), scope: Scope::BelowOnly, destinations: Destinations::All };
+    let configured = agent.capture.cgroups.iter().map(|cgroup| {
         let (name, scope) = match cgroup {
             config::Cgroup::Root => ("", Scope::Subtree),
             config::Cgroup::Below(glob) => subtree(glob)?,
         };
-        let path = mount.join(name);
-        let missing = |cause| PlanError::Missing { name: name.to_owned(), mount: mount.clone(), cause };
-        std::fs::metadata(&path).map_err(missing)?;
-        cgroups.push(CapturedCgroup { id: cgroup::id(&path)?, scope, destinations });
+        Ok(Named { name: name.to_owned(), scope, destinations })
+    });
+    std::iter::once(Ok(exec)).chain(configured).collect()
+}
+
+/// At the start a name without a cgroup is more likely wrong than early.
+///
+/// # Errors
+/// [`PlanError::Missing`] or [`PlanError::Pattern`].
+pub(super) fn check_named(agent: &AgentConfig) -> Result<(), PlanError> {
+    let mount = cgroup::mount()?;
+    for named in named(agent, Mode::default())?.into_iter().filter(|named| named.name != EXEC_CGROUP) {
+        let missing = |cause| PlanError::Missing { name: named.name.clone(), mount: mount.clone(), cause };
+        std::fs::metadata(mount.join(&named.name)).map_err(missing)?;
     }
-    Ok(cgroups)
+    Ok(())
 }
 
 /// The cgroup whose subtree a pattern names, and whether it counts itself.
