@@ -2,6 +2,7 @@
 //!
 //! - [`connect4`] decides whether a connect is captured, notes who connects where in the socket's
 //!   storage, and turns the connection to the agent;
+//! - [`connect6`] refuses what would reach a captured destination by IPv6; both ask [`connect`];
 //! - [`sock_ops`] publishes that record under the connection's addresses, before the SYN;
 //! - [`sk_lookup`] gives the SYN to a listener of the agent, and drops it where there is no record;
 //! - [`getpeername4`] tells the client the peer that it asked for.
@@ -10,7 +11,9 @@
 #![no_std]
 #![no_main]
 
+mod connect;
 mod connect4;
+mod connect6;
 mod getpeername4;
 mod maps;
 mod process;

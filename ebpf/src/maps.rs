@@ -24,6 +24,7 @@ pub static OFFSETS: Global<Offsets> = Global::new(Offsets {
     inode_i_sb: 0,
     super_block_s_dev: 0,
     has_set_retval: 0,
+    has_sock_ops_netns: 0,
 });
 
 /// The agent, one entry.
@@ -34,11 +35,15 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub static CAPTURED: HashMap<u64, u32> = HashMap::with_max_entries(CGROUPS_MAX, 0);
 
-/// Destinations that are left alone whatever else is said.
+/// The agent's own ports, refused whatever else is said.
+#[map]
+pub static REFUSED: LpmTrie<Destination, u32> = LpmTrie::with_max_entries(DESTINATIONS_MAX, 0);
+
+/// Destinations that are left alone if they are not refused.
 #[map]
 pub static EXCLUDED: LpmTrie<Destination, u32> = LpmTrie::with_max_entries(DESTINATIONS_MAX, 0);
 
-/// Destinations that are captured or refused: `ACTION_*`.
+/// Destinations that are captured. The value of each entry of the three tries is 1.
 #[map]
 pub static DESTINATIONS: LpmTrie<Destination, u32> = LpmTrie::with_max_entries(DESTINATIONS_MAX, 0);
 

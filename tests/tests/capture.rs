@@ -32,7 +32,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 kept = []
 def new(kind):
     types = {"tcp": (socket.SOCK_STREAM, 0), "mptcp": (socket.SOCK_STREAM, 262), "udp": (socket.SOCK_DGRAM, 0)}
-    made = socket.socket(socket.AF_INET, *types[kind])
+    family = socket.AF_INET6 if kind.endswith("6") else socket.AF_INET
+    made = socket.socket(family, *types[kind.rstrip("6")])
     made.settimeout(5)
     kept.append(made)
     return made
@@ -48,10 +49,20 @@ def do(words):
         for _ in range(int(words[3])):
             with socket.create_connection((words[1], int(words[2])), 5): pass
         return ""
+    if words[0] == "abort":
+        kept[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        kept.pop().close()
+        return ""
+    if words[0] == "from":
+        made = new("tcp")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("127.0.0.1", int(words[1])))
+        made.connect((words[2], int(words[3])))
+        return str(made.getsockname()[1])
     if words[0] == "again": dissolve(kept[-1])
     made = kept[-1] if words[0] == "again" else new(words[0])
     made.connect((words[1], int(words[2])))
-    return "%s:%d" % made.getpeername()
+    return "%s:%d" % made.getpeername()[:2]
 for line in sys.stdin:
     try: answer = "+" + do(line.split())
     except OSError as error: answer = "-" + errno.errorcode.get(error.errno, str(error))
@@ -137,6 +148,8 @@ struct Rig {
     acceptors: Vec<Acceptor>,
     kernel: Option<Kernel>,
     plan: Plan,
+    /// Kept open where nobody accepts.
+    listeners: Vec<TcpListener>,
     _turn: Host,
 }
 
@@ -145,7 +158,23 @@ impl Rig {
         Self::with_listeners(1, plan)
     }
 
+    /// Nobody accepts.
+    fn deaf(change: impl FnOnce(&mut Plan)) -> Result<Self> {
+        let (mut rig, listeners) = Self::attached(1, change)?;
+        rig.listeners = listeners;
+        Ok(rig)
+    }
+
     fn with_listeners(count: usize, change: impl FnOnce(&mut Plan)) -> Result<Self> {
+        let (mut rig, listeners) = Self::attached(count, change)?;
+        for listener in &listeners {
+            let taker = rig.kernel()?.taker()?;
+            rig.acceptors.push(Acceptor::start(listener, taker)?);
+        }
+        Ok(rig)
+    }
+
+    fn attached(count: usize, change: impl FnOnce(&mut Plan)) -> Result<(Self, Vec<TcpListener>)> {
         let turn = Host::turn()?;
         let first = reuseport_listener(0)?;
         let address = v4(first.local_addr()?)?;
@@ -156,9 +185,10 @@ impl Rig {
         let mut plan = empty_plan(address);
         change(&mut plan);
         let kernel = Kernel::attach(&plan, &listeners)?;
-        let start = |listener: &TcpListener| Acceptor::start(listener, kernel.taker()?);
-        let acceptors = listeners.iter().map(start).collect::<Result<_>>()?;
-        Ok(Self { acceptors, kernel: Some(kernel), plan, _turn: turn })
+        Ok((
+            Self { acceptors: Vec::new(), kernel: Some(kernel), plan, listeners: Vec::new(), _turn: turn },
+            listeners,
+        ))
     }
 
     fn kernel(&self) -> Result<&Kernel> {
@@ -301,7 +331,14 @@ fn destinations_are_captured_excluded_or_refused() -> Result<()> {
         plan_change = (|| -> Result<()> {
             plan.cgroups =
                 vec![CapturedCgroup { id, scope: Scope::Subtree, destinations: Destinations::Declared }];
-            plan.capture = vec![destination("127.0.0.1/32 8000")?, destination("192.0.2.0/24")?];
+            plan.capture = vec![
+                destination("127.0.0.1/32 8000")?,
+                destination("192.0.2.0/24")?,
+                // Longer prefixes than a refusal for any address has.
+                destination("127.0.0.0/8 15021")?,
+                destination("127.0.0.1/32 15020")?,
+                destination("192.0.2.0/24 15021")?,
+            ];
             plan.exclude = vec![destination("192.0.2.9/32 81")?, destination("127.0.0.1/32 8001")?];
             plan.refuse = vec!["127.0.0.1:15020".parse()?, "0.0.0.0:15021".parse()?];
             Ok(())
@@ -330,8 +367,87 @@ fn destinations_are_captured_excluded_or_refused() -> Result<()> {
     check("tcp 127.0.0.1 8001", "excluded")?;
     check("tcp 127.0.0.1 15020", "refused_destination")?;
     check("tcp 127.3.2.1 15021", "refused_destination")?;
+    check("tcp 192.0.2.1 15021", "refused_destination")?;
     check(&format!("tcp 127.0.0.1 {other}"), "other_destination")?;
     check("udp 127.0.0.1 8000", "not_tcp")?;
+    Ok(())
+}
+
+/// A server for both families at once, as many are.
+fn dual_stack_server() -> Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind("[::]:0")?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+#[test]
+fn a_captured_server_is_not_reached_around_by_ipv6() -> Result<()> {
+    let (declared, all) = (Cgroup::new("v6-declared")?, Cgroup::new("v6-all")?);
+    let captured = CapturedCgroup { destinations: Destinations::Declared, ..all_of(&declared)? };
+    let cgroups = vec![captured, all_of(&all)?];
+    let (_named, named) = dual_stack_server()?;
+    let (_other, other) = dual_stack_server()?;
+    let (_open, open) = dual_stack_server()?;
+    let mut plan_change = Ok(());
+    let rig = Rig::start(|plan| {
+        plan_change = (|| -> Result<()> {
+            plan.cgroups = cgroups;
+            plan.capture =
+                vec![destination(&format!("127.0.0.1/32 {named}"))?, destination("2001:db8::/32 80")?];
+            plan.exclude = vec![destination(&format!("127.0.0.0/8 {open}"))?];
+            plan.refuse = vec!["127.0.0.1:15020".parse()?, "[::1]:15021".parse()?];
+            Ok(())
+        })();
+    })?;
+    plan_change?;
+    let listener = rig.plan.listener.port();
+    let (mut declared, mut all) = (Client::inside(&declared)?, Client::inside(&all)?);
+    let check = |client: &mut Client, command: &str, branch: &str| -> Result<()> {
+        let before = rig.count(&format!("connect6/{branch}"))?;
+        let answer = client.ask(command)?;
+        assert_eq!(rig.count(&format!("connect6/{branch}"))?, before + 1, "{command} {branch}: {answer:?}");
+        if branch.starts_with("refused") {
+            assert_eq!(answer, Err("ECONNREFUSED".to_owned()), "{command}");
+        } else if command.contains("::") && !command.contains("2001:") {
+            ensure!(answer.is_ok(), "{command}: {answer:?}");
+        }
+        Ok(())
+    };
+    for client in [&mut declared, &mut all] {
+        for address in ["::1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"] {
+            check(client, &format!("tcp6 {address} {named}"), "refused_captured")?;
+            check(client, &format!("tcp6 {address} {open}"), "excluded")?;
+            check(client, &format!("tcp6 {address} {listener}"), "refused_listener")?;
+            check(client, &format!("tcp6 {address} 15020"), "refused_destination")?;
+        }
+        check(client, &format!("mptcp6 ::1 {named}"), "refused_captured")?;
+        check(client, "tcp6 ::1 15021", "refused_destination")?;
+        check(client, "tcp6 2001:db8::1 80", "refused_captured")?;
+        check(client, &format!("udp6 ::1 {named}"), "not_tcp")?;
+    }
+    for address in ["::1", "::", "::ffff:127.0.0.1"] {
+        check(&mut declared, &format!("tcp6 {address} {other}"), "other_destination")?;
+        check(&mut all, &format!("tcp6 {address} {other}"), "refused_captured")?;
+        check(&mut Client::outside()?, &format!("tcp6 {address} {named}"), "not_captured")?;
+    }
+    check(&mut declared, "tcp6 2001:db8::1 81", "other_destination")?;
+    check(&mut all, "tcp6 2001:db8::1 81", "not_captured_yet")?;
+    Ok(())
+}
+
+#[test]
+fn a_record_that_was_left_is_nobody_elses() -> Result<()> {
+    let cgroup = Cgroup::new("left")?;
+    let captured = all_of(&cgroup)?;
+    let rig = Rig::deaf(|plan| plan.cgroups = vec![captured])?;
+    let listener = rig.plan.listener.port();
+    let mut client = Client::inside(&cgroup)?;
+    let port = client.ask(&format!("from 0 {NOWHERE}"))?.map_err(anyhow::Error::msg)?;
+    assert_eq!(client.ask("abort")?, Ok(String::new()));
+    assert_eq!(rig.kernel()?.waiting()?, 1, "nobody took the record");
+    let answer = Client::outside()?.ask(&format!("from {port} 127.0.0.1 {listener}"))?;
+    assert_eq!(answer, Err("ECONNREFUSED".to_owned()), "from port {port}");
+    assert_eq!((rig.count("sock_ops/removed_stale")?, rig.kernel()?.waiting()?), (1, 0));
     Ok(())
 }
 
@@ -531,7 +647,7 @@ fn a_killed_agent_refuses_and_a_new_one_takes_over() -> Result<()> {
     assert_eq!(client.ask(&format!("tcp {address}"))?, Err("ECONNREFUSED".to_owned()));
 
     // By its pins alone; of one agent, as the successor removed those of the first.
-    assert_eq!(toolgate::capture::detach()?, Removed { links: 4, maps: 8 });
+    assert_eq!(toolgate::capture::detach()?, Removed { links: 5, maps: 9 });
     assert_eq!(client.ask(&format!("tcp {address}"))?, Ok(address.replace(' ', ":")));
     assert_eq!((pins()?, toolgate::capture::detach()?), (0, Removed::default()));
     drop((client, turn));

@@ -30,8 +30,17 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/toolgate.bpf.o"));
 
 /// Maps that are pinned: all that the programs share with the agent.
-const MAPS: [&str; 8] =
-    ["CONFIG", "CAPTURED", "EXCLUDED", "DESTINATIONS", "ORIGINALS", "CONNECTIONS", "LISTENERS", "COUNTERS"];
+const MAPS: [&str; 9] = [
+    "CONFIG",
+    "CAPTURED",
+    "REFUSED",
+    "EXCLUDED",
+    "DESTINATIONS",
+    "ORIGINALS",
+    "CONNECTIONS",
+    "LISTENERS",
+    "COUNTERS",
+];
 
 /// A record this old belongs to no connection that still waits: a SYN is given up after 127 s
 /// with the kernel's default of 6 retries.
@@ -77,6 +86,7 @@ impl Kernel {
         }
         let mut plan_maps = PlanMaps {
             captured: take(&mut ebpf, "CAPTURED")?,
+            refused: take(&mut ebpf, "REFUSED")?,
             excluded: take(&mut ebpf, "EXCLUDED")?,
             destinations: take(&mut ebpf, "DESTINATIONS")?,
         };
@@ -219,7 +229,11 @@ fn attach_programs(ebpf: &mut Ebpf, root: &File, generation: &Generation) -> Res
         program.take_link(id)?.try_into().map_err(no_link)
     })?;
     generation.pin_link("sock_ops", link)?;
-    for (name, pin) in [("toolgate_getpeername4", "getpeername4"), ("toolgate_connect4", "connect4")] {
+    for (name, pin) in [
+        ("toolgate_getpeername4", "getpeername4"),
+        ("toolgate_connect6", "connect6"),
+        ("toolgate_connect4", "connect4"),
+    ] {
         let link = attach_program(name, ebpf, |program: &mut CgroupSockAddr| {
             program.load()?;
             let id = program.attach(root, CgroupAttachMode::Single)?;

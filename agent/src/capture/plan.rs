@@ -1,7 +1,7 @@
 //! What is to be captured, and how it gets into the maps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, SocketAddrV4},
 };
 
@@ -11,8 +11,8 @@ use aya::maps::{
 };
 use ipnet::IpNet;
 use toolgate_ebpf_common::{
-    ACTION_CAPTURE, ACTION_REFUSE, CGROUP_LEVELS_MAX, CGROUPS_MAX, DESTINATIONS_ALL, DESTINATIONS_DECLARED,
-    DESTINATIONS_MAX, SCOPE_BELOW_ONLY, SCOPE_SUBTREE, v4_mapped,
+    CGROUP_LEVELS_MAX, CGROUPS_MAX, DESTINATIONS_ALL, DESTINATIONS_DECLARED, DESTINATIONS_MAX,
+    SCOPE_BELOW_ONLY, SCOPE_SUBTREE, v4_mapped,
 };
 
 use super::{CaptureError, abi::Abi, cgroup};
@@ -26,9 +26,9 @@ pub struct Plan {
     pub cgroups: Vec<CapturedCgroup>,
     /// Which destinations, for cgroups with [`Destinations::Declared`].
     pub capture: Vec<Destination>,
-    /// Destinations that are left alone: these win.
+    /// Destinations that are left alone: these win over captures.
     pub exclude: Vec<Destination>,
-    /// Ports of the agent that captured processes are refused at. An unspecified address means any.
+    /// Ports of the agent that captured processes are refused at: these win over all. An unspecified address means any.
     pub refuse: Vec<SocketAddr>,
 }
 
@@ -72,12 +72,15 @@ pub struct Destination {
 
 type AbiKey = Abi<toolgate_ebpf_common::Destination>;
 type Trie = LpmTrie<MapData, AbiKey, u32>;
-/// Prefix length, port and address -> action.
-type Entries = BTreeMap<(u32, [u8; 2], [u8; 16]), u32>;
+/// Prefix length, port and address.
+type Entry = (u32, [u8; 2], [u8; 16]);
+/// The keys of a trie; all values are 1.
+type Entries = BTreeSet<Entry>;
 
 /// The maps that a plan fills.
 pub(super) struct PlanMaps {
     pub(super) captured: HashMap<MapData, u64, u32>,
+    pub(super) refused: Trie,
     pub(super) excluded: Trie,
     pub(super) destinations: Trie,
 }
@@ -87,9 +90,10 @@ impl PlanMaps {
     /// less is captured than both the old plan and the new one capture.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), CaptureError> {
         let captured = cgroup_entries(&plan.cgroups)?;
-        let destinations = destination_entries(plan)?;
-        let excluded =
-            trie_entries("EXCLUDED", plan.exclude.iter().map(|destination| (key(destination), 0)))?;
+        let refused = trie_entries("REFUSED", plan.refuse.iter().map(refused_key))?;
+        let destinations = trie_entries("DESTINATIONS", plan.capture.iter().map(key))?;
+        let excluded = trie_entries("EXCLUDED", plan.exclude.iter().map(key))?;
+        insert(&mut self.refused, "REFUSED", &refused)?;
         remove_stale(&mut self.excluded, "EXCLUDED", &excluded)?;
         insert(&mut self.destinations, "DESTINATIONS", &destinations)?;
         for (id, flags) in &captured {
@@ -101,6 +105,7 @@ impl PlanMaps {
             self.captured.remove(id).map_err(map_error("CAPTURED"))?;
         }
         remove_stale(&mut self.destinations, "DESTINATIONS", &destinations)?;
+        remove_stale(&mut self.refused, "REFUSED", &refused)?;
         insert(&mut self.excluded, "EXCLUDED", &excluded)
     }
 }
@@ -144,17 +149,7 @@ fn flags(cgroup: CapturedCgroup) -> u32 {
     scope | destinations
 }
 
-/// Refusals after captures, so that they win where both name the same.
-fn destination_entries(plan: &Plan) -> Result<Entries, CaptureError> {
-    let captured = plan.capture.iter().map(|destination| (key(destination), ACTION_CAPTURE));
-    let refused = plan.refuse.iter().map(|address| (refused_key(*address), ACTION_REFUSE));
-    trie_entries("DESTINATIONS", captured.chain(refused))
-}
-
-fn trie_entries(
-    name: &'static str,
-    entries: impl Iterator<Item = ((u32, [u8; 2], [u8; 16]), u32)>,
-) -> Result<Entries, CaptureError> {
+fn trie_entries(name: &'static str, entries: impl Iterator<Item = Entry>) -> Result<Entries, CaptureError> {
     let entries: Entries = entries.collect();
     limit(name, entries.len(), DESTINATIONS_MAX)?;
     Ok(entries)
@@ -164,7 +159,7 @@ fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError>
     if count > max as usize { Err(CaptureError::TooMany { name, count, max }) } else { Ok(()) }
 }
 
-fn key(destination: &Destination) -> (u32, [u8; 2], [u8; 16]) {
+fn key(destination: &Destination) -> Entry {
     let (address, bits) = match destination.net.trunc() {
         IpNet::V4(net) => (mapped(net.network().into()), 96 + u32::from(net.prefix_len())),
         IpNet::V6(net) => (net.network().octets(), u32::from(net.prefix_len())),
@@ -174,7 +169,7 @@ fn key(destination: &Destination) -> (u32, [u8; 2], [u8; 16]) {
     (toolgate_ebpf_common::Destination::PORT_BITS + bits, port, address)
 }
 
-fn refused_key(address: SocketAddr) -> (u32, [u8; 2], [u8; 16]) {
+fn refused_key(address: &SocketAddr) -> Entry {
     let port = address.port().to_be_bytes();
     if address.ip().is_unspecified() {
         return (toolgate_ebpf_common::Destination::PORT_BITS, port, [0; 16]);
@@ -189,22 +184,19 @@ fn mapped(address: IpAddr) -> [u8; 16] {
     }
 }
 
-fn trie_key(&(bits, port, address): &(u32, [u8; 2], [u8; 16])) -> Key<AbiKey> {
+fn trie_key(&(bits, port, address): &Entry) -> Key<AbiKey> {
     Key::new(bits, Abi(toolgate_ebpf_common::Destination { port, address }))
 }
 
 fn insert(trie: &mut Trie, name: &'static str, entries: &Entries) -> Result<(), CaptureError> {
-    entries
-        .iter()
-        .try_for_each(|(key, action)| trie.insert(&trie_key(key), *action, 0))
-        .map_err(map_error(name))
+    entries.iter().try_for_each(|key| trie.insert(&trie_key(key), 1, 0)).map_err(map_error(name))
 }
 
 fn remove_stale(trie: &mut Trie, name: &'static str, wanted: &Entries) -> Result<(), CaptureError> {
     let known: Vec<Key<AbiKey>> = trie.keys().collect::<Result<_, _>>().map_err(map_error(name))?;
     for key in known {
         let Abi(destination) = key.data();
-        if !wanted.contains_key(&(key.prefix_len(), destination.port, destination.address)) {
+        if !wanted.contains(&(key.prefix_len(), destination.port, destination.address)) {
             trie.remove(&key).map_err(map_error(name))?;
         }
     }
@@ -226,20 +218,6 @@ mod tests {
         check("10.1.2.3/8", None, 120, [0, 0], "::ffff:10.0.0.0");
         check("0.0.0.0/0", None, 112, [0, 0], "::ffff:0.0.0.0");
         check("fd00::1/64", Some(1), 80, [0, 1], "fd00::");
-    }
-
-    #[test]
-    fn a_refusal_wins_over_a_capture_of_the_same() {
-        let address: SocketAddr = "127.0.0.1:15020".parse().unwrap();
-        let plan = Plan {
-            listener: "127.0.0.1:15001".parse().unwrap(),
-            cgroups: Vec::new(),
-            capture: vec![Destination { net: address.ip().into(), port: Some(address.port()) }],
-            exclude: Vec::new(),
-            refuse: vec![address],
-        };
-        let entries = destination_entries(&plan).unwrap();
-        assert_eq!(entries.into_values().collect::<Vec<_>>(), [ACTION_REFUSE]);
     }
 
     #[test]

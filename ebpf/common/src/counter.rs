@@ -50,10 +50,34 @@ counters! {
     ConnectNoStorage = "connect4" "refused_no_storage",
     /// The configuration could not be read, which the kernel excludes: refused.
     ConnectNoConfig = "connect4" "refused_no_config",
+    /// IPv6: not TCP.
+    Connect6NotTcp = "connect6" "not_tcp",
+    /// IPv6: the agent's own connection.
+    Connect6Agent = "connect6" "agent",
+    /// IPv6: of no captured cgroup.
+    Connect6NotCaptured = "connect6" "not_captured",
+    /// IPv6, captured cgroup: to a destination that is excluded.
+    Connect6Excluded = "connect6" "excluded",
+    /// IPv6, captured cgroup: to a destination that is not declared.
+    Connect6Other = "connect6" "other_destination",
+    /// IPv6, cgroup whose every destination is captured: let through, as IPv6 is not captured yet.
+    Connect6NotYet = "connect6" "not_captured_yet",
+    /// IPv6, to what would be captured by IPv4: refused.
+    Connect6Captured = "connect6" "refused_captured",
+    /// IPv6, straight to the agent's listener: refused.
+    Connect6Listener = "connect6" "refused_listener",
+    /// IPv6, to a port that captured processes must not reach: refused.
+    Connect6Refused = "connect6" "refused_destination",
+    /// IPv6: the kernel did not say which process: refused.
+    Connect6NoProcess = "connect6" "refused_no_process",
+    /// IPv6: the configuration could not be read, which the kernel excludes: refused.
+    Connect6NoConfig = "connect6" "refused_no_config",
     /// Record published under the connection's addresses, before its SYN.
     SockOpsRecorded = "sock_ops" "recorded",
     /// A connection that was not redirected.
     SockOpsNotOurs = "sock_ops" "not_ours",
+    /// Straight to the listener, with an earlier connection's record under its addresses: removed, the SYN will be dropped.
+    SockOpsStale = "sock_ops" "removed_stale",
     /// A redirected socket that connects elsewhere after all.
     SockOpsElsewhere = "sock_ops" "elsewhere",
     /// The map of connections is full: the SYN will be dropped.

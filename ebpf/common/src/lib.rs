@@ -19,7 +19,7 @@ pub const LISTENERS_MAX: u32 = 256;
 pub const CONNECTIONS_MAX: u32 = 65_536;
 /// Captured cgroups.
 pub const CGROUPS_MAX: u32 = 4_096;
-/// Entries of each of the two destination tries.
+/// Entries of each of the three destination tries.
 pub const DESTINATIONS_MAX: u32 = 16_384;
 /// Levels of the cgroup tree that are looked at, the root included.
 pub const CGROUP_LEVELS_MAX: u32 = 16;
@@ -129,11 +129,6 @@ impl Destination {
     pub const BITS: u32 = 16 + 128;
 }
 
-/// What the destination trie says of an address: redirect it to the agent.
-pub const ACTION_CAPTURE: u32 = 1;
-/// Refuse it: the agent's own ports, that captured processes must not reach.
-pub const ACTION_REFUSE: u32 = 2;
-
 /// Flags of a captured cgroup: processes in the cgroup itself and below are captured.
 pub const SCOPE_SUBTREE: u32 = 1;
 /// Processes below the cgroup are captured, not those in it.
@@ -168,8 +163,10 @@ pub struct Offsets {
     pub super_block_s_dev: u32,
     /// 1 where `bpf_set_retval` exists (5.18): a refused connect then says ECONNREFUSED, else EPERM.
     pub has_set_retval: u32,
+    /// 1 where `bpf_get_netns_cookie` exists in sock_ops (5.15).
+    pub has_sock_ops_netns: u32,
 }
-plain!(Offsets, 40);
+plain!(Offsets, 44);
 
 /// `a.b.c.d` in network order as `::ffff:a.b.c.d`.
 #[inline(always)]
