@@ -154,6 +154,27 @@ impl Connection {
         Ok(std::mem::take(&mut self.buffer))
     }
 
+    /// Reads up to `end`, and returns it all.
+    ///
+    /// # Errors
+    /// The connection ends before.
+    pub fn through(&mut self, end: &str) -> Result<String> {
+        let bytes = self.read_until(end.as_bytes())?;
+        Ok(String::from_utf8_lossy(&self.take(bytes)).into_owned())
+    }
+
+    /// Sends bytes from a thread of their own: the other end may never take them all.
+    ///
+    /// # Errors
+    /// The socket cannot be shared.
+    pub fn send_meanwhile(&self, bytes: Vec<u8>) -> Result<()> {
+        let mut stream = self.stream.try_clone().context("cannot share the connection")?;
+        std::thread::spawn(move || {
+            let _refused_as_it_may_be = stream.write_all(&bytes);
+        });
+        Ok(())
+    }
+
     /// Reads exactly that many bytes.
     ///
     /// # Errors

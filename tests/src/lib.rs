@@ -7,6 +7,7 @@
 //! - `cgroup`: a cgroup of a test's own
 //! - `http`: the client's end of such a connection, byte for byte
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
+//! - `peer`: a server whose every byte is the test's own
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `sdk`: the official Python SDK, as server and as client
 //! - `wait`: the one place that polls
@@ -16,6 +17,7 @@ mod caller;
 mod cgroup;
 mod host;
 pub mod http;
+mod peer;
 mod process;
 pub mod scene;
 mod sdk;
@@ -27,6 +29,7 @@ pub use caller::{Caller, Connected};
 pub use cgroup::Cgroup;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
+pub use peer::Peer;
 pub use process::Process;
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer};

@@ -1,13 +1,17 @@
 //! The command line: `exec` is the command it starts, `check` says where, `status` says what, `detach` cleans up.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::Stdio;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use nix::pty::openpty;
 use nix::sys::signal::Signal;
+use nix::unistd::User;
 use serde_json::{Value, json};
-use toolgate_tests::scene::{call, is_result, resources};
-use toolgate_tests::{Agent, Process, Scene, Server, Setup, cgroup2, free_address, toolgate};
+use toolgate_tests::scene::{call, initialize, is_result, resources};
+use toolgate_tests::{Agent, Process, Scene, Server, Setup, cgroup2, free_address, scene, toolgate, wait};
 
 #[test]
 fn exec_is_the_command_it_starts() -> Result<()> {
@@ -31,11 +35,86 @@ fn exec_is_the_command_it_starts() -> Result<()> {
 }
 
 #[test]
+fn exec_leaves_the_terminal_to_the_command() -> Result<()> {
+    let agent = Agent::start(Setup::default())?;
+    let pty = openpty(None, None).context("no pseudo-terminal")?;
+    let mut terminal = fs::File::from(pty.master);
+    let mut command = agent.exec("tester");
+    command.args(["sh", "-c", "test -t 0 && test -t 1 && echo a terminal; exec cat"]);
+    let ends = [pty.slave.try_clone()?, pty.slave.try_clone()?, pty.slave];
+    let [input, output, errors] = ends.map(Stdio::from);
+    command.stdin(input).stdout(output).stderr(errors);
+    // SAFETY: between fork and exec nothing is called but setsid(2) and ioctl(2), which are async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            nix::errno::Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().context("cannot start `toolgate exec`")?;
+    // Its copies of the terminal's other end: with them open here, the end of the command would not be seen.
+    drop(command);
+    let mut said = String::new();
+    let mut some = [0; 256];
+    while !said.contains("a terminal") {
+        let read = terminal.read(&mut some).with_context(|| format!("it said: {said}"))?;
+        said += &String::from_utf8_lossy(some.get(..read).unwrap_or_default());
+    }
+    terminal.write_all(b"\x03").context("cannot type Ctrl-C")?;
+    let status = wait::until("the end by Ctrl-C", || child.try_wait().context("cannot wait for it"));
+    let _ended_already = child.kill();
+    let _reaped = child.wait();
+    assert_eq!(status?.signal(), Some(Signal::SIGINT as i32));
+    Ok(())
+}
+
+#[test]
+fn exec_runs_the_command_as_another_user_and_the_audit_says_so() -> Result<()> {
+    let scene = Scene::set()?;
+    let nobody = User::from_name("nobody")?.context("no user `nobody`")?;
+    let exec = |script: &str| -> Result<String> {
+        let mut command = scene.agent.toolgate("exec");
+        command.args(["--app-id", "reader", "--user", "nobody", "--", "bash", "-c", script]);
+        let output = command.current_dir("/").output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let expected = format!("{0} {0} {1} {1}\n", nobody.uid, nobody.gid);
+    let said = exec("echo $(id -u) $(id -ru) $(id -g) $(id -rg)")?;
+    assert_eq!(said, expected, "nothing of root is left");
+    assert!(!exec("id -G")?.split_whitespace().any(|group| group == "0"), "nor its groups");
+
+    let (host, body) = (scene.server.address, call(1, "delete_everything", &json!({})));
+    let request = format!(
+        "POST /mcp HTTP/1.1\\r\\nHost: {host}\\r\\nContent-Type: application/json\\r\\nConnection: close\\r\\n\
+         Content-Length: {}\\r\\n\\r\\n{}",
+        body.len(),
+        String::from_utf8_lossy(&body)
+    );
+    let port = host.port();
+    let reply = exec(&format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf '{request}' >&3; cat <&3"))?;
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    let line = scene.agent.audit(1)?.pop().context("no audit line")?;
+    assert_eq!(line.pointer("/caller/uid"), Some(&json!(nobody.uid.as_raw())), "{line}");
+    assert_eq!(scene::text(&line, "reason"), "no_rule", "{line}");
+    Ok(())
+}
+
+#[test]
 fn exec_says_what_is_wrong() -> Result<()> {
     let agent = Agent::start(Setup::default())?;
-    let missing = agent.exec("tester").arg("no-such-command").output()?;
-    assert_eq!(missing.status.code(), Some(127), "as a shell says it");
-    assert!(String::from_utf8_lossy(&missing.stderr).contains("`no-such-command`"));
+    let plain = agent.config().join("toolgate.yaml").display().to_string();
+    let folder = agent.config().display().to_string();
+    let absent = agent.config().join("absent").display().to_string();
+    for (command, code) in
+        [("no-such-command", 127), (absent.as_str(), 127), (plain.as_str(), 126), (folder.as_str(), 126)]
+    {
+        let output = agent.exec("tester").arg(command).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "as a shell says it of `{command}`: {said}");
+        assert!(said.contains(&format!("`{command}`")), "{said}");
+    }
     let name = agent.exec("not/a name").arg("true").output()?;
     assert!(!name.status.success() && String::from_utf8_lossy(&name.stderr).contains("`not/a name`"));
     let config = agent.config().to_owned();
@@ -104,22 +183,75 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
     Ok(())
 }
 
+/// What `status --json` says.
+fn status(agent: &Agent) -> Result<Value> {
+    let output = agent.toolgate("status").arg("--json").output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).context("status is no JSON")
+}
+
 #[test]
 fn status_says_what_the_agent_did() -> Result<()> {
     let scene = Scene::set()?;
     let (_caller, mut connection) = scene.reader()?;
-    connection.post(&call(1, "echo", &json!({})))?;
-    connection.post(&call(1, "delete_everything", &json!({})))?;
-    let output = scene.agent.toolgate("status").arg("--json").output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let status: Value = serde_json::from_slice(&output.stdout).context("status is no JSON")?;
-    assert!(status.is_object(), "{status}");
+    connection.post(&initialize())?;
+    for tool in ["echo", "echo", "delete_everything"] {
+        connection.post(&call(1, tool, &json!({})))?;
+    }
+    scene.agent.audit(4)?;
+    let said = status(&scene.agent)?;
+    assert_eq!(said.get("pid"), Some(&json!(scene.agent.process().id())), "{said}");
+    assert_eq!(said.get("sessions"), Some(&json!(1)), "{said}");
+    assert_eq!(said.get("observe"), Some(&json!(false)), "{said}");
+    let server = json!({ "app_id": "docs", "address": scene.server.address.to_string(), "path": "/mcp" });
+    assert_eq!(said.get("servers"), Some(&json!([server])), "{said}");
+    let rows = said.get("requests").and_then(Value::as_array).context("no requests")?;
+    for (method, tool, decision, reason, count) in [
+        ("initialize", "", "permit", "permitted", 1),
+        ("tools/call", "echo", "permit", "permitted", 2),
+        ("tools/call", "delete_everything", "deny", "no_rule", 1),
+    ] {
+        let row = json!({
+            "direction": "outbound", "caller": "reader", "target": "docs", "method": method, "tool": tool,
+            "decision": decision, "reason": reason, "count": count
+        });
+        assert!(rows.contains(&row), "no {row} in {said:#}");
+    }
+    let recent = said.get("recent").and_then(Value::as_array).context("no recent messages")?;
+    assert_eq!(recent.len(), 4, "{said:#}");
+
     let output = scene.agent.toolgate("status").output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    for word in ["reader", "docs"] {
-        assert!(said.contains(word), "no `{word}` in {said}");
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["reader", "docs", "delete_everything", "no_rule", &scene.server.address.to_string()] {
+        assert!(words.contains(word), "no `{word}` in {words}");
     }
     Ok(())
+}
+
+#[test]
+fn a_refused_configuration_is_shown_until_a_good_one_comes() -> Result<()> {
+    let scene = Scene::set()?;
+    let good = resources(scene.server.address);
+    let refused = |agent: &Agent| -> Result<Vec<String>> {
+        let said = status(agent)?;
+        let texts = said.get("refused_configuration").context("it says nothing of refused files")?;
+        serde_json::from_value(texts.clone()).context("not a list of texts")
+    };
+    assert!(refused(&scene.agent)?.is_empty());
+    scene.agent.write_resources(&good.replace("effect: deny", "effect: perhaps"))?;
+    scene.agent.counts("toolgate_reload_failures_total ", &[], 1.0)?;
+    let texts = wait::until("the refused file", || {
+        Ok(Some(refused(&scene.agent)?).filter(|texts| !texts.is_empty()))
+    })?;
+    assert!(texts.iter().any(|text| text.contains("all.yaml:31:13") && text.contains("perhaps")), "{texts:#?}");
+    let (_caller, mut connection) = scene.reader()?;
+    assert!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?, "the last good one decides");
+    let denied = connection.post(&call(2, "read_file", &json!({ "path": "/srv/docs/secret/key" })))?;
+    assert!(!is_result(&denied)?, "all of it");
+
+    scene.agent.write_resources(&format!("{good}# good again\n"))?;
+    wait::until("the good file", || Ok(refused(&scene.agent)?.is_empty().then_some(())))?;
+    scene.agent.counts("toolgate_reload_failures_total ", &[], 1.0)
 }
 
 #[test]

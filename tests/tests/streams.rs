@@ -57,6 +57,43 @@ fn an_event_in_pieces_arrives_whole() -> Result<()> {
 }
 
 #[test]
+fn a_servers_own_request_is_withheld_unless_policy_is_only_observed() -> Result<()> {
+    let request =
+        |id: u64, method: &str| json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": {} });
+    let shown = |message: &serde_json::Value| Some(format!("event: message\ndata: {message}\n\n"));
+    for (observe, decision) in [(false, "deny"), (true, "observe")] {
+        let scene = Scene::with("", observe)?;
+        let (_caller, mut connection) = scene.reader()?;
+        connection.request("POST", "", &call(1, "stream", &json!({})))?;
+        scene.server.request()?;
+        assert_eq!(connection.head()?.status, 200);
+        let methods = ["sampling/createMessage", "elicitation/create", "roots/list", "of/its_own"];
+        for method in methods {
+            scene.server.send_event(&request(7, method))?;
+            scene.server.send_event(&request(8, "ping"))?;
+            if observe {
+                assert_eq!(connection.event()?, shown(&request(7, method)), "{method}");
+            }
+            // What is withheld does not hold back what follows.
+            assert_eq!(connection.event()?, shown(&request(8, "ping")), "{method}, observe: {observe}");
+        }
+        scene.server.end_stream()?;
+        assert_eq!(connection.event()?, None);
+
+        let lines = scene.agent.audit(1 + methods.len())?;
+        let from_server = |line: &&serde_json::Value| text(line, "direction") == "from_server";
+        let lines: Vec<_> = lines.iter().filter(from_server).collect();
+        let told: Vec<_> = lines.iter().map(|line| text(line, "method")).collect();
+        assert_eq!(told, methods, "one line for each, none for `ping`: {lines:#?}");
+        for line in lines {
+            let said = ["decision", "reason", "caller/app_id", "target"].map(|field| text(line, field));
+            assert_eq!(said, [decision, "server_request", "reader", "docs"], "{line}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_official_sdk_sees_progress_at_the_pace_of_the_server() -> Result<()> {
     let mut server = SdkServer::start()?;
     let resources = resources(server.address);
