@@ -243,7 +243,10 @@ fn a_refused_configuration_is_shown_until_a_good_one_comes() -> Result<()> {
     let texts = wait::until("the refused file", || {
         Ok(Some(refused(&scene.agent)?).filter(|texts| !texts.is_empty()))
     })?;
-    assert!(texts.iter().any(|text| text.contains("all.yaml:31:13") && text.contains("perhaps")), "{texts:#?}");
+    assert!(
+        texts.iter().any(|text| text.contains("all.yaml:31:13") && text.contains("perhaps")),
+        "{texts:#?}"
+    );
     let (_caller, mut connection) = scene.reader()?;
     assert!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?, "the last good one decides");
     let denied = connection.post(&call(2, "read_file", &json!({ "path": "/srv/docs/secret/key" })))?;
