@@ -26,7 +26,7 @@ use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
 use crate::capture::Kernel;
-use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources};
+use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources, Severity};
 use crate::identify::Identify;
 use crate::limits::Limits;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
@@ -103,8 +103,10 @@ impl Node {
     }
 }
 
+/// What keeps a configuration from being taken over.
 fn texts(diagnostics: &[Diagnostic]) -> Vec<String> {
-    diagnostics.iter().map(ToString::to_string).collect()
+    let errors = diagnostics.iter().filter(|one| one.severity == Severity::Error);
+    errors.map(ToString::to_string).collect()
 }
 
 /// Reads the configuration.

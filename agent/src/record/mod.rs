@@ -46,6 +46,7 @@ pub struct Recorder {
     queue: Arc<Queue>,
     next_id: AtomicU64,
     digester: Digester,
+    metrics: Arc<Metrics>,
     deny_on_failure: bool,
 }
 
@@ -76,10 +77,10 @@ impl Slots {
 
 impl Recorder {
     /// A recorder in front of `queue`. Request ids go on from the clock, so that a restart repeats none.
-    fn new(queue: Arc<Queue>, digester: Digester, deny_on_failure: bool) -> Self {
+    fn new(queue: Arc<Queue>, digester: Digester, metrics: Arc<Metrics>, deny_on_failure: bool) -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let first_id = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
-        Self { queue, next_id: AtomicU64::new(first_id), digester, deny_on_failure }
+        Self { queue, next_id: AtomicU64::new(first_id), digester, metrics, deny_on_failure }
     }
 
     /// Opens the entry of one message, or of one connection that carries none.
@@ -92,13 +93,16 @@ impl Recorder {
             Ok(id) => Some(Box::new(Line::new(id, Arc::clone(origin), generation))),
             Err(no_slot) if self.deny_on_failure => return Err(no_slot),
             // `audit.on_failure: dangerous_allow`: it passes without a record.
-            Err(_) => None,
+            Err(_) => {
+                self.metrics.audit_lost.inc();
+                None
+            }
         };
         Ok(Entry { line, started: Instant::now(), queue: Arc::clone(&self.queue) })
     }
 
     fn take_slot(&self) -> Result<u64, NoSlot> {
-        if self.queue.slots.failing.load(Ordering::Relaxed) {
+        if self.deny_on_failure && self.queue.slots.failing.load(Ordering::Relaxed) {
             return Err(NoSlot::Failing);
         }
         if !self.queue.slots.take() {
@@ -321,6 +325,6 @@ pub fn start(plan: &AuditPlan) -> Result<(Recorder, Writer), AuditError> {
     let slots = Slots { used: AtomicUsize::new(0), max: plan.entries_max, failing: AtomicBool::new(false) };
     let queue = Arc::new(Queue::new(slots));
     let writer = Writer::start(plan, Arc::clone(&queue))?;
-    let recorder = Recorder::new(queue, digester, plan.deny_on_failure);
+    let recorder = Recorder::new(queue, digester, Arc::clone(&writer.metrics), plan.deny_on_failure);
     Ok((recorder, writer))
 }
