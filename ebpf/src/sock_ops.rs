@@ -18,6 +18,8 @@ use toolgate_ebpf_common::{Config, Connection, Counter, Record, v4_mapped};
 use crate::maps::{CONFIG, CONNECTIONS, OFFSETS, ORIGINALS, count};
 
 const AF_INET: u16 = 2;
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
 
 #[sock_ops]
 pub fn toolgate_sock_ops(ctx: SockOpsContext) -> u32 {
@@ -44,9 +46,19 @@ fn publish(ctx: &SockOpsContext) -> Counter {
         (None, true) => return forget(ctx, config),
         (None, false) => return Counter::SockOpsNotOurs,
     };
-    if CONNECTIONS.insert(connection(ctx, config, record.netns_cookie), record, 0).is_err() {
-        warn!(ctx, "refused a connect: the map of connections is full");
-        return Counter::SockOpsFull;
+    let key = connection(ctx, config, record.netns_cookie);
+    match CONNECTIONS.insert(key, record, BPF_NOEXIST) {
+        Ok(()) => {}
+        // A connection of these addresses ended before it was accepted. It waits for accept still, and must not be
+        // taken for this one: neither gets a record.
+        Err(EEXIST) => {
+            let _raced = CONNECTIONS.remove(key);
+            return Counter::SockOpsCollision;
+        }
+        Err(_) => {
+            warn!(ctx, "refused a connect: the map of connections is full");
+            return Counter::SockOpsFull;
+        }
     }
     // Without the flag a failed connect leaves its record to the agent's sweep.
     let _swept = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);

@@ -119,8 +119,7 @@ impl Acceptor {
         let (sender, taken): (Sender<_>, Receiver<_>) = channel();
         let thread = std::thread::spawn(move || {
             while let Ok((stream, peer)) = accepting.accept() {
-                let Ok(local) = stream.local_addr() else { break };
-                let captured = taker.take(peer, local).map_err(|error| error.to_string());
+                let captured = taker.take(&stream, peer).map_err(|error| error.to_string());
                 if sender.send((stream, captured)).is_err() {
                     break;
                 }
@@ -451,6 +450,35 @@ fn a_record_that_was_left_is_nobody_elses() -> Result<()> {
     Ok(())
 }
 
+/// Its own sender may have sent a request before it left: that must not be taken for the next one's.
+#[test]
+fn a_record_that_was_left_is_not_replaced_by_the_next() -> Result<()> {
+    let cgroup = Cgroup::new("replaced")?;
+    let captured = all_of(&cgroup)?;
+    let rig = Rig::deaf(|plan| plan.cgroups = vec![captured])?;
+    let mut first = Client::inside(&cgroup)?;
+    let port = first.ask(&format!("from 0 {NOWHERE}"))?.map_err(anyhow::Error::msg)?;
+    assert_eq!(first.ask("abort")?, Ok(String::new()));
+    let mut second = Client::inside(&cgroup)?;
+    let connect = format!("from {port} {NOWHERE}");
+    assert_eq!(second.ask(&connect)?, Err("ECONNREFUSED".to_owned()), "from port {port}");
+    assert_eq!((rig.count("sock_ops/refused_collision")?, rig.kernel()?.waiting()?), (1, 0));
+    assert_eq!(second.ask(&connect)?, Ok(port), "the next is another one");
+    // The first one waits before it, and would find its record.
+    let listener = rig.listeners.first().context("no listener")?;
+    let mut taker = rig.kernel()?.taker()?;
+    let mut accept = || -> Result<_> {
+        let (stream, peer) = listener.accept()?;
+        Ok(taker.take(&stream, peer).map(|captured| captured.process.tgid).map_err(|error| error.to_string()))
+    };
+    ensure!(
+        accept()?.is_err_and(|error| error.contains("ended before")),
+        "the first connection took the record"
+    );
+    assert_eq!(accept()?, Ok(second.0.id()));
+    Ok(())
+}
+
 #[test]
 fn a_plan_can_change() -> Result<()> {
     let cgroup = Cgroup::new("update")?;
@@ -614,7 +642,7 @@ fn a_record_is_taken_once() -> Result<()> {
     let acceptor = rig.acceptors.first().context("no acceptor")?;
     let (stream, captured) = acceptor.taken.recv_timeout(PATIENCE)?;
     assert!(captured.is_ok());
-    let again = rig.kernel()?.taker()?.take(stream.peer_addr()?, stream.local_addr()?);
+    let again = rig.kernel()?.taker()?.take(&stream, stream.peer_addr()?);
     assert!(again.is_err(), "{again:?}");
     Ok(())
 }

@@ -118,11 +118,7 @@ impl Worker {
     }
 
     fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, taker: &mut Taker) {
-        let local = match stream.local_addr() {
-            Ok(local) => local,
-            Err(error) => return tracing::warn!(%peer, %error, "connection without an address closed"),
-        };
-        let captured = match taker.take(peer, local) {
+        let captured = match taker.take(&stream, peer) {
             Ok(captured) => captured,
             Err(error) => {
                 self.node.metrics.refused(Reason::NoRecord);

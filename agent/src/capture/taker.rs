@@ -1,8 +1,10 @@
 //! Takes the kernel's record of an accepted connection, once.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 
 use aya::maps::{HashMap, MapData, MapError};
+use socket2::SockRef;
 use toolgate_ebpf_common::{Connection, Record, v4_mapped};
 
 use super::abi::Abi;
@@ -62,6 +64,12 @@ pub enum NoRecord {
         /// Its source.
         peer: SocketAddr,
     },
+    /// The client reset the connection before it was accepted.
+    #[error("the connection from `{peer}` ended before it was accepted")]
+    Gone {
+        /// Its source.
+        peer: SocketAddr,
+    },
     /// The kernel did not answer.
     #[error("the kernel record for the connection from `{peer}`: {cause}")]
     Kernel {
@@ -77,9 +85,17 @@ impl Taker {
         Self { connections, netns_cookie }
     }
 
-    /// The record of the connection that was accepted from `peer` at `local`. A second call for the
-    /// same connection finds nothing.
-    pub fn take(&mut self, peer: SocketAddr, local: SocketAddr) -> Result<Captured, NoRecord> {
+    /// The record of the connection that was accepted from `peer`. A second call for the same connection finds
+    /// nothing.
+    ///
+    /// One that was reset before has given its addresses away: what is found there may be another's, and is left to it.
+    pub fn take(&mut self, stream: &impl AsFd, peer: SocketAddr) -> Result<Captured, NoRecord> {
+        let stream = SockRef::from(stream);
+        if !matches!(stream.take_error(), Ok(None)) {
+            return Err(NoRecord::Gone { peer });
+        }
+        let local = stream.local_addr().ok().and_then(|local| local.as_socket());
+        let local = local.ok_or(NoRecord::Gone { peer })?;
         let (IpAddr::V4(address), IpAddr::V4(_)) = (peer.ip().to_canonical(), local.ip().to_canonical())
         else {
             return Err(NoRecord::Absent { peer });

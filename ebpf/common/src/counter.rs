@@ -82,6 +82,8 @@ counters! {
     SockOpsElsewhere = "sock_ops" "elsewhere",
     /// The map of connections is full: the SYN will be dropped.
     SockOpsFull = "sock_ops" "refused_full",
+    /// Refused: a record of the same addresses was never taken.
+    SockOpsCollision = "sock_ops" "refused_collision",
     /// A connect that failed: its record is removed.
     SockOpsRemoved = "sock_ops" "removed",
     /// A state change that leaves the record to the agent.

@@ -20,9 +20,9 @@ fn main() -> Result<()> {
     println!("ready {}", address.port());
     std::thread::spawn(move || {
         while let Ok((stream, peer)) = listener.accept() {
-            match stream.local_addr().map(|local| taker.take(peer, local)) {
-                Ok(Ok(captured)) => println!("took {}", captured.original),
-                other => println!("broken: {other:?}"),
+            match taker.take(&stream, peer) {
+                Ok(captured) => println!("took {}", captured.original),
+                Err(error) => println!("broken: {error}"),
             }
         }
     });
