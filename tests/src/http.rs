@@ -3,10 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::PATIENCE;
+
+/// What a test reads to the end of, at most.
+const REST_BYTES_MAX: usize = 1 << 20;
 
 /// One connection, with what was read too far.
 #[derive(Debug)]
@@ -148,9 +151,11 @@ impl Connection {
     /// Reads what comes until the other end closes; an error is an abrupt end.
     ///
     /// # Errors
-    /// Reset, or kept open.
+    /// Reset, kept open, or endless.
     pub fn rest(&mut self) -> Result<Vec<u8>> {
-        while self.read_more()? > 0 {}
+        while self.read_more()? > 0 {
+            ensure!(self.buffer.len() <= REST_BYTES_MAX, "no end after {} bytes", self.buffer.len());
+        }
         Ok(std::mem::take(&mut self.buffer))
     }
 

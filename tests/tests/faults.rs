@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use toolgate_tests::scene::{call, resources, text};
+use toolgate_tests::scene::{call, is_result, resources, text};
 use toolgate_tests::{Agent, Peer, Scene, Setup, wait};
 
 #[test]
@@ -52,6 +52,21 @@ fn without_a_record_no_message_passes_and_the_agent_still_ends() -> Result<()> {
     }
     assert_eq!(scene.server.requests_now().len(), 0);
     assert!(scene.agent.metric("toolgate_audit_write_failures_total", &[])? > 0.0);
+    assert!(scene.agent.stop()?.success(), "{}", scene.agent.process().said());
+    Ok(())
+}
+
+#[test]
+fn messages_pass_without_a_record_where_that_is_allowed_and_are_counted() -> Result<()> {
+    let audit = "{ file: /dev/full, on_failure: dangerous_allow }";
+    let mut scene = Scene::with_setup(Setup { audit, ..Setup::default() })?;
+    let (_caller, mut connection) = scene.reader()?;
+    for lost in [1.0, 2.0, 3.0] {
+        assert!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
+        scene.agent.counts("toolgate_audit_lost_total ", &[], lost)?;
+    }
+    // Policy is not relaxed.
+    assert!(!is_result(&connection.post(&call(1, "delete_everything", &json!({})))?)?);
     assert!(scene.agent.stop()?.success(), "{}", scene.agent.process().said());
     Ok(())
 }
