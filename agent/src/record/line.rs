@@ -268,10 +268,28 @@ pub(super) fn bounded(name: &str) -> Box<str> {
 }
 
 fn hex(digest: [u8; 32]) -> String {
-    use std::fmt::Write as _;
-    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
+    digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_lower_case_hex() {
+        let mut digest = [0; 32];
+        digest[..3].copy_from_slice(&[0x0f, 0xa0, 0xff]);
+        assert_eq!(hex(digest), format!("0fa0ff{}", "0".repeat(58)));
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        assert_eq!(&*bounded("search"), "search");
+        let cut = bounded(&"\u{e9}".repeat(200));
+        assert_eq!(&*cut, format!("{}…", "\u{e9}".repeat(128)));
+        let odd = bounded(&format!("a{}", "\u{e9}".repeat(200)));
+        assert_eq!(&*odd, format!("a{}…", "\u{e9}".repeat(127)));
+    }
 }

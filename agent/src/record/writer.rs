@@ -13,6 +13,8 @@ use super::{AuditPlan, Line, Metrics, Phase, Slots};
 
 /// Lines that `status` shows.
 const RECENT_MAX: usize = 20;
+/// How long the first line of a batch waits for others.
+const GATHER_FOR: Duration = Duration::from_millis(2);
 /// Between two tries to write after one failed.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
@@ -89,8 +91,13 @@ impl Queue {
     fn take(&self, wait: Duration) -> (Vec<(Box<Line>, bool)>, bool) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let nothing = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.closing;
-        let (mut waiting, _) =
+        let (waiting, _) =
             self.arrived.wait_timeout_while(waiting, wait, nothing).unwrap_or_else(PoisonError::into_inner);
+        // More come with the first under load: one write and one wake for all of them.
+        let gather = if waiting.lines.is_empty() { Duration::ZERO } else { GATHER_FOR };
+        let open = |waiting: &mut Waiting| !waiting.closing;
+        let (mut waiting, _) =
+            self.arrived.wait_timeout_while(waiting, gather, open).unwrap_or_else(PoisonError::into_inner);
         (std::mem::take(&mut waiting.lines), waiting.closing)
     }
 }
