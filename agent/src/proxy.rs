@@ -123,6 +123,7 @@ async fn requests<S: Stream>(
                     NoSlot::Full { .. } => Reason::Overload,
                     NoSlot::Failing => Reason::AuditUnavailable,
                 };
+                node.metrics.refused(reason); // no entry will
                 turn.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
                 return;
             }
