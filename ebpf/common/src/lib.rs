@@ -192,9 +192,10 @@ pub struct Record {
     pub tgid: u32,
     /// User, in the initial user namespace.
     pub uid: u32,
-    /// Port of the original destination.
+    /// Port of the original destination. 0: not redirected. So are marked the agent's own dials; and the listeners,
+    /// whose storage has nothing but the namespace's cookie, which the sockets that they accept inherit.
     pub port: u16,
-    /// `AF_INET` or `AF_INET6` as on the wire: v4-mapped is `AF_INET`. 0: no record, as a listener's own storage has it.
+    /// `AF_INET` or `AF_INET6` as on the wire: v4-mapped is `AF_INET`.
     pub family: u16,
 }
 plain!(Record, 96);
@@ -270,10 +271,8 @@ pub struct Offsets {
     pub super_block_s_dev: u32,
     /// 1 where `bpf_set_retval` exists (5.18): a refused connect then says ECONNREFUSED, else EPERM.
     pub has_set_retval: u32,
-    /// 1 where `bpf_get_netns_cookie` exists in sock_ops (5.15).
-    pub has_sock_ops_netns: u32,
 }
-plain!(Offsets, 44);
+plain!(Offsets, 40);
 
 /// `a.b.c.d` in network order as `::ffff:a.b.c.d`.
 #[inline(always)]
@@ -314,3 +313,13 @@ pub const LAYOUT: u32 = {
     }
     sum
 };
+
+/// `AF_INET`, as in [`Record`] and [`Connection`].
+pub const AF_INET: u16 = 2;
+/// `AF_INET6`.
+pub const AF_INET6: u16 = 10;
+
+/// `::1` in the form of all addresses here.
+pub const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// `127.0.0.1` in the form of all addresses here.
+pub const LOOPBACK4: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
