@@ -114,20 +114,15 @@ fn ends(ctx: &SkLookupContext) -> Ends {
     // SAFETY: readable fields of the context.
     let (family, remote_port, local_port) =
         unsafe { ((*ctx.lookup).family, (*ctx.lookup).remote_port, (*ctx.lookup).local_port) };
-    let (remote_port, local_port) = (u16::from_be(remote_port), local_port as u16);
-    if family == u32::from(AF_INET) {
-        // SAFETY: as above.
-        let (remote, local) = unsafe { ((*ctx.lookup).remote_ip4, (*ctx.lookup).local_ip4) };
-        let (remote, local) = (v4_mapped(remote), v4_mapped(local));
-        return Ends { remote, local, remote_port, local_port, family: AF_INET };
-    }
-    // SAFETY: as above, word by word as the verifier wants.
+    let family = family as u16;
+    // SAFETY: as above.
     let (remote, local) = unsafe {
-        let (remote, local) = (&(*ctx.lookup).remote_ip6, &(*ctx.lookup).local_ip6);
-        ([remote[0], remote[1], remote[2], remote[3]], [local[0], local[1], local[2], local[3]])
+        (
+            address::either(&raw const (*ctx.lookup).remote_ip4, &raw const (*ctx.lookup).remote_ip6, family),
+            address::either(&raw const (*ctx.lookup).local_ip4, &raw const (*ctx.lookup).local_ip6, family),
+        )
     };
-    let (remote, local) = (address::bytes(remote), address::bytes(local));
-    Ends { remote, local, remote_port, local_port, family: AF_INET6 }
+    Ends { remote, local, remote_port: u16::from_be(remote_port), local_port: local_port as u16, family }
 }
 
 /// The next listener. Two SYNs at once may get the same one, which does no harm; an atomic that

@@ -16,8 +16,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use toolgate_ebpf_common::{
-    AF_INET, AF_INET6, Admitted, CONNECTIONS_PER_CGROUP_MAX, Config, Connection, Counter, LOOPBACK4,
-    LOOPBACK6, Record, v4_mapped,
+    AF_INET, Admitted, CONNECTIONS_PER_CGROUP_MAX, Config, Connection, Counter, LOOPBACK4, LOOPBACK6, Record,
 };
 
 use crate::{
@@ -242,12 +241,14 @@ fn admitted(ctx: &SockOpsContext, family: u16) -> Admitted {
 
 #[inline(always)]
 fn local(ctx: &SockOpsContext, family: u16) -> [u8; 16] {
-    if family == AF_INET6 { address::bytes(ctx.local_ip6()) } else { v4_mapped(ctx.local_ip4()) }
+    // SAFETY: readable fields of the context.
+    unsafe { address::either(&raw const (*ctx.ops).local_ip4, &raw const (*ctx.ops).local_ip6, family) }
 }
 
 #[inline(always)]
 fn remote(ctx: &SockOpsContext, family: u16) -> [u8; 16] {
-    if family == AF_INET6 { address::bytes(ctx.remote_ip6()) } else { v4_mapped(ctx.remote_ip4()) }
+    // SAFETY: as above.
+    unsafe { address::either(&raw const (*ctx.ops).remote_ip4, &raw const (*ctx.ops).remote_ip6, family) }
 }
 
 /// In network order in the upper half, unlike the local one.
