@@ -11,8 +11,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use toolgate_ebpf_common::{
-    AF_INET, AF_INET6, Admitted, Connection, Counter, Guarded, LISTENERS_MAX, LOOPBACK4, LOOPBACK6, Served,
-    v4_mapped,
+    AF_INET, Admitted, Connection, Counter, Guarded, LISTENERS_MAX, LOOPBACK4, LOOPBACK6, Served,
 };
 
 use crate::{
