@@ -1,7 +1,7 @@
 //! What keeps the agent from starting, or from ending as it should.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{LockError, PlanError};
@@ -42,7 +42,7 @@ pub enum AppError {
     #[error("cannot listen at {address} (listen.outbound): {cause}; choose another port or free this one")]
     Listen {
         /// Where.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// What the kernel said.
         cause: io::Error,
     },

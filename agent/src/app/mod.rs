@@ -12,7 +12,6 @@ pub use lock::{AgentLock, LockError, holder};
 pub use plan::PlanError;
 pub use worker::{Worker, Working};
 
-use std::net::TcpListener as StdListener;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +24,7 @@ use tokio::sync::watch;
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
-use crate::capture::Kernel;
+use crate::capture::{Kernel, Loss, Settings};
 use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources, Severity};
 use crate::identify::Identify;
 use crate::limits::Limits;
@@ -34,6 +33,9 @@ use crate::sessions::Sessions;
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
+
+/// Without a beat for so long the kernel's programs take the agent for lost.
+const HEARTBEAT_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What the command line says of a run.
 #[derive(Debug, Clone)]
@@ -149,10 +151,15 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     plan::check_named(&agent)?;
     let plan = plan::plan(&agent, &resources, mode)?;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let listeners = worker::listen(plan.listener, threads)?;
     let admin = admin::Sockets::bind(&agent)?;
+    let port = agent.listen.outbound;
     let (node, writer) = build(options, agent, resources, mode)?;
-    let kernel = Arc::new(Kernel::attach(&plan, &listeners).map_err(AppError::Capture)?);
+    // Before the listeners: as long as the programs of a dead agent are attached, only the agent may bind the port.
+    let settings = Settings { port, agent_loss: Loss::Closed, heartbeat_age_max: HEARTBEAT_AGE_MAX };
+    let kernel = Arc::new(Kernel::attach(&settings).map_err(AppError::Capture)?);
+    let listeners = worker::listen(port, threads)?;
+    worker::serve_home(&kernel, &listeners)?;
+    kernel.update(&plan).map_err(AppError::Capture)?;
     let served = serve(&node, &kernel, listeners, admin, signals).await;
     // Again where serving ended early: what is gone already is no error.
     let detached = kernel.detach().map(drop).map_err(AppError::Detach);
@@ -225,7 +232,7 @@ impl Signals {
 async fn serve(
     node: &Arc<Node>,
     kernel: &Arc<Kernel>,
-    listeners: Vec<StdListener>,
+    listeners: worker::Listeners,
     admin: admin::Sockets,
     mut signals: Signals,
 ) -> Result<(), AppError> {
@@ -278,11 +285,14 @@ async fn read_log(kernel: &Kernel) {
     std::future::pending().await
 }
 
-/// What the kernel's side needs now and then: stale records and empty `exec` cgroups removed.
+/// What the kernel's side needs now and then: beats, stale records and empty `exec` cgroups removed.
 async fn chores(kernel: &Kernel) {
-    let mut every = tokio::time::interval(std::time::Duration::from_secs(2));
+    let mut every = tokio::time::interval(HEARTBEAT_AGE_MAX / 4);
     loop {
         every.tick().await;
+        if let Err(error) = kernel.beat() {
+            tracing::error!(%error, "the kernel's programs will take the agent for lost");
+        }
         match kernel.sweep() {
             Ok(0) => {}
             Ok(records) => tracing::debug!(records, "stale kernel records removed"),

@@ -1,7 +1,7 @@
 //! Configuration and resources -> what the kernel is to capture.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use toolgate_core::decision::Mode;
@@ -71,11 +71,11 @@ pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Re
         config::Destinations::All | config::Destinations::Declared => &Vec::new(),
     };
     Ok(Plan {
-        listener: SocketAddrV4::new(Ipv4Addr::LOCALHOST, agent.listen.outbound),
         cgroups,
         capture: declared.chain(listed.iter().map(destination)).collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),
         refuse: vec![agent.listen.metrics, agent.listen.ready],
+        guarded: Vec::new(),
     })
 }
 

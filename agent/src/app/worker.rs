@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -89,13 +89,13 @@ impl Worker {
         *self.stopping.borrow()
     }
 
-    async fn run(self: Rc<Self>, listener: TcpListener, mut taker: Taker) {
+    async fn run(self: Rc<Self>, listener: TcpListener, listener6: Option<TcpListener>, mut taker: Taker) {
         let mut stopping = self.stopping.clone();
         let limits = &self.node.limits;
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
+                accepted = accept(&listener, listener6.as_ref()) => match accepted {
                     Ok((stream, peer)) => self.accepted(stream, peer, &mut taker),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
@@ -106,7 +106,7 @@ impl Worker {
                 _ = stopping.wait_for(|stop| *stop) => break,
             }
         }
-        drop(listener);
+        drop((listener, listener6));
         let drained = async {
             while self.working.get() > 0 {
                 self.rested.notified().await;
@@ -138,52 +138,103 @@ impl Worker {
     }
 }
 
-/// Listeners on one port, one for each thread.
+/// Whichever has a connection.
+async fn accept(v4: &TcpListener, v6: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    let Some(v6) = v6 else { return v4.accept().await };
+    tokio::select! {
+        accepted = v4.accept() => accepted,
+        accepted = v6.accept() => accepted,
+    }
+}
+
+/// Listeners on one port of both families, one for each thread.
+pub(super) struct Listeners {
+    v4: Vec<StdListener>,
+    /// None where the host has no IPv6.
+    v6: Vec<StdListener>,
+}
+
+/// Listens at 127.0.0.1 and, where there is IPv6, at ::1.
 ///
 /// # Errors
 /// The port is in use, or may not be bound.
-pub(super) fn listen(address: SocketAddrV4, threads: usize) -> Result<Vec<StdListener>, AppError> {
-    let bind = || {
-        // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
-        drop(StdListener::bind(address)?);
-        (0..threads).map(|_| listener(address)).collect::<io::Result<_>>()
+pub(super) fn listen(port: u16, threads: usize) -> Result<Listeners, AppError> {
+    let bind = |address: SocketAddr| {
+        let all = || {
+            // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
+            drop(listener(address, false)?);
+            (0..threads).map(|_| listener(address, true)).collect::<io::Result<Vec<_>>>()
+        };
+        all().map_err(|cause| AppError::Listen { address, cause })
     };
-    bind().map_err(|cause| AppError::Listen { address, cause })
+    let v4 = bind((Ipv4Addr::LOCALHOST, port).into())?;
+    let v6 = match bind((Ipv6Addr::LOCALHOST, port).into()) {
+        Err(AppError::Listen { cause, .. }) if is_no_ipv6(&cause) => Vec::new(),
+        listeners => listeners?,
+    };
+    Ok(Listeners { v4, v6 })
 }
 
-fn listener(address: SocketAddrV4) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+/// IPv6 is not built in, or is switched off, or `lo` has no address of it.
+fn is_no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn listener(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
+/// Captured connections of the agent's own namespace are given to its listeners from here on.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn serve_home(kernel: &Kernel, listeners: &Listeners) -> Result<(), AppError> {
+    let failed = |cause| AppError::Start { what: "make a socket", cause };
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(failed)?;
+    let home = kernel.namespace_of(&socket).map_err(AppError::Capture)?;
+    kernel.serve(home, has_ipv6_routes(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)
+}
+
+/// Whether there is a route to an address that is nobody's (RFC 3849). Nothing is sent.
+fn has_ipv6_routes() -> bool {
+    let nobody = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok_and(|socket| socket.connect((nobody, 9)).is_ok())
+}
+
 /// Starts the threads.
 ///
 /// # Errors
-/// No thread, no runtime, no handle of the map of connections.
+/// No thread, no runtime, no handle of the map of records.
 pub(super) fn spawn(
     node: &Arc<Node>,
     kernel: &Kernel,
-    listeners: Vec<StdListener>,
+    listeners: Listeners,
     stopping: &watch::Receiver<bool>,
 ) -> Result<Vec<JoinHandle<()>>, AppError> {
     let failed = |cause| AppError::Start { what: "start a worker thread", cause };
-    let start = |(index, listener): (usize, StdListener)| {
+    let mut v6 = listeners.v6.into_iter();
+    let start = |(index, v4): (usize, StdListener)| {
+        let v6 = v6.next();
         let taker = kernel.taker().map_err(AppError::Capture)?;
         let (node, stopping) = (Arc::clone(node), stopping.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let serve = move || async move {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => Rc::new(Worker::new(node, stopping)).run(listener, taker).await,
-                Err(error) => tracing::error!(%error, "worker without listener"),
+            match (TcpListener::from_std(v4), v6.map(TcpListener::from_std).transpose()) {
+                (Ok(v4), Ok(v6)) => Rc::new(Worker::new(node, stopping)).run(v4, v6, taker).await,
+                (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "worker without listener"),
             }
         };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
         thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)
     };
-    listeners.into_iter().enumerate().map(start).collect()
+    listeners.v4.into_iter().enumerate().map(start).collect()
 }

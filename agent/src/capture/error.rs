@@ -81,6 +81,27 @@ pub enum CaptureError {
         /// Why.
         cause: io::Error,
     },
+    /// A directory of pins that others could change.
+    #[error(
+        "`{}` belongs to user {uid} with mode {mode:o}, so that others could detach what is pinned in it: remove it",
+        path.display()
+    )]
+    ForeignPins {
+        /// On the bpf file system.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A program that cannot be attached, replaced or pinned.
+    #[error("attaching a BPF program as `{}`: {cause}", path.display())]
+    Link {
+        /// Its pin on the bpf file system.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
     /// A fact about this host that cannot be read.
     #[error("{what}: {cause}")]
     Host {
@@ -111,7 +132,7 @@ pub enum CaptureError {
         /// aya's words.
         cause: Box<aya::EbpfError>,
     },
-    /// The verifier refused a program, or it cannot be attached.
+    /// The verifier refused a program.
     #[error("BPF program `{name}`: {}", chain(cause.as_ref()))]
     Program {
         /// Which.

@@ -1,6 +1,6 @@
 //! What the host says about itself and the agent: read once, before anything is attached.
 
-use std::{fs, io, net::TcpListener, os::fd::AsRawFd as _, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use super::CaptureError;
 
@@ -95,11 +95,11 @@ pub(super) fn since(major: u32, minor: u32) -> Result<bool, CaptureError> {
     Ok((found_major, found_minor) >= (major, minor))
 }
 
-/// The start of this process in nanoseconds since boot, as the half-open range that a tick spans.
-pub(super) fn own_start_ns() -> Result<(u64, u64), CaptureError> {
+/// The start of a process in nanoseconds since boot, as the half-open range that a tick spans.
+pub(super) fn start_ns(process: u32) -> Result<(u64, u64), CaptureError> {
     let failed =
-        |source| CaptureError::Host { what: "reading the start time in `/proc/self/stat`", cause: source };
-    let stat = fs::read_to_string("/proc/self/stat").map_err(failed)?;
+        |source| CaptureError::Host { what: "reading a start time in `/proc/PID/stat`", cause: source };
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).map_err(failed)?;
     let ticks = start_ticks(&stat).ok_or_else(|| failed(io::Error::other("no field 22")))?;
     // SAFETY: a call without pointers.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
@@ -121,27 +121,6 @@ pub(super) fn monotonic_ns() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     let part = |number: i64| u64::try_from(number).unwrap_or_default();
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
-}
-
-/// The cookie of the network namespace that a socket is in.
-pub(super) fn netns_cookie(socket: &TcpListener) -> Result<u64, CaptureError> {
-    let mut cookie = 0_u64;
-    let mut bytes: libc::socklen_t = 8;
-    // SAFETY: the pointers are to 8 bytes and their length, as the option wants.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut bytes,
-        )
-    };
-    if done == 0 {
-        return Ok(cookie);
-    }
-    let what = "asking for the network namespace's cookie (SO_NETNS_COOKIE, kernel 5.14)";
-    Err(CaptureError::Host { what, cause: io::Error::last_os_error() })
 }
 
 #[cfg(test)]
