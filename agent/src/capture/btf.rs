@@ -23,7 +23,6 @@ pub(super) fn offsets() -> Result<Offsets, CaptureError> {
         inode_i_sb: offset(&btf, "inode", "i_sb")?,
         super_block_s_dev: offset(&btf, "super_block", "s_dev")?,
         has_set_retval: u32::from(host::since(5, 18)?),
-        has_sock_ops_netns: u32::from(host::since(5, 15)?),
     })
 }
 

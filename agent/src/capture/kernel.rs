@@ -52,6 +52,8 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, u64>,
     accepted: MapData,
     seen: Mutex<Option<Map>>,
+    /// What others serve is a dead agent's: until the first plan, so that its port stays kept for the agent.
+    alone: AtomicBool,
     retired: Arc<AtomicBool>,
     log: Mutex<Option<LogTask>>,
 }
@@ -76,15 +78,12 @@ impl Kernel {
         let mut agents = Agents::new(take(&mut ebpf, "AGENTS")?);
         let alone = agents.claim()?;
         let (accepted, accepted_too) = share(&mut ebpf, "ACCEPTED")?;
-        let mut namespaces = Namespaces::new(
+        let namespaces = Namespaces::new(
             take(&mut ebpf, "NAMESPACES")?,
             take(&mut ebpf, "LEARNED")?,
             SkStorage::<MapData, Abi<Record>>::try_from(Map::SkStorage(accepted_too))
                 .map_err(map_error("ACCEPTED"))?,
         );
-        if alone {
-            namespaces.clear()?;
-        }
         let switches = Switches::new(settings, take(&mut ebpf, "CONFIG")?, take(&mut ebpf, "BYPASSED")?)?;
         programs::attach(&mut ebpf, &root, &pins)?;
         pins.remove_gone(programs::SK_LOOKUP)?;
@@ -109,6 +108,7 @@ impl Kernel {
             counters: take(&mut ebpf, "COUNTERS")?,
             accepted,
             seen: Mutex::new(ebpf.take_map("SEEN")),
+            alone: AtomicBool::new(alone),
             retired: Arc::default(),
             log: Mutex::new(log),
             pins,
@@ -170,6 +170,9 @@ impl Kernel {
     pub fn update(&self, plan: &Plan) -> Result<(), CaptureError> {
         lock(&self.plan).apply(plan)?;
         self.pins.keep();
+        if self.alone.swap(false, Ordering::Relaxed) {
+            lock(&self.namespaces).forget_others()?;
+        }
         let replaced = self.pins.remove_others()?;
         if replaced.links > 0 {
             tracing::info!(programs = replaced.links, "removed the programs of another version");

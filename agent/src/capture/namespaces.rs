@@ -1,6 +1,7 @@
 //! The network namespaces that the agent listens in, named by the kernel's cookies.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd},
@@ -30,6 +31,8 @@ pub(super) struct Namespaces {
     served: HashMap<MapData, u64, Abi<Namespace>>,
     learned: HashMap<MapData, u64, u64>,
     accepted: SkStorage<MapData, Abi<Record>>,
+    /// By this process.
+    own: BTreeSet<Cookie>,
 }
 
 impl Namespaces {
@@ -38,14 +41,16 @@ impl Namespaces {
         learned: HashMap<MapData, u64, u64>,
         accepted: SkStorage<MapData, Abi<Record>>,
     ) -> Self {
-        Self { served, learned, accepted }
+        Self { served, learned, accepted, own: BTreeSet::new() }
     }
 
-    /// Nobody serves any more: captured processes are seen again, and refused until they are served.
-    pub(super) fn clear(&mut self) -> Result<(), CaptureError> {
+    /// What a dead agent served and this one does not: captured processes there are seen again, and refused until they
+    /// are served.
+    pub(super) fn forget_others(&mut self) -> Result<(), CaptureError> {
         let failed = map_error("NAMESPACES");
         let found: Vec<u64> = self.served.keys().collect::<Result<_, _>>().map_err(&failed)?;
-        found.into_iter().try_for_each(|cookie| self.remove(Cookie(cookie)))
+        let others = found.into_iter().map(Cookie).filter(|cookie| !self.own.contains(cookie));
+        others.collect::<Vec<_>>().into_iter().try_for_each(|cookie| self.remove(cookie))
     }
 
     /// The program that sees the connect notes the cookie before there is a route: this needs neither an address nor a
@@ -70,7 +75,9 @@ impl Namespaces {
     }
 
     pub(super) fn insert(&mut self, cookie: Cookie, ipv6_routes: bool) -> Result<(), CaptureError> {
-        self.served.insert(cookie.0, flags(ipv6_routes), 0).map_err(map_error("NAMESPACES"))
+        self.served.insert(cookie.0, flags(ipv6_routes), 0).map_err(map_error("NAMESPACES"))?;
+        self.own.insert(cookie);
+        Ok(())
     }
 
     /// One that is not served stays so.
@@ -82,6 +89,7 @@ impl Namespaces {
     }
 
     pub(super) fn remove(&mut self, cookie: Cookie) -> Result<(), CaptureError> {
+        self.own.remove(&cookie);
         match self.served.remove(&cookie.0) {
             Err(error) if !is_absent(&error) => Err(map_error("NAMESPACES")(error)),
             _ => Ok(()),

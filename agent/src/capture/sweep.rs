@@ -14,7 +14,7 @@ const RECORD_AGE_NS_MAX: u64 = 130 * 1_000_000_000;
 /// Records by their addresses, and their number by captured cgroup.
 pub(super) struct Waiting {
     connections: HashMap<MapData, Abi<Connection>, Abi<Record>>,
-    pending: HashMap<MapData, u64, u32>,
+    pending: HashMap<MapData, u64, u64>,
     /// How far each count was off in the last sweep.
     off: BTreeMap<u64, i64>,
 }
@@ -22,7 +22,7 @@ pub(super) struct Waiting {
 impl Waiting {
     pub(super) fn new(
         connections: HashMap<MapData, Abi<Connection>, Abi<Record>>,
-        pending: HashMap<MapData, u64, u32>,
+        pending: HashMap<MapData, u64, u64>,
     ) -> Self {
         Self { connections, pending, off: BTreeMap::new() }
     }
@@ -34,7 +34,7 @@ impl Waiting {
     /// Removes what is too old. How many.
     pub(super) fn sweep(&mut self) -> Result<usize, CaptureError> {
         let now_ns = host::monotonic_ns();
-        let mut left: BTreeMap<u64, u32> = BTreeMap::new();
+        let mut left: BTreeMap<u64, u64> = BTreeMap::new();
         let mut old = Vec::new();
         for (key, Abi(record)) in self.connections.iter().filter_map(Result::ok) {
             if now_ns.saturating_sub(record.connected_ns) > RECORD_AGE_NS_MAX {
@@ -51,13 +51,13 @@ impl Waiting {
 
     /// The programs count as they go, this puts right what was lost on the way. A count that is off by the same number
     /// twice is wrong; by another one, connections came and went in between.
-    fn recount(&mut self, left: &BTreeMap<u64, u32>) -> Result<(), CaptureError> {
+    fn recount(&mut self, left: &BTreeMap<u64, u64>) -> Result<(), CaptureError> {
         let failed = map_error("PENDING");
-        let counted: Vec<(u64, u32)> = self.pending.iter().filter_map(Result::ok).collect();
+        let counted: Vec<(u64, u64)> = self.pending.iter().filter_map(Result::ok).collect();
         let mut off = BTreeMap::new();
         for (cgroup, count) in counted {
             let right = left.get(&cgroup).copied().unwrap_or_default();
-            let difference = i64::from(count) - i64::from(right);
+            let difference = count.cast_signed().wrapping_sub(right.cast_signed());
             if right == 0 && count == 0 {
                 // So that cgroups that are gone leave room.
                 match self.pending.remove(&cgroup) {

@@ -78,7 +78,7 @@ impl Taker {
     pub fn take(&mut self, stream: &impl AsFd, peer: SocketAddr) -> Result<Captured, NoRecord> {
         match self.0.get(&stream.as_fd().as_raw_fd(), 0) {
             // What it inherited from its listener.
-            Ok(Abi(record)) if record.family == 0 => Err(NoRecord::Absent { peer }),
+            Ok(Abi(record)) if record.port == 0 => Err(NoRecord::Absent { peer }),
             Ok(Abi(record)) => Ok(captured(&record)),
             Err(error) if is_absent(&error) => Err(NoRecord::Absent { peer }),
             Err(cause) => Err(NoRecord::Kernel { peer, cause }),
