@@ -271,7 +271,7 @@ fn load(pins: &Pins, offsets: &Offsets, served: Option<&Served>) -> Result<Ebpf,
 }
 
 /// A map of the object, as what the agent takes it for.
-pub(super) fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CaptureError>
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CaptureError>
 where
     M: TryFrom<Map, Error = MapError>,
 {

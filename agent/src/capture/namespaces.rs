@@ -14,7 +14,7 @@ use aya::{
 use socket2::{Domain, SockAddr, SockRef};
 use toolgate_ebpf_common::{LISTENERS_MAX, Namespace, ROUTES_IPV6, Record};
 
-use super::{CaptureError, abi::Abi, kernel::take, plan::map_error, settings::is_absent};
+use super::{CaptureError, abi::Abi, plan::map_error, settings::is_absent};
 
 /// A network namespace, by the number that the kernel gave it. None is given twice before the next boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,10 +109,12 @@ pub(super) fn fill(
     listeners: &[TcpListener],
     listeners6: &[TcpListener],
 ) -> Result<(), CaptureError> {
-    let mut map: SockMap<MapData> = take(ebpf, "LISTENERS")?;
+    let name = "LISTENERS";
+    let map = ebpf.map_mut(name).ok_or(CaptureError::WrongObject { name })?;
+    let mut map = SockMap::try_from(map).map_err(map_error(name))?;
     let slots = (0..).zip(listeners).chain((LISTENERS_MAX..).zip(listeners6));
     for (slot, listener) in slots {
-        map.set(slot, listener, 0).map_err(map_error("LISTENERS"))?;
+        map.set(slot, listener, 0).map_err(map_error(name))?;
     }
     Ok(())
 }
