@@ -153,7 +153,8 @@ fn stream(ctx: &SockAddrContext, config: &Config, target: &Target, captured: Cap
     if is_lost(config) {
         let open = config.flags & LOSS_OPEN != 0;
         return if open {
-            Verdict::Pass(Counter::ConnectLostOpen)
+            // A guarded server accepts it, too: whoever sets this wants connections to work.
+            Verdict::Dial(Counter::ConnectLostOpen)
         } else {
             Verdict::Refuse(Counter::ConnectLost)
         };

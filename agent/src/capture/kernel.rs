@@ -32,8 +32,31 @@ use super::{
 /// Built by `cargo xtask ebpf`; empty where it was not (see build.rs).
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/toolgate.bpf.o"));
 
-/// The programs' log has one ring, also for those that are loaded later, one for each namespace.
-const LOG: &str = "AYA_LOGS";
+/// Maps that are pinned and shared: by the agent that comes next, and by the programs that are loaded later, one for each
+/// namespace. The log's ring is among them, so that one reader reads what all of them say. Not among them are the
+/// listeners of a namespace, and whose turn it is.
+const SHARED: [&str; 20] = [
+    "ACCEPTED",
+    "ADMITTED",
+    "AGENTS",
+    "AYA_LOGS",
+    "BYPASSED",
+    "CAPTURED",
+    "CONFIG",
+    "CONNECTIONS",
+    "COUNTERS",
+    "DESTINATIONS",
+    "EXCLUDED",
+    "GUARDED",
+    "HEARTBEAT",
+    "LEARNED",
+    "MADE",
+    "NAMESPACES",
+    "ORIGINALS",
+    "PENDING",
+    "REFUSED",
+    "SEEN",
+];
 
 /// The programs, attached and pinned.
 ///
@@ -262,8 +285,10 @@ fn too_many(listeners: &[TcpListener]) -> CaptureError {
 fn load(pins: &Pins, offsets: &Offsets, served: Option<&Served>) -> Result<Ebpf, CaptureError> {
     let (maps, offsets, served) = (pins.maps(), Abi(*offsets), served.map(|served| Abi(*served)));
     let mut loader = EbpfLoader::new();
-    loader.override_global("OFFSETS", &offsets, true).default_map_pin_directory(&maps);
-    loader.map_pin_path(LOG, maps.join(LOG));
+    loader.override_global("OFFSETS", &offsets, true);
+    for name in SHARED {
+        loader.map_pin_path(name, maps.join(name));
+    }
     if let Some(served) = &served {
         loader.override_global("SERVED", served, true);
     }
