@@ -121,10 +121,15 @@ impl Pins {
 
     /// Removes links of these names that programs of other layouts left.
     pub(super) fn remove_others_links(&self, names: &[&str]) -> Result<(), CaptureError> {
-        for directory in entries(&self.folder)?.iter().filter(|&found| *found != self.directory) {
+        let mut directories = entries(&self.folder)?;
+        directories.retain(|found| *found != self.directory);
+        // The first version had a directory for each agent below the version's.
+        while let Some(directory) = directories.pop() {
             for name in names {
                 remove_link(&directory.join(LINKS).join(name))?;
             }
+            let is_directory = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+            directories.extend(entries(&directory)?.into_iter().filter(is_directory));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! An agent that does nothing but capture a cgroup, to be killed: `capturer CGROUP_DIRECTORY [PORT]`.
 //!
-//! It captures all destinations, says `ready PORT`, then `took ORIGINAL` for each connection, and
+//! It captures all destinations, says `capturing at PORT`, then `took ORIGINAL` for each connection, and
 //! leaves in order at the end of its input.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     kernel.serve(home, false, &[listener.try_clone()?], &[])?;
     kernel.update(&plan(Path::new(&cgroup))?)?;
     let mut taker = kernel.taker()?;
-    println!("ready {port}");
+    println!("capturing at {port}");
     std::thread::spawn(move || {
         while let Ok((stream, peer)) = listener.accept() {
             match taker.take(&stream, peer) {

@@ -26,7 +26,7 @@ impl Scene {
         let turn = Host::turn()?;
         let mut scene = Self { cgroup: Cgroup::new(name)?, port: "0".to_owned(), _turn: turn };
         let process = Process::start(Command::new(env!("CARGO_BIN_EXE_capturer")).arg(scene.cgroup.path()))?;
-        scene.port = process.line("ready ")?.replace("ready ", "");
+        scene.port = process.line("capturing at ")?.replace("capturing at ", "");
         Ok((scene, process))
     }
 
@@ -34,7 +34,7 @@ impl Scene {
     fn again(&self) -> Result<Process> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_capturer"));
         let process = Process::start(command.arg(self.cgroup.path()).arg(&self.port))?;
-        process.line("ready ")?;
+        process.line("capturing at ")?;
         Ok(process)
     }
 

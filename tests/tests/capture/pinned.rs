@@ -1,7 +1,7 @@
 //! What is where on the bpf file system, and what is left of a start that fails.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -70,7 +70,8 @@ fn a_directory_of_somebody_elses_is_refused() -> Result<()> {
     let _turn = Host::turn()?;
     let folder = Folder(pin_folder()?);
     let check = |mode: u32, owner: u32| -> Result<()> {
-        fs::DirBuilder::new().mode(mode).create(&folder.0)?;
+        fs::create_dir(&folder.0)?;
+        fs::set_permissions(&folder.0, fs::Permissions::from_mode(mode))?;
         chown(&folder.0, Some(owner), None)?;
         let refused = attach().err().with_context(|| format!("attached, mode {mode:o}, user {owner}"))?;
         assert!(matches!(refused, CaptureError::ForeignPins { .. }), "{refused}");
