@@ -109,6 +109,8 @@ fn user_dev(kernel: u32) -> u64 {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use toolgate_ebpf_common::v4_mapped;
+
     use super::*;
 
     #[test]
