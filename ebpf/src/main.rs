@@ -1,5 +1,6 @@
 //! Toolgate's BPF programs, in the order in which one connection meets them:
 //!
+//! - [`cgroup_mkdir`] captures a cgroup of a captured name when it is made, before a process can be in it;
 //! - [`sock_create`] refuses what no other hook would see, and notes in whose cgroup a socket was made;
 //! - [`connect4`] and [`connect6`] say where to; [`connect`] decides whether that is captured, notes who connects where
 //!   in the socket's storage, and turns the connection to the agent; [`sendmsg`] refuses datagrams;
@@ -17,6 +18,7 @@
 
 mod address;
 mod bind;
+mod cgroup_mkdir;
 mod connect;
 mod connect4;
 mod connect6;

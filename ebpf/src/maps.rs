@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use toolgate_ebpf_common::{
     ADMITTED_MAX, AGENTS_MAX, Admitted, Agent, CGROUPS_MAX, CONNECTIONS_MAX, Config, Connection, Counter,
-    DESTINATIONS_MAX, Destination, GUARDED_MAX, Guarded, LISTENERS_MAX, Made, NAMESPACES_MAX, Namespace,
-    Offsets, Record, SEEN_BYTES, Served,
+    DESTINATIONS_MAX, Destination, GUARDED_MAX, Guarded, LISTENERS_MAX, Made, NAMES_MAX, NAMESPACES_MAX,
+    Name, Namespace, Offsets, Record, SEEN_BYTES, Served,
 };
 
 use crate::storage::{INHERITED, OWN, Storage};
@@ -25,6 +25,10 @@ pub static OFFSETS: Global<Offsets> = Global::new(Offsets {
     inode_i_ino: 0,
     inode_i_sb: 0,
     super_block_s_dev: 0,
+    cgroup_kn: 0,
+    cgroup_root: 0,
+    kernfs_node_id: 0,
+    cgroup_root_hierarchy_id: 0,
     has_set_retval: 0,
 });
 
@@ -47,6 +51,14 @@ pub static AGENTS: HashMap<u32, Agent> = HashMap::with_max_entries(AGENTS_MAX, 0
 /// Cgroup id -> `SCOPE_*` and `DESTINATIONS_*`.
 #[map]
 pub static CAPTURED: HashMap<u64, u32> = HashMap::with_max_entries(CGROUPS_MAX, 0);
+
+/// Names of captured cgroups, there or not -> what `CAPTURED` is to say of one that is made.
+#[map]
+pub static NAMES: HashMap<Name, u32> = HashMap::with_max_entries(NAMES_MAX, 0);
+
+/// Where such a name is read to, one entry: the stack is too small for it.
+#[map]
+pub static NAME: PerCpuArray<Name> = PerCpuArray::with_max_entries(1, 0);
 
 /// Cgroup id -> until when it has a bypass: nanoseconds of CLOCK_MONOTONIC.
 #[map]

@@ -69,7 +69,7 @@ impl Process {
 
 /// The field at `offset` of the kernel object at `base`; nothing for a null object.
 #[inline(always)]
-fn read<T>(base: u64, offset: u32) -> Option<T> {
+pub fn read<T>(base: u64, offset: u32) -> Option<T> {
     if base == 0 {
         return None;
     }

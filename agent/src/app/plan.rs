@@ -61,8 +61,9 @@ impl Named {
 /// # Errors
 /// [`PlanError`]: nothing changes then.
 pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Result<Plan, PlanError> {
+    let named = named(agent, mode)?;
     let mut cgroups = Vec::new();
-    for named in named(agent, mode)? {
+    for named in &named {
         cgroups.extend(named.present()?);
     }
     let declared = resources.servers.iter().map(|server| exactly(server.address));
@@ -72,6 +73,7 @@ pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Re
     };
     Ok(Plan {
         cgroups,
+        names: named.into_iter().map(|named| (named.name, named.scope, named.destinations)).collect(),
         capture: declared.chain(listed.iter().map(destination)).collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),
         refuse: vec![agent.listen.metrics, agent.listen.ready],

@@ -1,7 +1,7 @@
 //! The commands of bpf(2) that aya lacks or does for some kinds of links only: create, update, pin and detach.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -13,6 +13,7 @@ use std::{
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -48,6 +49,13 @@ struct LinkCreate {
     target: RawFd,
     hook: u32,
     flags: u32,
+}
+
+#[repr(C)]
+struct RawTracepoint {
+    name: u64,
+    program: RawFd,
+    reserved: u32,
 }
 
 #[repr(C)]
@@ -94,6 +102,12 @@ pub(super) fn link(program: BorrowedFd<'_>, target: BorrowedFd<'_>, hook: Hook) 
     let create =
         LinkCreate { program: program.as_raw_fd(), target: target.as_raw_fd(), hook: hook as u32, flags: 0 };
     made(call(BPF_LINK_CREATE, &create)?)
+}
+
+/// Attaches a program to a raw tracepoint. No other program can be put into such a link.
+pub(super) fn tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let open = RawTracepoint { name: name.as_ptr() as u64, program: program.as_raw_fd(), reserved: 0 };
+    made(call(BPF_RAW_TRACEPOINT_OPEN, &open)?)
 }
 
 /// Puts another program into a link, at once: no event is seen by neither.

@@ -22,6 +22,10 @@ pub(super) fn offsets() -> Result<Offsets, CaptureError> {
         inode_i_ino: offset(&btf, "inode", "i_ino")?,
         inode_i_sb: offset(&btf, "inode", "i_sb")?,
         super_block_s_dev: offset(&btf, "super_block", "s_dev")?,
+        cgroup_kn: offset(&btf, "cgroup", "kn")?,
+        cgroup_root: offset(&btf, "cgroup", "root")?,
+        kernfs_node_id: offset(&btf, "kernfs_node", "id")?,
+        cgroup_root_hierarchy_id: offset(&btf, "cgroup_root", "hierarchy_id")?,
         has_set_retval: u32::from(host::since(5, 18)?),
     })
 }

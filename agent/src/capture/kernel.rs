@@ -21,6 +21,7 @@ use super::{
     abi::Abi,
     agents::Agents,
     btf, cgroup, counters, host, log,
+    names::Names,
     namespaces::{self, Namespaces},
     pins::Pins,
     plan::{PlanMaps, map_error},
@@ -122,6 +123,7 @@ impl Kernel {
             namespaces: Mutex::new(namespaces),
             plan: Mutex::new(PlanMaps {
                 captured: take(&mut ebpf, "CAPTURED")?,
+                names: Names::new(take(&mut ebpf, "NAMES")?),
                 refused: take(&mut ebpf, "REFUSED")?,
                 excluded: take(&mut ebpf, "EXCLUDED")?,
                 destinations: take(&mut ebpf, "DESTINATIONS")?,

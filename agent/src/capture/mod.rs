@@ -14,6 +14,7 @@ mod error;
 mod host;
 mod kernel;
 mod log;
+mod names;
 mod namespaces;
 mod pins;
 mod plan;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::OsStr,
+    ffi::{CStr, OsStr},
     fs, io,
     os::{
         fd::{AsFd as _, BorrowedFd},
@@ -97,6 +97,25 @@ impl Pins {
         let link = bpf::link(program, target, hook).map_err(failed)?;
         bpf::pin(link.as_fd(), &path).map_err(failed)?;
         self.links_made.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        Ok(())
+    }
+
+    /// Attaches `program` to a raw tracepoint and pins that, in the place of an earlier one, which goes last.
+    pub(super) fn tracepoint(
+        &self,
+        name: &str,
+        program: BorrowedFd<'_>,
+        tracepoint: &CStr,
+    ) -> Result<(), CaptureError> {
+        let path = self.link_path(name);
+        let failed = |cause| CaptureError::Link { path: path.clone(), cause };
+        let link = bpf::tracepoint(program, tracepoint).map_err(failed)?;
+        let adopted = fs::exists(&path).map_err(failed)?;
+        remove_link(&path)?;
+        bpf::pin(link.as_fd(), &path).map_err(failed)?;
+        if !adopted {
+            self.links_made.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        }
         Ok(())
     }
 

@@ -15,13 +15,16 @@ use toolgate_ebpf_common::{
     Guarded, SCOPE_BELOW_ONLY, SCOPE_SUBTREE, v4_mapped,
 };
 
-use super::{CaptureError, Cookie, abi::Abi, cgroup};
+use super::{CaptureError, Cookie, abi::Abi, cgroup, names::Names};
 
 /// What is captured, and what is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Whose connections; of nested ones the deepest decides.
     pub cgroups: Vec<CapturedCgroup>,
+    /// Whose connections by name, there or not: a cgroup of that name is captured from its making on. Below the
+    /// cgroup2 root, without a leading `/`; empty: the root.
+    pub names: Vec<(String, Scope, Destinations)>,
     /// Which destinations, for cgroups with [`Destinations::Declared`].
     pub capture: Vec<Destination>,
     /// Destinations that are left alone: these win over captures.
@@ -80,6 +83,7 @@ type Entries = BTreeSet<Entry>;
 /// The maps that a plan fills.
 pub(super) struct PlanMaps {
     pub(super) captured: HashMap<MapData, u64, u32>,
+    pub(super) names: Names,
     pub(super) refused: Trie,
     pub(super) excluded: Trie,
     pub(super) destinations: Trie,
@@ -101,12 +105,13 @@ impl PlanMaps {
         insert(&mut self.refused, "REFUSED", &refused)?;
         remove_stale(&mut self.excluded, "EXCLUDED", &excluded)?;
         insert(&mut self.destinations, "DESTINATIONS", &destinations)?;
+        self.names.apply(plan)?;
         for (id, flags) in &captured {
             self.captured.insert(id, flags, 0).map_err(map_error("CAPTURED"))?;
         }
         let known: Vec<u64> =
             self.captured.keys().collect::<Result<_, _>>().map_err(map_error("CAPTURED"))?;
-        for id in known.iter().filter(|id| !captured.contains_key(id)) {
+        for id in known.iter().filter(|id| !captured.contains_key(id) && !self.names.holds(**id)) {
             self.captured.remove(id).map_err(map_error("CAPTURED"))?;
         }
         remove_stale(&mut self.destinations, "DESTINATIONS", &destinations)?;
@@ -136,7 +141,7 @@ fn cgroup_entries(cgroups: &[CapturedCgroup]) -> Result<BTreeMap<u64, u32>, Capt
         check_depth(cgroup.id)?;
     }
     limit("CAPTURED", cgroups.len(), CGROUPS_MAX)?;
-    Ok(cgroups.iter().map(|cgroup| (cgroup.id, flags(*cgroup))).collect())
+    Ok(cgroups.iter().map(|cgroup| (cgroup.id, flags(cgroup.scope, cgroup.destinations))).collect())
 }
 
 fn guarded_keys(ports: &[(Cookie, u16)]) -> Result<Vec<Guarded>, CaptureError> {
@@ -161,12 +166,12 @@ fn levels(path: &str) -> usize {
     path.split('/').filter(|name| !name.is_empty()).count()
 }
 
-fn flags(cgroup: CapturedCgroup) -> u32 {
-    let scope = match cgroup.scope {
+pub(super) fn flags(scope: Scope, destinations: Destinations) -> u32 {
+    let scope = match scope {
         Scope::Subtree => SCOPE_SUBTREE,
         Scope::BelowOnly => SCOPE_BELOW_ONLY,
     };
-    let destinations = match cgroup.destinations {
+    let destinations = match destinations {
         Destinations::Declared => DESTINATIONS_DECLARED,
         Destinations::All => DESTINATIONS_ALL,
     };
@@ -179,7 +184,7 @@ fn trie_entries(name: &'static str, entries: impl Iterator<Item = Entry>) -> Res
     Ok(entries)
 }
 
-fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
+pub(super) fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
     if count > max as usize { Err(CaptureError::TooMany { name, count, max }) } else { Ok(()) }
 }
 

@@ -4,7 +4,7 @@ use std::{fs::File, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
-    programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps},
+    programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, RawTracePoint, SkLookup, SockOps},
 };
 
 use super::{CaptureError, bpf::Hook, pins::Pins};
@@ -27,6 +27,9 @@ const AT_ROOT: [(&str, Load, Hook); 10] = [
     ("toolgate_connect6", sock_addr, Hook::Connect6),
 ];
 
+/// Captures cgroups by name; attached to the tracepoint that tells of them.
+const MKDIR: &str = "toolgate_cgroup_mkdir";
+
 const PREFIX: &str = "toolgate_";
 
 /// Pins of these would keep an agent of another layout from its own port.
@@ -40,6 +43,11 @@ pub(super) fn attach(ebpf: &mut Ebpf, root: &File, pins: &Pins) -> Result<(), Ca
     for (name, load, _) in AT_ROOT {
         load_program(ebpf, name, load)?;
     }
+    load_program(ebpf, MKDIR, raw_tracepoint)?;
+    let mkdir = ebpf.program(MKDIR).ok_or(CaptureError::WrongObject { name: MKDIR })?;
+    let mkdir =
+        mkdir.fd().map_err(|source| CaptureError::Program { name: MKDIR, cause: Box::new(source) })?;
+    pins.tracepoint("cgroup_mkdir", mkdir.as_fd(), c"cgroup_mkdir")?;
     for (name, _, hook) in AT_ROOT {
         let pin = name.strip_prefix(PREFIX).unwrap_or(name);
         attach_program(ebpf, name, pins, pin, root, hook)?;
@@ -75,6 +83,10 @@ fn attach_program(
     let program = ebpf.program(name).ok_or(CaptureError::WrongObject { name })?;
     let program = program.fd().map_err(|source| CaptureError::Program { name, cause: Box::new(source) })?;
     pins.link(pin, program.as_fd(), target.as_fd(), hook)
+}
+
+fn raw_tracepoint(program: &mut Program) -> Result<(), ProgramError> {
+    <&mut RawTracePoint>::try_from(program)?.load()
 }
 
 fn sock(program: &mut Program) -> Result<(), ProgramError> {

@@ -70,6 +70,12 @@ counters! {
     ConnectNoStorage = "connect" "refused_no_storage",
     /// The configuration could not be read, which the kernel excludes: refused.
     ConnectNoConfig = "connect" "refused_no_config",
+    /// A cgroup was made that has a captured name: it is captured from its first process on.
+    MkdirCaptured = "cgroup_mkdir" "captured",
+    /// Another cgroup was made.
+    MkdirOther = "cgroup_mkdir" "other_name",
+    /// A cgroup has a captured name, and the map of captured ones is full.
+    MkdirFull = "cgroup_mkdir" "full",
     /// A datagram to an address of its own, IPv4.
     Sendmsg4Entered = "sendmsg4" "entered",
     /// The same by IPv6.

@@ -31,6 +31,10 @@ pub const GUARDED_MAX: u32 = 16_384;
 pub const AGENTS_MAX: u32 = 16;
 /// Entries of each of the three destination tries.
 pub const DESTINATIONS_MAX: u32 = 16_384;
+/// Names of cgroups that are captured when they are made.
+pub const NAMES_MAX: u32 = 4_096;
+/// Bytes of such a name, its end included. A longer one is left to the agent, which hears of it a moment later.
+pub const NAME_BYTES_MAX: usize = 256;
 /// Levels of the cgroup tree that are looked at, the root included.
 pub const CGROUP_LEVELS_MAX: u32 = 16;
 /// Bytes of the ring of [`Seen`].
@@ -148,6 +152,15 @@ pub struct Made {
     pub cgroup_id: u64,
 }
 plain!(Made, 16);
+
+/// The path of a cgroup below the cgroup2 root, with a leading `/`, and zeros behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// Its bytes.
+    pub path: [u8; NAME_BYTES_MAX],
+}
+plain!(Name, 256);
 
 /// Tells the agent of a captured process in a namespace that it does not serve yet.
 #[repr(C)]
@@ -269,10 +282,18 @@ pub struct Offsets {
     pub inode_i_sb: u32,
     /// `super_block.s_dev`
     pub super_block_s_dev: u32,
+    /// `cgroup.kn`
+    pub cgroup_kn: u32,
+    /// `cgroup.root`
+    pub cgroup_root: u32,
+    /// `kernfs_node.id`
+    pub kernfs_node_id: u32,
+    /// `cgroup_root.hierarchy_id`
+    pub cgroup_root_hierarchy_id: u32,
     /// 1 where `bpf_set_retval` exists (5.18): a refused connect then says ECONNREFUSED, else EPERM.
     pub has_set_retval: u32,
 }
-plain!(Offsets, 40);
+plain!(Offsets, 56);
 
 /// `a.b.c.d` in network order as `::ffff:a.b.c.d`.
 #[inline(always)]
@@ -290,6 +311,7 @@ pub const LAYOUT: u32 = {
         size_of::<Guarded>(),
         size_of::<Admitted>(),
         size_of::<Made>(),
+        size_of::<Name>(),
         size_of::<Seen>(),
         size_of::<Record>(),
         size_of::<Connection>(),

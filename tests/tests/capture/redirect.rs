@@ -99,6 +99,7 @@ fn destinations_are_captured_excluded_or_refused() -> Result<()> {
     let other = server.local_addr()?.port();
     let rig = Rig::start(Plan {
         cgroups: vec![declared_of(&cgroup)?],
+        names: Vec::new(),
         capture: vec![
             destination("127.0.0.1/32 8000")?,
             destination("192.0.2.0/24")?,
