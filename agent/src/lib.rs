@@ -10,7 +10,7 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`cli`] is the command line; [`buffer`], [`body`], [`limits`] and [`sessions`] serve the stages.
+//! [`cli`] is the command line; [`buffer`], [`body`], [`limits`], [`netns`] and [`sessions`] serve the stages.
 
 pub mod admin;
 pub mod app;
@@ -22,6 +22,7 @@ pub mod config;
 pub mod forward;
 pub mod identify;
 pub mod limits;
+pub mod netns;
 pub mod parse;
 pub mod proxy;
 pub mod record;

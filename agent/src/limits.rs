@@ -38,6 +38,8 @@ pub struct Limits {
     pub upstream_idle_count_max: usize,
     /// Client connections served at once on a thread.
     pub connections_max: usize,
+    /// The same of one captured cgroup: none can use up the others' share.
+    pub connections_per_cgroup_max: usize,
     /// Sessions bound at once on the node.
     pub sessions_max: usize,
     /// How long a session lasts without a request.
@@ -66,6 +68,7 @@ impl Default for Limits {
             upstream_idle_max: Duration::from_millis(3_500),
             upstream_idle_count_max: 64,
             connections_max: 16_384,
+            connections_per_cgroup_max: 8_192,
             sessions_max: 65_536,
             session_idle_max: Duration::from_secs(24 * 3600),
             audit_entries_max: 16_384,

@@ -1,27 +1,25 @@
 //! One thread for each core: its listener, its connections, its pool. Nothing moves between threads.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
 
 use toolgate_core::denial::Reason;
 
 use super::{AppError, Node};
-use crate::capture::{Kernel, Taker};
+use crate::capture::{Captured, Cookie, Kernel, Taker};
 use crate::forward::Pool;
+use crate::netns::{self, Listeners, ORDERS_MAX, Order};
 use crate::proxy;
-
-/// Connections that wait for `accept`, for each thread.
-const BACKLOG: i32 = 1_024;
 
 /// After an accept that failed: out of descriptors or memory, it would fail again at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -32,25 +30,39 @@ pub struct Worker {
     pub node: Arc<Node>,
     /// Idle upstream connections.
     pub pool: Pool,
+    taker: RefCell<Taker>,
     connections: Cell<usize>,
+    /// The same by captured cgroup.
+    shares: RefCell<HashMap<u64, usize>>,
     working: Cell<usize>,
     rested: Notify,
     stopping: watch::Receiver<bool>,
 }
 
 /// A connection that is being served; counted until it is dropped, whatever ends it.
-struct Counted(Rc<Worker>);
+struct Counted {
+    worker: Rc<Worker>,
+    cgroup: u64,
+}
 
 impl Counted {
-    fn one_more(worker: Rc<Worker>) -> Self {
+    fn one_more(worker: Rc<Worker>, cgroup: u64) -> Self {
         worker.connections.set(worker.connections.get() + 1);
-        Self(worker)
+        *worker.shares.borrow_mut().entry(cgroup).or_default() += 1;
+        Self { worker, cgroup }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
+        self.worker.connections.set(self.worker.connections.get() - 1);
+        let mut shares = self.worker.shares.borrow_mut();
+        if let Some(share) = shares.get_mut(&self.cgroup) {
+            *share -= 1;
+            if *share == 0 {
+                shares.remove(&self.cgroup);
+            }
+        }
     }
 }
 
@@ -65,11 +77,13 @@ impl Drop for Working<'_> {
 }
 
 impl Worker {
-    fn new(node: Arc<Node>, stopping: watch::Receiver<bool>) -> Self {
+    fn new(node: Arc<Node>, taker: Taker, stopping: watch::Receiver<bool>) -> Self {
         Self {
             node,
             pool: Pool::default(),
+            taker: RefCell::new(taker),
             connections: Cell::new(0),
+            shares: RefCell::default(),
             working: Cell::new(0),
             rested: Notify::new(),
             stopping,
@@ -89,24 +103,32 @@ impl Worker {
         *self.stopping.borrow()
     }
 
-    async fn run(self: Rc<Self>, listener: TcpListener, listener6: Option<TcpListener>, mut taker: Taker) {
+    /// Accepts at home and in the namespaces that the keeper gives to this thread, until the agent ends.
+    async fn run(self: Rc<Self>, home: Vec<StdListener>, mut orders: mpsc::Receiver<Order>) {
         let mut stopping = self.stopping.clone();
         let limits = &self.node.limits;
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
+        let mut accepting = HashMap::from([(self.node.namespaces.home().cookie, self.accept_all(home))]);
         loop {
             tokio::select! {
-                accepted = accept(&listener, listener6.as_ref()) => match accepted {
-                    Ok((stream, peer)) => self.accepted(stream, peer, &mut taker),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
-                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                Some(order) = orders.recv() => match order {
+                    Order::Serve { namespace, listeners } => {
+                        let before = accepting.insert(namespace, self.accept_all(listeners));
+                        before.into_iter().flatten().for_each(|task| task.abort());
+                    }
+                    Order::Leave { namespace } => {
+                        accepting.remove(&namespace).into_iter().flatten().for_each(|task| task.abort());
                     }
                 },
                 _ = sweep.tick() => self.pool.sweep(limits),
                 _ = stopping.wait_for(|stop| *stop) => break,
             }
         }
-        drop((listener, listener6));
+        for task in accepting.into_values().flatten() {
+            if task.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("a listener's task panicked: what waited there was closed");
+            }
+        }
         let drained = async {
             while self.working.get() > 0 {
                 self.rested.notified().await;
@@ -117,100 +139,104 @@ impl Worker {
         }
     }
 
-    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, taker: &mut Taker) {
-        let captured = match taker.take(&stream, peer) {
+    fn accept_all(self: &Rc<Self>, listeners: Vec<StdListener>) -> Vec<Task<()>> {
+        let start = |listener| match TcpListener::from_std(listener) {
+            Ok(listener) => Some(spawn_local(Rc::clone(self).accept(listener))),
+            Err(error) => {
+                tracing::error!(%error, "a listener that nothing can be accepted from");
+                None
+            }
+        };
+        listeners.into_iter().filter_map(start).collect()
+    }
+
+    /// One connection after another. At the end of the agent what has come already is served, too.
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        let mut stopping = self.stopping.clone();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.accepted(stream, peer),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                    }
+                },
+                _ = stopping.wait_for(|stop| *stop) => break,
+            }
+        }
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.accepted(stream, peer);
+            }
+        }
+    }
+
+    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let captured = match self.taker.borrow_mut().take(&stream, peer) {
             Ok(captured) => captured,
             Err(error) => {
                 self.node.metrics.refused(Reason::NoRecord);
                 return tracing::warn!(%error, "connection refused");
             }
         };
-        // Not before: a record that is left would be found by the next connection of that port.
-        if self.connections.get() >= self.node.limits.connections_max {
+        if let Some((limit, name)) = self.beyond(&captured) {
             self.node.metrics.refused(Reason::Overload);
-            tracing::warn!(limit = self.node.limits.connections_max, "connection refused (connections_max)");
+            tracing::warn!(limit, cgroup = captured.process.captured_id, "connection refused ({name})");
             return;
         }
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
-        let counted = Counted::one_more(Rc::clone(self));
-        spawn_local(async move { proxy::connection(stream, captured, &counted.0).await });
+        let counted = Counted::one_more(Rc::clone(self), captured.process.captured_id);
+        spawn_local(async move { proxy::connection(stream, captured, &counted.worker).await });
+    }
+
+    /// The limit that one more connection would break.
+    fn beyond(&self, captured: &Captured) -> Option<(usize, &'static str)> {
+        let limits = &self.node.limits;
+        let share = self.shares.borrow().get(&captured.process.captured_id).copied().unwrap_or_default();
+        if self.connections.get() >= limits.connections_max {
+            Some((limits.connections_max, "connections_max"))
+        } else if share >= limits.connections_per_cgroup_max {
+            Some((limits.connections_per_cgroup_max, "connections_per_cgroup_max"))
+        } else {
+            None
+        }
     }
 }
 
-/// Whichever has a connection.
-async fn accept(v4: &TcpListener, v6: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
-    let Some(v6) = v6 else { return v4.accept().await };
-    tokio::select! {
-        accepted = v4.accept() => accepted,
-        accepted = v6.accept() => accepted,
-    }
-}
-
-/// Listeners on one port of both families, one for each thread.
-pub(super) struct Listeners {
-    v4: Vec<StdListener>,
-    /// None where the host has no IPv6.
-    v6: Vec<StdListener>,
-}
-
-/// Listens at 127.0.0.1 and, where there is IPv6, at ::1.
+/// The listeners at home: one of each family for each thread.
 ///
 /// # Errors
 /// The port is in use, or may not be bound.
 pub(super) fn listen(port: u16, threads: usize) -> Result<Listeners, AppError> {
-    let bind = |address: SocketAddr| {
-        let all = || {
-            // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
-            drop(listener(address, false)?);
-            (0..threads).map(|_| listener(address, true)).collect::<io::Result<Vec<_>>>()
-        };
-        all().map_err(|cause| AppError::Listen { address, cause })
-    };
-    let v4 = bind((Ipv4Addr::LOCALHOST, port).into())?;
-    let v6 = match bind((Ipv6Addr::LOCALHOST, port).into()) {
-        Err(AppError::Listen { cause, .. }) if is_no_ipv6(&cause) => Vec::new(),
-        listeners => listeners?,
+    let v4 = listen_at(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), threads)?;
+    let v6 = match listen_at(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port), threads) {
+        Ok(listeners) => listeners,
+        Err(AppError::Listen { cause, .. }) if netns::is_without_ipv6(&cause) => Vec::new(),
+        Err(error) => return Err(error),
     };
     Ok(Listeners { v4, v6 })
 }
 
-/// IPv6 is not built in, or is switched off, or `lo` has no address of it.
-fn is_no_ipv6(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+fn listen_at(address: SocketAddr, threads: usize) -> Result<Vec<StdListener>, AppError> {
+    let bind = || {
+        // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
+        drop(StdListener::bind(address)?);
+        (0..threads).map(|_| netns::listener(address)).collect::<io::Result<_>>()
+    };
+    bind().map_err(|cause| AppError::Listen { address, cause })
 }
 
-fn listener(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+/// The threads, and where the keeper of the namespaces tells them what else to accept from.
+pub(super) struct Workers {
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) orders: Vec<mpsc::Sender<Order>>,
 }
 
-/// Captured connections of the agent's own namespace are given to its listeners from here on.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn serve_home(kernel: &Kernel, listeners: &Listeners) -> Result<(), AppError> {
-    let failed = |cause| AppError::Start { what: "make a socket", cause };
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(failed)?;
-    let home = kernel.namespace_of(&socket).map_err(AppError::Capture)?;
-    kernel.serve(home, has_ipv6_routes(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)
-}
-
-/// Whether there is a route to an address that is nobody's (RFC 3849). Nothing is sent.
-fn has_ipv6_routes() -> bool {
-    let nobody = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok_and(|socket| socket.connect((nobody, 9)).is_ok())
-}
-
-/// Starts the threads.
+/// Starts the threads: as many as there are IPv4 listeners.
 ///
 /// # Errors
 /// No thread, no runtime, no handle of the map of records.
@@ -219,22 +245,21 @@ pub(super) fn spawn(
     kernel: &Kernel,
     listeners: Listeners,
     stopping: &watch::Receiver<bool>,
-) -> Result<Vec<JoinHandle<()>>, AppError> {
+) -> Result<Workers, AppError> {
     let failed = |cause| AppError::Start { what: "start a worker thread", cause };
+    let mut workers = Workers { threads: Vec::new(), orders: Vec::new() };
     let mut v6 = listeners.v6.into_iter();
-    let start = |(index, v4): (usize, StdListener)| {
-        let v6 = v6.next();
+    for (index, v4) in listeners.v4.into_iter().enumerate() {
+        let home = std::iter::once(v4).chain(v6.next()).collect();
         let taker = kernel.taker().map_err(AppError::Capture)?;
         let (node, stopping) = (Arc::clone(node), stopping.clone());
+        let (orders, given) = mpsc::channel(ORDERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let serve = move || async move {
-            match (TcpListener::from_std(v4), v6.map(TcpListener::from_std).transpose()) {
-                (Ok(v4), Ok(v6)) => Rc::new(Worker::new(node, stopping)).run(v4, v6, taker).await,
-                (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "worker without listener"),
-            }
-        };
+        let serve = move || async move { Rc::new(Worker::new(node, taker, stopping)).run(home, given).await };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
-        thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)
-    };
-    listeners.v4.into_iter().enumerate().map(start).collect()
+        let thread = thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)?;
+        workers.threads.push(thread);
+        workers.orders.push(orders);
+    }
+    Ok(workers)
 }
