@@ -9,6 +9,7 @@ use crate::admin::AdminError;
 use crate::capture::CaptureError;
 use crate::config::Diagnostic;
 use crate::config::watch::WatchError;
+use crate::netns::NetnsError;
 use crate::record::AuditError;
 
 /// The agent's own errors, each with the next step. The cause stands in the text.
@@ -35,6 +36,9 @@ pub enum AppError {
     /// The BPF programs.
     #[error("cannot capture: {0}")]
     Capture(CaptureError),
+    /// Network namespaces.
+    #[error(transparent)]
+    Namespaces(#[from] NetnsError),
     /// The BPF programs, at the end.
     #[error("cannot detach: {0}; `toolgate detach` removes what is left")]
     Detach(CaptureError),

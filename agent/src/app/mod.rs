@@ -15,19 +15,21 @@ pub use worker::{Worker, Working};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use follow::Follow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
-use crate::capture::{Kernel, Loss, Settings};
+use crate::capture::{Kernel, Loss, Plan, Settings};
 use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources, Severity};
 use crate::identify::Identify;
 use crate::limits::Limits;
+use crate::netns::{self, Keeper, Keeping, Listeners, Namespaces};
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::sessions::Sessions;
 
@@ -54,6 +56,8 @@ pub struct Node {
     pub resources: ArcSwap<Resources>,
     /// Turns recorded processes into callers.
     pub identify: Identify,
+    /// The network namespaces that the agent listens in.
+    pub namespaces: Arc<Namespaces>,
     /// Session bindings.
     pub sessions: Sessions,
     /// Where entries are opened.
@@ -76,6 +80,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// Tells the kernel's programs what is to be captured now, and returns it.
+    fn capture(&self, kernel: &Kernel, resources: &Resources) -> Result<Plan, PlanError> {
+        let plan = plan::plan(&self.agent, resources, self.mode, &self.namespaces)?;
+        kernel.update(&plan)?;
+        self.namespaces.guard(&plan.guarded);
+        Ok(plan)
+    }
+
     /// Reads the resources again: all of them are taken over, or nothing changes.
     pub fn reload(&self, kernel: &Kernel) {
         let Some(dir) = &self.config else { return };
@@ -83,8 +95,7 @@ impl Node {
             .map_err(|all| texts(&all))
             .and_then(|mut new| {
                 new.generation = self.resources.load().generation + 1;
-                let plan = plan::plan(&self.agent, &new, self.mode).map_err(|e| vec![e.to_string()])?;
-                kernel.update(&plan).map_err(|e| vec![e.to_string()])?;
+                self.capture(kernel, &new).map_err(|e| vec![e.to_string()])?;
                 Ok(new)
             });
         let refused = match loaded {
@@ -149,18 +160,19 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     let mode = Mode { observe: options.observe };
     let _exec_root = exec_root::ExecRoot::make()?;
     plan::check_named(&agent)?;
-    let plan = plan::plan(&agent, &resources, mode)?;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let admin = admin::Sockets::bind(&agent)?;
     let port = agent.listen.outbound;
-    let (node, writer) = build(options, agent, resources, mode)?;
     // Before the listeners: as long as the programs of a dead agent are attached, only the agent may bind the port.
     let settings = Settings { port, agent_loss: Loss::Closed, heartbeat_age_max: HEARTBEAT_AGE_MAX };
     let kernel = Arc::new(Kernel::attach(&settings).map_err(AppError::Capture)?);
+    let namespaces = Arc::new(Namespaces::at_home(&kernel)?);
     let listeners = worker::listen(port, threads)?;
-    worker::serve_home(&kernel, &listeners)?;
-    kernel.update(&plan).map_err(AppError::Capture)?;
-    let served = serve(&node, &kernel, listeners, admin, signals).await;
+    let home = namespaces.home().cookie;
+    kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;
+    let (node, writer) = build(options, agent, resources, mode, namespaces)?;
+    let running = start(&node, &kernel, listeners)?;
+    let served = serve(&node, &kernel, running, admin, signals).await;
     // Again where serving ended early: what is gone already is no error.
     let detached = kernel.detach().map(drop).map_err(AppError::Detach);
     writer.finish();
@@ -184,6 +196,7 @@ fn build(
     agent: AgentConfig,
     resources: Resources,
     mode: Mode,
+    namespaces: Arc<Namespaces>,
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = Limits::default();
     let (recorder, writer) = record::start(&AuditPlan {
@@ -199,6 +212,7 @@ fn build(
         agent,
         resources: ArcSwap::from_pointee(resources),
         identify: Identify::default(),
+        namespaces,
         sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
         record: recorder,
         mode,
@@ -228,17 +242,35 @@ impl Signals {
     }
 }
 
+/// The threads of the data path.
+struct Running {
+    stop: watch::Sender<bool>,
+    workers: Vec<JoinHandle<()>>,
+    keeping: Keeping,
+}
+
+/// Starts the workers, serves the network namespaces of what is captured, and only then begins to capture: in other
+/// namespaces connections are refused.
+fn start(node: &Arc<Node>, kernel: &Arc<Kernel>, listeners: Listeners) -> Result<Running, AppError> {
+    let (stop, stopping) = watch::channel(false);
+    let workers = worker::spawn(node, kernel, listeners, &stopping)?;
+    let keeping = keep(node, kernel, workers.orders)?;
+    if let Err(error) = node.capture(kernel, &node.resources.load()) {
+        keeping.stop();
+        return Err(error.into());
+    }
+    Ok(Running { stop, workers: workers.threads, keeping })
+}
+
 /// Serves until a signal, then detaches and drains.
 async fn serve(
     node: &Arc<Node>,
     kernel: &Arc<Kernel>,
-    listeners: worker::Listeners,
+    running: Running,
     admin: admin::Sockets,
     mut signals: Signals,
 ) -> Result<(), AppError> {
-    let (stop, stopping) = watch::channel(false);
-    let workers = worker::spawn(node, kernel, listeners, &stopping)?;
-    let (changed, mut changes) = tokio::sync::mpsc::channel(1);
+    let (changed, mut changes) = mpsc::channel(1);
     let _watch = match &node.config {
         Some(dir) => Some(config::watch::watch(&dir.join(RESOURCES), move || {
             // A change that finds the channel full is seen with the one before it.
@@ -265,15 +297,33 @@ async fn serve(
         }
     }
     tracing::info!("ending: running requests have {:?} (drain_time_max)", node.limits.drain_time_max);
+    running.keeping.stop();
     // From here on captured processes reach their servers directly: an orderly end is the operator's wish.
     let detached = kernel.detach().map(drop).map_err(AppError::Detach);
-    let _ = stop.send(true); // no receiver: every worker has ended by itself
-    for worker in workers {
+    let _ = running.stop.send(true); // no receiver: every worker has ended by itself
+    for worker in running.workers {
         if !matches!(tokio::task::spawn_blocking(move || worker.join()).await, Ok(Ok(()))) {
             tracing::error!("a worker thread panicked: its connections were closed");
         }
     }
     detached
+}
+
+/// Follows the network namespaces of what is captured; those that are there are served when this returns.
+fn keep(
+    node: &Arc<Node>,
+    kernel: &Arc<Kernel>,
+    workers: Vec<mpsc::Sender<netns::Order>>,
+) -> Result<Keeping, AppError> {
+    let roots = plan::named(&node.agent, node.mode)?.iter().map(plan::Named::root).collect::<Result<_, _>>();
+    let keeper = Keeper {
+        namespaces: Arc::clone(&node.namespaces),
+        kernel: Arc::clone(kernel),
+        roots: roots.map_err(AppError::Capture)?,
+        port: node.agent.listen.outbound,
+        workers,
+    };
+    Ok(keeper.start()?)
 }
 
 /// Carries the programs' log on, for ever.

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
 use toolgate_core::denial::Reason;
 
 use super::{AppError, Node};
-use crate::capture::{Captured, Cookie, Kernel, Taker};
+use crate::capture::{Captured, Kernel, Taker};
 use crate::forward::Pool;
 use crate::netns::{self, Listeners, ORDERS_MAX, Order};
 use crate::proxy;

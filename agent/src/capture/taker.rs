@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use aya::maps::{MapData, MapError, SkStorage};
 use toolgate_ebpf_common::Record;
 
-use super::{abi::Abi, settings::is_absent};
+use super::{Cookie, abi::Abi, settings::is_absent};
 
 /// One a thread: its own handle of the map.
 #[derive(Debug)]
@@ -32,10 +32,12 @@ pub struct Recorded {
     pub exe: Executable,
     /// Its cgroup: see [`super::cgroup::path_of`].
     pub cgroup_id: u64,
+    /// The captured cgroup that it was in, or that its socket was made in.
+    pub captured_id: u64,
     /// In the initial user namespace.
     pub uid: u32,
     /// Its network namespace.
-    pub netns_cookie: u64,
+    pub namespace: Cookie,
 }
 
 /// An executable, for comparison with what stat says of a path.
@@ -94,8 +96,9 @@ fn captured(record: &Record) -> Captured {
             start_ns: record.start_ns,
             exe: Executable { dev: user_dev(record.exe_dev), ino: record.exe_ino, exec_id: record.exec_id },
             cgroup_id: record.cgroup_id,
+            captured_id: record.captured_id,
             uid: record.uid,
-            netns_cookie: record.netns_cookie,
+            namespace: Cookie(record.netns_cookie),
         },
     }
 }

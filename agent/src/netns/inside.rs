@@ -87,7 +87,8 @@ pub fn listener(address: SocketAddr) -> io::Result<TcpListener> {
 /// that was needed.
 pub(super) fn raise_loopback() -> Result<bool, NetnsError> {
     let failed = |what, cause| NetnsError::Inside { what, cause };
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).map_err(|cause| failed("make a socket", cause))?;
+    let socket =
+        Socket::new(Domain::IPV4, Type::DGRAM, None).map_err(|cause| failed("make a socket", cause))?;
     // SAFETY: a C struct of integers, for which zeros are a value.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
     for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
@@ -156,7 +157,9 @@ mod tests {
         let check = |expected: bool, line: &str| assert_eq!(leads_out(line), expected, "{line}");
         let zeros = "00000000000000000000000000000000";
         let default = |flags: &str, device: &str| {
-            format!("{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 {flags} {device}")
+            format!(
+                "{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 {flags} {device}"
+            )
         };
         let to = |destination: &str, length: &str, flags: &str| {
             format!("{destination} {length} {zeros} 00 {zeros} 00000100 00000001 00000000 {flags} eth0")

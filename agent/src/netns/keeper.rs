@@ -2,6 +2,7 @@
 //! those in which nobody captured is left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::path::Path;
@@ -14,12 +15,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
-use toolgate_ebpf_common::{NAMESPACES_MAX, Seen};
+use toolgate_ebpf_common::NAMESPACES_MAX;
 
 use super::discover::{self, Root};
 use super::inside::{self, Listeners};
 use super::{Door, Namespace, Namespaces, NetnsError, Order};
-use crate::capture::{Cookie, Kernel, SeenReader};
+use crate::capture::{Cookie, Kernel, Seen, SeenReader};
 
 /// How often it looks without being told: a process that enters a namespace makes no event.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -78,7 +79,8 @@ impl Keeper {
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("toolgate-netns".to_owned()).spawn(run).map_err(failed)?;
+        let thread =
+            std::thread::Builder::new().name("toolgate-netns".to_owned()).spawn(run).map_err(failed)?;
         // An error is a panic of the thread, which its end tells.
         let _ = first.recv();
         Ok(Keeping { stop, thread })
@@ -93,22 +95,14 @@ struct Served {
 
 struct Follower {
     given: Keeper,
-    seen: Option<AsyncFd<Ring>>,
+    seen: Option<AsyncFd<SeenReader>>,
     inotify: Option<AsyncFd<Fd>>,
     served: BTreeMap<Cookie, Served>,
     home_ipv6_routes: bool,
     /// Namespaces that could not be served, by inode: told once.
     failing: BTreeSet<u64>,
     /// What the ring told of and was not found, until the next look.
-    missed: BTreeSet<(u32, u64)>,
-}
-
-struct Ring(SeenReader);
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
+    missed: BTreeSet<(u32, Cookie)>,
 }
 
 struct Fd(Inotify);
@@ -123,7 +117,7 @@ impl Follower {
     fn new(given: Keeper) -> Self {
         let seen = given.kernel.seen().and_then(|reader| {
             // SAFETY: the reader owns its descriptor, and gives the same one as long as it lives.
-            let ring = unsafe { AsyncFd::register_with_interest(Ring(reader), Interest::READABLE) };
+            let ring = unsafe { AsyncFd::register_with_interest(reader, Interest::READABLE) };
             told("the ring of unknown namespaces", ring.map_err(io::Error::from))
         });
         let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
@@ -175,18 +169,17 @@ impl Follower {
     }
 
     /// What captured processes connected from and is not served: the namespace of one of their threads.
-    async fn meet(&mut self, events: &BTreeSet<(u32, u64)>) {
+    async fn meet(&mut self, events: &BTreeSet<(u32, Cookie)>) {
         let mut changed = false;
-        for &(tgid, raw) in events {
-            let is_served = self.served.keys().any(|cookie| cookie.get() == raw);
-            if is_served || self.missed.contains(&(tgid, raw)) {
+        for &(tgid, cookie) in events {
+            if self.served.contains_key(&cookie) || self.missed.contains(&(tgid, cookie)) {
                 continue;
             }
-            match self.door_of_thread(tgid, raw) {
-                Some((door, cookie)) => changed |= self.served_now(door, cookie, tgid).await,
+            match self.door_of_thread(tgid, cookie) {
+                Some(door) => changed |= self.served_now(door, cookie, tgid).await,
                 None => {
-                    tracing::debug!(tgid, namespace = raw, "no thread is in the namespace that it connected from");
-                    self.missed.insert((tgid, raw));
+                    tracing::debug!(tgid, namespace = %cookie, "no thread is in the namespace that it connected from");
+                    self.missed.insert((tgid, cookie));
                 }
             }
         }
@@ -195,7 +188,7 @@ impl Follower {
         }
     }
 
-    fn door_of_thread(&self, tgid: u32, raw: u64) -> Option<(Door, Cookie)> {
+    fn door_of_thread(&self, tgid: u32, cookie: Cookie) -> Option<Door> {
         let home = self.given.namespaces.home();
         let mut tried = BTreeSet::from([home.inode()]);
         discover::threads(tgid).find_map(|path| {
@@ -203,8 +196,7 @@ impl Follower {
             if !tried.insert(door.inode()) {
                 return None;
             }
-            let cookie = door.cookie(&self.given.kernel).ok()?;
-            (cookie.get() == raw).then_some((door, cookie))
+            (door.cookie(&self.given.kernel).ok()? == cookie).then_some(door)
         })
     }
 
@@ -322,8 +314,10 @@ impl Follower {
 
     async fn order(&self, cookie: Cookie, order: Order) {
         let workers = &self.given.workers;
-        let of = usize::try_from(cookie.get()).unwrap_or_default().checked_rem(workers.len());
-        if let Some(worker) = of.and_then(|index| workers.get(index)) {
+        // Cookies are not dense: taken as they are, all could fall to one thread.
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(cookie);
+        let index = usize::try_from(hash >> 32).unwrap_or_default().checked_rem(workers.len());
+        if let Some(worker) = index.and_then(|index| workers.get(index)) {
             // No receiver: the worker has ended, and the agent ends.
             let _ = worker.send(order).await;
         }
@@ -361,13 +355,13 @@ fn look_into(namespace: &Namespace, kernel: &Kernel, ipv6_routes: &mut bool, rai
 }
 
 /// Processes that connected from namespaces that are not served, each once.
-async fn seen(ring: &mut Option<AsyncFd<Ring>>) -> BTreeSet<(u32, u64)> {
+async fn seen(ring: &mut Option<AsyncFd<SeenReader>>) -> BTreeSet<(u32, Cookie)> {
     let mut events = BTreeSet::new();
     let Some(ring) = ring else { return std::future::pending().await };
     match ring.readable_mut().await {
         Ok(mut ready) => {
-            ready.get_inner_mut().0.drain(|Seen { tgid, netns_cookie, .. }| {
-                events.insert((tgid, netns_cookie));
+            ready.get_inner_mut().drain(|Seen { tgid, namespace, .. }| {
+                events.insert((tgid, namespace));
             });
             ready.clear_ready();
         }
@@ -406,5 +400,8 @@ fn watch(inotify: &Option<AsyncFd<Fd>>, directory: &Path) {
 }
 
 fn told<T>(what: &str, made: io::Result<T>) -> Option<T> {
-    made.inspect_err(|error| tracing::warn!(%error, "no {what}: namespaces are looked for every {LOOK_EVERY:?}")).ok()
+    made.inspect_err(
+        |error| tracing::warn!(%error, "no {what}: namespaces are looked for every {LOOK_EVERY:?}"),
+    )
+    .ok()
 }

@@ -24,9 +24,13 @@ pub use keeper::{Keeper, Keeping};
 pub use namespace::{Door, Namespace};
 pub use served::Namespaces;
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use crate::capture::Cookie;
+
+/// No server is here: a captured process that connects to it is answered by the agent, and proves thereby that it is
+/// captured.
+pub const CANARY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 255, 255, 254)), 1);
 
 /// What the keeper tells the worker that a namespace belongs to.
 #[derive(Debug)]
