@@ -5,6 +5,7 @@
 //! - `agent`: an agent on a configuration of the test's own
 //! - `caller`: a captured process that connects where it is told and hands over the connection
 //! - `cgroup`: a cgroup of a test's own
+//! - `netns`: a network namespace of a test's own
 //! - `http`: the client's end of such a connection, byte for byte
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
 //! - `peer`: a server whose every byte is the test's own
@@ -17,6 +18,7 @@ mod caller;
 mod cgroup;
 mod host;
 pub mod http;
+pub mod netns;
 mod peer;
 mod process;
 pub mod scene;
@@ -29,6 +31,7 @@ pub use caller::{Caller, Connected};
 pub use cgroup::Cgroup;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
+pub use netns::Netns;
 pub use peer::Peer;
 pub use process::Process;
 pub use scene::Scene;

@@ -4,7 +4,7 @@
 //! `stream`, and `GET`, open an event stream whose events the test sends one at a time.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,7 +55,15 @@ impl Server {
     /// # Errors
     /// There is none.
     pub fn start() -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1")?;
+        Self::at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Starts it where it is told.
+    ///
+    /// # Errors
+    /// It is no address of this namespace, or in use.
+    pub fn at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
         let address = listener.local_addr().context("a listener without address")?;
         let (requests_in, requests) = channel();
         let (left_in, left) = channel();

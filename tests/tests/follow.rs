@@ -25,8 +25,11 @@ impl Stage {
         let mut caller = Caller::outside()?;
         // Before its first socket.
         cgroup.add(caller.id())?;
-        let reply = caller.http(self.server.address)?.post(&call(1, "echo", &json!({})))?;
-        Ok(!is_result(&reply)?)
+        // Its port accepts the agent alone: who is not captured is refused there.
+        let Ok(mut connection) = caller.http(self.server.address) else { return Ok(false) };
+        let reply = connection.post(&call(1, "echo", &json!({})))?;
+        ensure!(!is_result(&reply)?, "captured, and permitted to nobody: {}", reply.text());
+        Ok(true)
     }
 
     fn will_capture(&self, cgroup: &Cgroup) -> Result<()> {

@@ -5,6 +5,7 @@ pub mod exec_root;
 mod follow;
 mod lock;
 mod plan;
+mod shares;
 mod worker;
 
 pub use error::AppError;

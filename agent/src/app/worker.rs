@@ -15,8 +15,9 @@ use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
 
 use toolgate_core::denial::Reason;
 
+use super::shares::Shares;
 use super::{AppError, Node};
-use crate::capture::{Captured, Kernel, Taker};
+use crate::capture::{Kernel, Taker};
 use crate::forward::Pool;
 use crate::netns::{self, Listeners, ORDERS_MAX, Order};
 use crate::proxy;
@@ -31,39 +32,10 @@ pub struct Worker {
     /// Idle upstream connections.
     pub pool: Pool,
     taker: RefCell<Taker>,
-    connections: Cell<usize>,
-    /// The same by captured cgroup.
-    shares: RefCell<HashMap<u64, usize>>,
+    connections: Rc<Shares>,
     working: Cell<usize>,
     rested: Notify,
     stopping: watch::Receiver<bool>,
-}
-
-/// A connection that is being served; counted until it is dropped, whatever ends it.
-struct Counted {
-    worker: Rc<Worker>,
-    cgroup: u64,
-}
-
-impl Counted {
-    fn one_more(worker: Rc<Worker>, cgroup: u64) -> Self {
-        worker.connections.set(worker.connections.get() + 1);
-        *worker.shares.borrow_mut().entry(cgroup).or_default() += 1;
-        Self { worker, cgroup }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.worker.connections.set(self.worker.connections.get() - 1);
-        let mut shares = self.worker.shares.borrow_mut();
-        if let Some(share) = shares.get_mut(&self.cgroup) {
-            *share -= 1;
-            if *share == 0 {
-                shares.remove(&self.cgroup);
-            }
-        }
-    }
 }
 
 /// A request that the end of the agent waits for.
@@ -82,8 +54,7 @@ impl Worker {
             node,
             pool: Pool::default(),
             taker: RefCell::new(taker),
-            connections: Cell::new(0),
-            shares: RefCell::default(),
+            connections: Rc::default(),
             working: Cell::new(0),
             rested: Notify::new(),
             stopping,
@@ -182,28 +153,20 @@ impl Worker {
                 return tracing::warn!(%error, "connection refused");
             }
         };
-        if let Some((limit, name)) = self.beyond(&captured) {
-            self.node.metrics.refused(Reason::Overload);
-            tracing::warn!(limit, cgroup = captured.process.captured_id, "connection refused ({name})");
-            return;
-        }
+        let counted = match self.connections.one_more(captured.process.captured_id, &self.node.limits) {
+            Ok(counted) => counted,
+            Err(error) => {
+                self.node.metrics.refused(Reason::Overload);
+                return tracing::warn!(%error, "connection refused");
+            }
+        };
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
-        let counted = Counted::one_more(Rc::clone(self), captured.process.captured_id);
-        spawn_local(async move { proxy::connection(stream, captured, &counted.worker).await });
-    }
-
-    /// The limit that one more connection would break.
-    fn beyond(&self, captured: &Captured) -> Option<(usize, &'static str)> {
-        let limits = &self.node.limits;
-        let share = self.shares.borrow().get(&captured.process.captured_id).copied().unwrap_or_default();
-        if self.connections.get() >= limits.connections_max {
-            Some((limits.connections_max, "connections_max"))
-        } else if share >= limits.connections_per_cgroup_max {
-            Some((limits.connections_per_cgroup_max, "connections_per_cgroup_max"))
-        } else {
-            None
-        }
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            proxy::connection(stream, captured, &worker).await;
+            drop(counted);
+        });
     }
 }
 
