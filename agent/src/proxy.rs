@@ -86,7 +86,7 @@ async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
 /// The declared server that a connection goes to. Loopback is the caller's own: in another network namespace than the
 /// agent's, no Server is there.
 fn declared<'r>(resources: &'r Resources, captured: &Captured, node: &Node) -> Option<&'r Server> {
-    let at_home = captured.process.namespace == node.namespaces.home().cookie;
+    let at_home = captured.process.netns_cookie == node.namespaces.home().cookie;
     let is_own = captured.original.ip().to_canonical().is_loopback();
     if !at_home && is_own { None } else { resources.server_at(captured.original).map(Arc::as_ref) }
 }
@@ -400,7 +400,7 @@ impl Turn<'_> {
     fn beyond(&self) -> forward::Undeclared<'_> {
         let Captured { original, process } = self.origin.captured;
         let namespaces = &self.worker.node.namespaces;
-        forward::Undeclared { address: original, namespace: process.namespace, namespaces }
+        forward::Undeclared { address: original, namespace: process.netns_cookie, namespaces }
     }
 }
 

@@ -181,7 +181,7 @@ fn what_is_wrong_is_said_before_anything_is_attached() -> Result<()> {
 
 #[test]
 fn without_any_configuration_what_exec_starts_is_denied() -> Result<()> {
-    let server = toolgate_tests::Server::start()?;
+    let server = Server::start()?;
     let agent = Agent::start(toolgate_tests::Setup::default())?;
     let reply = agent.caller("anybody")?.http(server.address)?.post(&call(1, "echo", &json!({})))?;
     assert!(!is_result(&reply)?);

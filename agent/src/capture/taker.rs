@@ -37,7 +37,7 @@ pub struct Recorded {
     /// In the initial user namespace.
     pub uid: u32,
     /// Its network namespace.
-    pub namespace: Cookie,
+    pub netns_cookie: Cookie,
 }
 
 /// An executable, for comparison with what stat says of a path.
@@ -98,7 +98,7 @@ fn captured(record: &Record) -> Captured {
             cgroup_id: record.cgroup_id,
             captured_id: record.captured_id,
             uid: record.uid,
-            namespace: Cookie(record.netns_cookie),
+            netns_cookie: Cookie(record.netns_cookie),
         },
     }
 }

@@ -92,7 +92,7 @@ pub(super) fn raise_loopback() -> Result<bool, NetnsError> {
     // SAFETY: a C struct of integers, for which zeros are a value.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
     for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
-        *to = from.cast_signed().into();
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     // SAFETY: the request is an `ifreq` with a name, as this call reads and fills it.
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) } < 0 {

@@ -14,7 +14,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 use toolgate_ebpf_common::NAMESPACES_MAX;
 
 use super::discover::{self, Root};
@@ -24,6 +24,10 @@ use crate::capture::{Cookie, Kernel, Seen, SeenReader};
 
 /// How often it looks without being told: a process that enters a namespace makes no event.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// After cgroups changed, and from then on after twice as long each time: what enters a cgroup is often not in its
+/// namespace yet.
+const LOOK_SOON: Duration = Duration::from_millis(20);
 
 /// What the thread is given.
 pub struct Keeper {
@@ -138,13 +142,20 @@ impl Follower {
     }
 
     async fn run(&mut self) {
-        let mut every = interval(LOOK_EVERY);
-        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = LOOK_EVERY;
+        let mut next = Instant::now() + pause;
         loop {
             tokio::select! {
                 events = seen(&mut self.seen) => self.meet(&events).await,
-                () = cgroups_changed(&self.inotify) => self.look().await,
-                _ = every.tick() => self.look().await,
+                () = cgroups_changed(&self.inotify) => {
+                    pause = LOOK_SOON;
+                    next = next.min(Instant::now() + pause);
+                }
+                () = sleep_until(next) => {
+                    self.look().await;
+                    pause = (pause * 2).min(LOOK_EVERY);
+                    next = Instant::now() + pause;
+                }
             }
         }
     }
