@@ -36,7 +36,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/to
 /// Maps that are pinned and shared: by the agent that comes next, and by the programs that are loaded later, one for each
 /// namespace. The log's ring is among them, so that one reader reads what all of them say. Not among them are the
 /// listeners of a namespace, and whose turn it is.
-const SHARED: [&str; 20] = [
+const SHARED: [&str; 21] = [
     "ACCEPTED",
     "ADMITTED",
     "AGENTS",
@@ -52,6 +52,7 @@ const SHARED: [&str; 20] = [
     "HEARTBEAT",
     "LEARNED",
     "MADE",
+    "NAMES",
     "NAMESPACES",
     "ORIGINALS",
     "PENDING",
