@@ -46,6 +46,10 @@ pub struct Limits {
     pub session_idle_max: Duration,
     /// Audit entries open or waiting for the writer at once.
     pub audit_entries_max: usize,
+    /// The most bytes of an executable that `exe_sha256` is asked of.
+    pub executable_bytes_max: u64,
+    /// Until an executable is read for `exe_sha256`.
+    pub identify_time_max: Duration,
     /// From SIGTERM to the end of the last request.
     pub drain_time_max: Duration,
 }
@@ -72,6 +76,8 @@ impl Default for Limits {
             sessions_max: 65_536,
             session_idle_max: Duration::from_secs(24 * 3600),
             audit_entries_max: 16_384,
+            executable_bytes_max: 1 << 30,
+            identify_time_max: Duration::from_secs(10),
             drain_time_max: Duration::from_secs(5),
         }
     }

@@ -21,7 +21,7 @@ use crate::app::{Node, Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
-use crate::identify::{self, Origin};
+use crate::identify::Origin;
 use crate::limits::Limits;
 use crate::netns::CANARY;
 use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream};
@@ -102,7 +102,7 @@ enum Opening {
 async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker: &Worker) -> Opening {
     let node = &*worker.node;
     let resources = node.resources.load_full();
-    let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
+    let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
     let turn = Turn { worker, origin, resources: &resources, caller: &caller, working: Cell::default() };
     let decision = match declared(&resources, &origin.captured, node) {
         Some(server) => decision::opaque(caller.as_ref(), server),
@@ -136,7 +136,7 @@ async fn requests<S: Stream>(
             return;
         }
         let resources = node.resources.load_full(); // one generation for the whole request
-        let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
+        let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
         let working = Cell::new(Some(worker.working()));
         let turn = Turn { worker, origin, resources: &resources, caller: &caller, working };
         let entry = match node.record.open(origin, resources.generation) {
@@ -147,6 +147,7 @@ async fn requests<S: Stream>(
                     NoSlot::Full { .. } => Reason::Overload,
                     NoSlot::Failing => Reason::AuditUnavailable,
                 };
+                node.metrics.refused(reason); // no entry will
                 turn.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
                 return;
             }

@@ -1,12 +1,13 @@
 //! A captured process that connects where it is told: the connection is its own, the bytes are the test's.
 
-use std::io::{IoSliceMut, Write as _};
+use std::io::{IoSliceMut, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -100,6 +101,18 @@ impl Caller {
         Connection::new(self.connect(to)?.stream, to)
     }
 
+    /// Makes another program of it, which must be a connector too: its next answer is that program's.
+    ///
+    /// # Errors
+    /// The caller is gone.
+    pub fn exec(&mut self, program: &Path) -> Result<()> {
+        writeln!(self.channel, "exec {}", program.display()).context("the caller is gone")?;
+        let mut answer = [0; ANSWER_BYTES_MAX];
+        let bytes = self.channel.read(&mut answer).context("no answer from the caller")?;
+        ensure!(answer.starts_with(b"executing"), "it said: {}", String::from_utf8_lossy(&answer[..bytes]));
+        Ok(())
+    }
+
     /// Its process id: `toolgate exec` becomes the command.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -108,8 +121,9 @@ impl Caller {
 }
 
 /// The connector's binary.
-fn connector() -> std::path::PathBuf {
+#[must_use]
+pub fn connector() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
-    let folder = this.parent().and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("."));
+    let folder = this.parent().and_then(Path::parent).unwrap_or(Path::new("."));
     folder.join("connector")
 }

@@ -27,7 +27,7 @@ pub mod server;
 pub mod wait;
 
 pub use agent::{Agent, Ended, Setup, free_address, get, toolgate};
-pub use caller::{Caller, Connected};
+pub use caller::{Caller, Connected, connector};
 pub use cgroup::Cgroup;
 pub use host::{Host, cgroup2};
 pub use http::Connection;

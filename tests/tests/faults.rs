@@ -1,7 +1,10 @@
 //! What fails beside the agent: servers that go, an audit that cannot be written. Each has one answer, in bounded time.
 
+use std::net::{SocketAddr, TcpStream};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use toolgate_tests::scene::{call, is_result, resources, text};
 use toolgate_tests::{Agent, Peer, Scene, Setup, wait};
 
@@ -35,6 +38,22 @@ fn a_server_that_goes_down_between_two_requests_is_said_so_once() -> Result<()> 
     Ok(())
 }
 
+/// A server whose queue is full: the kernel drops the SYN of the next connection, which waits in vain.
+#[test]
+fn a_server_that_does_not_accept_is_given_up_in_time() -> Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).context("no socket")?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).context("cannot bind")?;
+    socket.listen(0).context("cannot listen")?;
+    let address = socket.local_addr()?.as_socket().context("no address")?;
+    let _in_the_queue = TcpStream::connect(address).context("cannot fill the queue")?;
+    let agent = Agent::start(Setup { resources: &resources(address), ..Setup::default() })?;
+    let mut client = agent.caller("reader")?.http(address)?;
+    assert_eq!(client.post(&call(1, "echo", &json!({})))?.status, 504);
+    let line = agent.audit(1)?.pop().context("no audit line")?;
+    assert_eq!((text(&line, "decision"), text(&line, "reason")), ("permit", "server_timeout"), "{line}");
+    Ok(())
+}
+
 #[test]
 fn without_a_record_no_message_passes_and_the_agent_still_ends() -> Result<()> {
     let mut scene = Scene::with_setup(Setup { audit: "{ file: /dev/full }", ..Setup::default() })?;
@@ -52,6 +71,8 @@ fn without_a_record_no_message_passes_and_the_agent_still_ends() -> Result<()> {
     }
     assert_eq!(scene.server.requests_now().len(), 0);
     assert!(scene.agent.metric("toolgate_audit_write_failures_total", &[])? > 0.0);
+    let refused = scene.agent.metric("toolgate_connections_refused_total", &["audit_unavailable"])?;
+    assert!(refused >= 4.0, "{refused}");
     assert!(scene.agent.stop()?.success(), "{}", scene.agent.process().said());
     Ok(())
 }

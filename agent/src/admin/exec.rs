@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use tokio::net::unix::UCred;
 use toolgate_core::identity::InvalidName;
-use toolgate_core::workload::{self, EXEC_CGROUP, FileId, Process, Unidentified};
+use toolgate_core::workload::{self, EXEC_CGROUP, Evidence, FileId, Process, Unidentified};
 
 use super::api::ExecRequest;
 use crate::app::Node;
@@ -49,8 +49,12 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
         Process { cgroup: name.clone(), uid: wanted.uid, exe: FileId { dev: exe.dev(), ino: exe.ino() } };
     // Said now, so that nobody wonders later why every call of the program is denied.
     let claim = workload::exec_claim(&name, &node.agent.trust_domain);
-    workload::identify(&process, &node.resources.load().workloads, claim.as_ref())
-        .map_err(ExecError::Contradicted)?;
+    match workload::identify(&process, &Evidence::default(), &node.resources.load().workloads, claim.as_ref())
+    {
+        // What is to be looked up is looked up when the program connects.
+        Ok(_) | Err(Unidentified::Untold { .. }) => {}
+        Err(unidentified) => return Err(ExecError::Contradicted(unidentified)),
+    }
     let path = cgroup::mount()?.join(name.trim_start_matches('/'));
     let made = match std::fs::create_dir(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

@@ -26,10 +26,11 @@ use tokio::sync::{mpsc, watch};
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
-use crate::capture::{Kernel, Loss, Plan, Settings};
+use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources, Severity};
 use crate::identify::Identify;
 use crate::limits::Limits;
+use crate::listeners;
 use crate::netns::{self, Keeper, Keeping, Listeners, Namespaces};
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::sessions::Sessions;
@@ -101,8 +102,9 @@ impl Node {
             });
         let refused = match loaded {
             Ok(new) => {
-                tracing::info!(generation = new.generation, "configuration reloaded");
+                let generation = new.generation;
                 self.resources.store(Arc::new(new));
+                tracing::info!(generation, "configuration reloaded");
                 Vec::new()
             }
             Err(errors) => {
@@ -154,6 +156,12 @@ pub async fn run(options: Options) -> Result<(), AppError> {
     for warning in &resources.warnings {
         tracing::warn!("{warning}");
     }
+    // Not refused: the server may be started again by who is to serve, while the agent runs.
+    match listeners::check(&resources, &agent.trust_domain) {
+        Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
+        Err(error) => tracing::warn!(%error, "whose listeners there are at local servers cannot be told"),
+    }
+    preflight().map_err(AppError::Capture)?;
     let _lock = AgentLock::take()?;
     raise_descriptor_limit();
     // Before anything is attached: a signal during the start is an orderly end, too.

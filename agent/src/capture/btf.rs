@@ -5,7 +5,7 @@ use toolgate_ebpf_common::Offsets;
 
 use super::{CaptureError, host};
 
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// Anonymous structs within structs: task_struct has one or two, deeper nesting is not expected.
 const DEPTH_MAX: usize = 8;
 

@@ -25,6 +25,7 @@ use super::{
     namespaces::{self, Namespaces},
     pins::Pins,
     plan::{PlanMaps, map_error},
+    preflight::preflight,
     programs,
     settings::Switches,
     sweep::Waiting,
@@ -93,7 +94,7 @@ impl Kernel {
         if OBJECT.is_empty() {
             return Err(CaptureError::NoObject);
         }
-        host::check()?;
+        preflight()?;
         let root = cgroup::mount()?;
         let root = File::open(&root).map_err(|source| CaptureError::Cgroup { path: root, cause: source })?;
         let offsets = btf::offsets()?;

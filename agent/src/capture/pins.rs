@@ -94,7 +94,8 @@ impl Pins {
                 other => return other.map_err(failed),
             }
         }
-        let link = bpf::link(program, target, hook).map_err(failed)?;
+        let link = bpf::link(program, target, hook)
+            .map_err(|cause| CaptureError::attaching(name, cause).unwrap_or_else(failed))?;
         bpf::pin(link.as_fd(), &path).map_err(failed)?;
         self.links_made.lock().unwrap_or_else(PoisonError::into_inner).push(path);
         Ok(())

@@ -38,6 +38,8 @@ pub struct Recorded {
     pub uid: u32,
     /// Its network namespace.
     pub netns_cookie: Cookie,
+    /// When it connected, in nanoseconds of CLOCK_MONOTONIC.
+    pub connected_ns: u64,
 }
 
 /// An executable, for comparison with what stat says of a path.
@@ -99,6 +101,7 @@ fn captured(record: &Record) -> Captured {
             captured_id: record.captured_id,
             uid: record.uid,
             netns_cookie: Cookie(record.netns_cookie),
+            connected_ns: record.connected_ns,
         },
     }
 }

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::{app, capture, config};
+use crate::{app, capture, config, listeners};
 
 /// Where the configuration is looked for when `--config` does not say.
 const CONFIG_DIR: &str = "/etc/toolgate";
@@ -140,6 +140,17 @@ fn check(config: &Config) -> anyhow::Result<()> {
     }
     writeln!(out, "{}", config::explain(&agent, &resources))?;
     app::check_here(&agent)?;
+    let found =
+        listeners::check(&resources, &agent.trust_domain).context("cannot look at listening sockets")?;
+    let (wrong, unsure): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|finding| finding.severity == config::Severity::Error);
+    for finding in unsure {
+        writeln!(out, "{finding}")?;
+    }
+    if !wrong.is_empty() {
+        let texts: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        anyhow::bail!("servers are not behind who is to serve them\n\n{}", texts.join("\n"));
+    }
     Ok(())
 }
 

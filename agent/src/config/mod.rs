@@ -24,7 +24,7 @@ mod tests;
 pub use self::agent::{AgentConfig, Audit, Capture, Cgroup, Destinations, Listen, OnFailure, load_agent};
 pub use self::diagnostic::{Diagnostic, Severity};
 pub use self::explain::explain;
-pub use self::resources::{Resources, load_resources};
+pub use self::resources::{LocalWorkload, Resources, load_resources};
 pub use self::words::Destination;
 
 /// The defaults as a file to start from.

@@ -89,8 +89,15 @@ keys! {
         cgroup: Given<String>,
         user: Given<String>,
         exe: Given<String>,
-        exe_sha256: Later,
-        container: Later,
+        exe_sha256: Given<String>,
+        container: Given<ContainerSpec>,
+    }
+
+    /// `container:`
+    struct ContainerSpec {
+        id: Given<String>,
+        machine: Given<String>,
+        image: Given<String>,
     }
 
     /// `spec:` of a Server.

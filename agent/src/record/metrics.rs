@@ -78,7 +78,10 @@ impl Metrics {
             "Changed configurations that were refused for an error",
         );
         let refused = IntCounterVec::new(
-            Opts::new("toolgate_connections_refused_total", "Connections closed before anything was read"),
+            Opts::new(
+                "toolgate_connections_refused_total",
+                "Connections closed, and messages refused, without an audit entry",
+            ),
             &["reason"],
         )
         .expect("valid name");
@@ -105,7 +108,7 @@ impl Metrics {
         }
     }
 
-    /// A connection is closed before anything is read.
+    /// A connection is closed before anything is read, or a message has no entry that could tell.
     pub fn refused(&self, reason: Reason) {
         self.refused.with_label_values(&[reason.as_str()]).inc();
     }
