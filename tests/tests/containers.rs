@@ -66,7 +66,11 @@ fn a_container_of_systemd_nspawn_is_governed() -> Result<()> {
         nspawn.args(["--console=pipe", "--bind-ro=/usr", "--directory"]).arg(root.path());
         nspawn.args(["/usr/bin/bash", "-c", script]);
         nspawn
-    })
+    })?;
+    // nspawn made cgroups of its own below the caller's.
+    drop(agent);
+    assert!(!cgroup2()?.join("toolgate.exec").exists(), "cgroups are left");
+    Ok(())
 }
 
 #[test]

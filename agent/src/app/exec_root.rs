@@ -1,7 +1,7 @@
 //! The cgroup below which `toolgate exec` starts programs.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toolgate_core::workload::EXEC_CGROUP;
 
@@ -42,9 +42,20 @@ impl Drop for ExecRoot {
 pub fn sweep() {
     let Ok(path) = path() else { return };
     for made in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        // Busy while a program runs in it; a file of the kernel's otherwise.
-        let _ = std::fs::remove_dir(made.path());
+        remove_tree(&made.path());
     }
+}
+
+/// With what programs made below: systemd-nspawn puts its container into a cgroup of its own.
+fn remove_tree(cgroup: &Path) {
+    // Of a file of the kernel's there is nothing to be read.
+    for below in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&below.path());
+        }
+    }
+    // Busy while a program runs in it.
+    let _ = std::fs::remove_dir(cgroup);
 }
 
 /// Removes it, unless a program still runs in it: then the next agent, or `toolgate detach`, does. Whether it did.
