@@ -66,6 +66,7 @@ fn a_cgroup_that_is_made_again_is_captured_from_its_first_connect() -> Result<()
     let slice = Cgroup::new("first.slice")?;
     let unit = slice.below("a.service")?;
     let stage = Stage::set(host, &unit.name()?)?;
+    assert!(stage.captures(&unit)?);
     let (name, before) = (unit.name()?, stage.agent.process().lines());
     drop(unit);
     let gone = format!("is gone until it is made again name={name}");
@@ -79,7 +80,7 @@ fn a_cgroup_that_is_made_again_is_captured_from_its_first_connect() -> Result<()
     stage.agent.process().signal(Signal::SIGCONT)?;
     let reply = connection?.post(&call(1, "echo", &json!({})))?;
     assert!(!is_result(&reply)?, "not captured: {}", reply.text());
-    assert_eq!(stage.agent.audit(1)?.len(), 1);
+    assert_eq!(stage.agent.audit(2)?.len(), 2);
     drop(caller);
     drop(unit);
     Ok(())
