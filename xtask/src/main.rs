@@ -9,6 +9,7 @@
 
 mod build;
 mod ci;
+mod debian;
 mod demo;
 mod ebpf;
 mod packages;
