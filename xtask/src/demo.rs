@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: one unmodified MCP client against one real MCP server, once captured and once not.
+//! `cargo xtask demo`: one unmodified MCP client against one real MCP server, once without an agent and once captured.
 
 mod leftovers;
 mod process;
@@ -86,7 +86,7 @@ fn perform(stage: &mut Stage<'_>) -> Result<()> {
     println!("{}", show::heading(stage));
     println!(
         "{}",
-        show::side_by_side(["captured as demo-agent", "not captured"], [&captured, &stage.outside])
+        show::side_by_side(["captured as demo-agent", "without an agent"], [&captured, &stage.outside])
     );
     println!("{}", show::audit(&audit));
     println!("{}", show::metrics(&metrics));
