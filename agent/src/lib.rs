@@ -20,6 +20,7 @@ pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod existing;
 pub mod file;
 pub mod forward;
 pub mod identify;
