@@ -138,6 +138,8 @@ async fn requests<S: Stream>(
         let resources = node.resources.load_full(); // one generation for the whole request
         let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
         let working = Cell::new(Some(worker.working()));
+        // The next request is the next agent's.
+        let head = head.map(|head| head.map(|head| head.going_on_if(!worker.is_leaving())));
         let turn = Turn { worker, origin, resources: &resources, caller: &caller, working };
         let entry = match node.record.open(origin, resources.generation) {
             Ok(entry) => entry, // closed exactly once, also on drop

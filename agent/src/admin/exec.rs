@@ -65,6 +65,17 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
     Ok(name)
 }
 
+/// Who asks, for the audit: root, and who became root, if the kernel knows (`pam_loginuid`).
+pub(super) fn who(peer: UCred) -> String {
+    let uid = peer.uid();
+    let Some(pid) = peer.pid() else { return format!("uid {uid}") };
+    let login = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok();
+    match login.and_then(|text| text.trim().parse::<u32>().ok()).filter(|login| *login != u32::MAX) {
+        Some(login) => format!("uid {uid}, logged in as uid {login}, pid {pid}"),
+        None => format!("uid {uid}, pid {pid}"),
+    }
+}
+
 /// Whether a process is in a captured cgroup. One that cannot be looked at counts as captured; where the whole host is
 /// captured, only what `exec` started does, or nobody could ask anything.
 pub(super) fn is_captured(pid: Option<i32>, captured: &[Cgroup]) -> bool {

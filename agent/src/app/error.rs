@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{LockError, PlanError};
+use super::{HandoverError, LockError, PlanError};
 use crate::admin::AdminError;
 use crate::capture::CaptureError;
 use crate::config::Diagnostic;
@@ -21,6 +21,9 @@ pub enum AppError {
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The hand-over between two agents.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// Cgroups.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use toolgate_core::workload::EXEC_CGROUP;
 
-use super::AppError;
+use super::{AppError, canary};
 use crate::capture::{CaptureError, cgroup};
 
 fn path() -> Result<PathBuf, CaptureError> {
@@ -14,27 +14,36 @@ fn path() -> Result<PathBuf, CaptureError> {
 
 /// There while the agent runs.
 #[derive(Debug)]
-pub struct ExecRoot(());
+pub struct ExecRoot {
+    is_ours: bool,
+}
 
 impl ExecRoot {
-    /// Makes the cgroup, if it is not there.
+    /// Makes the cgroup, if it is not there. Only one that is ours is removed at the end.
     ///
     /// # Errors
     /// No cgroup2, or no right to make one.
-    pub fn make() -> Result<Self, AppError> {
+    pub fn make(is_ours: bool) -> Result<Self, AppError> {
         let path = path().map_err(AppError::Capture)?;
         match std::fs::create_dir(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
                 Err(AppError::ExecRoot { path, cause })
             }
-            Ok(()) | Err(_) => Ok(Self(())),
+            Ok(()) | Err(_) => Ok(Self { is_ours }),
         }
+    }
+
+    /// It is this process's from now on, or another's.
+    pub fn own(&mut self, is_ours: bool) {
+        self.is_ours = is_ours;
     }
 }
 
 impl Drop for ExecRoot {
     fn drop(&mut self) {
-        remove();
+        if self.is_ours {
+            remove();
+        }
     }
 }
 
@@ -42,7 +51,10 @@ impl Drop for ExecRoot {
 pub fn sweep() {
     let Ok(path) = path() else { return };
     for made in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        remove_tree(&made.path());
+        // A canary may be about to enter its own.
+        if made.file_name() != canary::CGROUP {
+            remove_tree(&made.path());
+        }
     }
 }
 
@@ -61,5 +73,8 @@ fn remove_tree(cgroup: &Path) {
 /// Removes it, unless a program still runs in it: then the next agent, or `toolgate detach`, does. Whether it did.
 pub fn remove() -> bool {
     sweep();
-    path().is_ok_and(|path| std::fs::remove_dir(path).is_ok())
+    path().is_ok_and(|path| {
+        canary::remove(&path.join(canary::CGROUP));
+        std::fs::remove_dir(path).is_ok()
+    })
 }

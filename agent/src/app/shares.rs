@@ -32,6 +32,11 @@ pub(super) struct Counted {
 }
 
 impl Shares {
+    /// Whether the thread serves none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.get() == 0
+    }
+
     /// Counts a connection of a captured cgroup, by its id.
     ///
     /// # Errors

@@ -12,9 +12,11 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
+use tokio::time::MissedTickBehavior;
 
 use toolgate_core::denial::Reason;
 
+use super::heartbeat::{TICK_EVERY, Tick};
 use super::shares::Shares;
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
@@ -24,6 +26,25 @@ use crate::proxy;
 
 /// After an accept that failed: out of descriptors or memory, it would fail again at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What the agent does as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It accepts nothing yet: another agent still does.
+    Waiting,
+    /// It accepts and serves.
+    Serving,
+    /// It ends: running requests go on, new ones are told to come again.
+    Stopping,
+    /// Another agent accepts: what is here is served, and closed after the next answer.
+    Leaving,
+}
+
+impl Phase {
+    fn is_end(self) -> bool {
+        matches!(self, Self::Stopping | Self::Leaving)
+    }
+}
 
 /// What the connections of one thread share.
 pub struct Worker {
@@ -35,7 +56,7 @@ pub struct Worker {
     connections: Rc<Shares>,
     working: Cell<usize>,
     rested: Notify,
-    stopping: watch::Receiver<bool>,
+    phase: watch::Receiver<Phase>,
 }
 
 /// A request that the end of the agent waits for.
@@ -49,7 +70,7 @@ impl Drop for Working<'_> {
 }
 
 impl Worker {
-    fn new(node: Arc<Node>, taker: Taker, stopping: watch::Receiver<bool>) -> Self {
+    fn new(node: Arc<Node>, taker: Taker, phase: watch::Receiver<Phase>) -> Self {
         Self {
             node,
             pool: Pool::default(),
@@ -57,7 +78,7 @@ impl Worker {
             connections: Rc::default(),
             working: Cell::new(0),
             rested: Notify::new(),
-            stopping,
+            phase,
         }
     }
 
@@ -71,13 +92,21 @@ impl Worker {
     /// Whether the agent ends: running requests go on, new ones are told to come again.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        *self.stopping.borrow()
+        *self.phase.borrow() == Phase::Stopping
+    }
+
+    /// Whether another agent has taken over: requests are served, and their connections closed.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        *self.phase.borrow() == Phase::Leaving
     }
 
     /// Accepts at home and in the namespaces that the keeper gives to this thread, until the agent ends.
-    async fn run(self: Rc<Self>, home: Vec<StdListener>, mut orders: mpsc::Receiver<Order>) {
-        let mut stopping = self.stopping.clone();
+    async fn run(self: Rc<Self>, home: Vec<StdListener>, mut orders: mpsc::Receiver<Order>, progress: Tick) {
+        let mut phase = self.phase.clone();
         let limits = &self.node.limits;
+        let mut tick = tokio::time::interval(TICK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
         let mut accepting = HashMap::from([(self.node.namespaces.home().cookie, self.accept_all(home))]);
         loop {
@@ -92,7 +121,8 @@ impl Worker {
                     }
                 },
                 _ = sweep.tick() => self.pool.sweep(limits),
-                _ = stopping.wait_for(|stop| *stop) => break,
+                _ = tick.tick() => progress.made(),
+                _ = phase.wait_for(|phase| phase.is_end()) => break,
             }
         }
         for task in accepting.into_values().flatten() {
@@ -101,11 +131,12 @@ impl Worker {
             }
         }
         let drained = async {
-            while self.working.get() > 0 {
+            // Who is still connected to an agent that has handed over may be about to ask.
+            while self.working.get() > 0 || (self.is_leaving() && !self.connections.is_empty()) {
                 self.rested.notified().await;
             }
         };
-        if tokio::time::timeout(limits.drain_time_max, drained).await.is_err() {
+        if tokio::time::timeout(limits.drain_time_max, drained).await.is_err() && self.working.get() > 0 {
             tracing::warn!(requests = self.working.get(), "requests cut off (drain_time_max)");
         }
     }
@@ -123,7 +154,9 @@ impl Worker {
 
     /// One connection after another. At the end of the agent what has come already is served, too.
     async fn accept(self: Rc<Self>, listener: TcpListener) {
-        let mut stopping = self.stopping.clone();
+        let mut phase = self.phase.clone();
+        // No sender: the agent did not get to the end of its start.
+        let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -133,7 +166,7 @@ impl Worker {
                         tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                 },
-                _ = stopping.wait_for(|stop| *stop) => break,
+                _ = phase.wait_for(|phase| phase.is_end()) => break,
             }
         }
         let Ok(listener) = listener.into_std() else { return };
@@ -166,6 +199,7 @@ impl Worker {
         spawn_local(async move {
             proxy::connection(stream, captured, &worker).await;
             drop(counted);
+            worker.rested.notify_one();
         });
     }
 }
@@ -207,7 +241,7 @@ pub(super) fn spawn(
     node: &Arc<Node>,
     kernel: &Kernel,
     listeners: Listeners,
-    stopping: &watch::Receiver<bool>,
+    phase: &watch::Receiver<Phase>,
 ) -> Result<Workers, AppError> {
     let failed = |cause| AppError::Start { what: "start a worker thread", cause };
     let mut workers = Workers { threads: Vec::new(), orders: Vec::new() };
@@ -215,10 +249,11 @@ pub(super) fn spawn(
     for (index, v4) in listeners.v4.into_iter().enumerate() {
         let home = std::iter::once(v4).chain(v6.next()).collect();
         let taker = kernel.taker().map_err(AppError::Capture)?;
-        let (node, stopping) = (Arc::clone(node), stopping.clone());
+        let (node, phase, progress) = (Arc::clone(node), phase.clone(), node.pulse.worker());
         let (orders, given) = mpsc::channel(ORDERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let serve = move || async move { Rc::new(Worker::new(node, taker, stopping)).run(home, given).await };
+        let serve =
+            move || async move { Rc::new(Worker::new(node, taker, phase)).run(home, given, progress).await };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
         let thread = thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)?;
         workers.threads.push(thread);

@@ -51,6 +51,8 @@ keys! {
         undeclared: Given<String>,
         tls: Given<String>,
         agent_loss: Given<String>,
+        existing: Given<String>,
+        canary: Given<String>,
     }
 
     /// `listen:`

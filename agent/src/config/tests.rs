@@ -67,10 +67,9 @@ fn agent_settings_that_are_refused() {
         ("capture:\n", &["1:8 keys and values belong here"]),
         ("capture: { tls: inspect }\n", &["1:17 `tls: inspect` is designed but not built yet"]),
         ("capture: { tls: deny }\n", &["1:17 `tls: deny` is designed but not built yet"]),
-        (
-            "capture: { agent_loss: dangerous_open }\n",
-            &["1:24 `agent_loss: dangerous_open` is designed but not built yet"],
-        ),
+        ("capture: { agent_loss: open }\n", &["1:24 `open` is no value of `agent_loss`"]),
+        ("capture: { existing: stop }\n", &["1:22 `stop` is no value of `existing`"]),
+        ("capture: { canary: soon }\n", &["1:20 `soon` is no length of time"]),
         ("capture: { undeclared: allow }\n", &["1:24 `allow` is no value of `undeclared`"]),
         ("capture: { unrecognised: drop }\n", &["1:26 `drop` is no value of `unrecognised`"]),
         ("capture: { destinations: some }\n", &["1:26 `some` is no value of `destinations`"]),
