@@ -60,7 +60,8 @@ impl Caller {
     /// # Errors
     /// The connection is refused, or the caller is gone.
     pub fn connect(&mut self, to: SocketAddr) -> Result<Connected> {
-        writeln!(self.channel, "{to}").context("the caller is gone")?;
+        writeln!(self.channel, "{to}")
+            .with_context(|| format!("the caller is gone, which said: {}", self.process.said()))?;
         let mut text = [0_u8; ANSWER_BYTES_MAX];
         let mut space = cmsg_space!([RawFd; 1]);
         let mut buffers = [IoSliceMut::new(&mut text)];
