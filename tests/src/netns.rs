@@ -53,6 +53,17 @@ impl Netns {
         Ok([host.parse()?, inside.parse()?])
     }
 
+    /// Gives both ends of its link IPv6 addresses too (RFC 3849): 2001:db8:N::1 there, 2001:db8:N::2 here.
+    ///
+    /// # Errors
+    /// It has no link.
+    pub fn link6(&self) -> Result<[IpAddr; 2]> {
+        let [host, inside] = [1, 2].map(|end| format!("2001:db8:{:x}::{end}", self.number));
+        run(&["ip", "address", "add", &format!("{host}/64"), "dev", &self.device(), "nodad"])?;
+        self.run(&["ip", "address", "add", &format!("{inside}/64"), "dev", "eth0", "nodad"])?;
+        Ok([host.parse()?, inside.parse()?])
+    }
+
     /// A command inside.
     #[must_use]
     pub fn command(&self, command: &[&str]) -> Command {
@@ -106,7 +117,9 @@ impl Netns {
         Ok(Link(device))
     }
 
-    fn path(&self) -> PathBuf {
+    /// Its file, for setns(2).
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/run/netns/{}", self.name))
     }
 }
