@@ -106,6 +106,10 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
     let turn = Turn { worker, origin, resources: &resources, caller: &caller, working: Cell::default() };
     let decision = match declared(&resources, &origin.captured, node) {
         Some(server) => decision::opaque(caller.as_ref(), server),
+        // The guard lets the agent pass: what is not decided as for that server must not.
+        None if node.namespaces.guards(origin.captured.process.netns_cookie, origin.captured.original) => {
+            Decision::Denied(Denied::because(Reason::Undeclared))
+        }
         None => decision::unrecognised(node.unrecognised),
     };
     match decision {

@@ -12,7 +12,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use toolgate_ebpf_common::{
-    AF_INET6, Config, Counter, DESTINATIONS_ALL, Destination, LOSS_OPEN, ROUTES_IPV6, Record, Seen,
+    AF_INET6, Config, Counter, DESTINATIONS_ALL, Destination, LOOPBACK4, LOOPBACK6, LOSS_OPEN, ROUTES_IPV6,
+    Record, Seen,
 };
 
 use crate::{
@@ -169,12 +170,24 @@ fn stream(ctx: &SockAddrContext, config: &Config, target: &Target, captured: Cap
         tell(cookie);
         return Verdict::Refuse(Counter::ConnectNamespace);
     };
-    // The agent would be reached, and then nobody: a client that tries both families would not try IPv4.
+    // Here and below the agent would be reached, and then nobody: a client that tries both families would not go on.
+    // `localhost` is both, and the port of a declared server answers by its declared address alone.
+    if matches!(planned, Planned::Unnamed) && target.is_loopback() && has_declared_sibling(target) {
+        return Verdict::Refuse(Counter::ConnectSibling);
+    }
     let abroad = matches!(planned, Planned::Unnamed) && target.family == AF_INET6 && !target.is_loopback();
     if abroad && namespace.flags & ROUTES_IPV6 == 0 {
         return Verdict::Refuse(Counter::ConnectNoRoute);
     }
     Verdict::Capture(captured)
+}
+
+/// Whether what the other family's `localhost` is at this port is captured by name.
+#[inline(always)]
+fn has_declared_sibling(target: &Target) -> bool {
+    let address = if target.family == AF_INET6 { LOOPBACK4 } else { LOOPBACK6 };
+    let key = Key::new(Destination::BITS, Destination { port: target.port.to_be_bytes(), address });
+    holds(&DESTINATIONS, &key)
 }
 
 /// Datagrams are not captured: where TCP would be, they are refused, so that QUIC falls back.

@@ -97,15 +97,15 @@ const WAYS: &[Way] = &[
     // Addresses.
     both("IPv4", "tcp start=inside to=127.0.0.1:{port}", CAPTURED),
     both("0.0.0.0", "tcp start=inside to=0.0.0.0:{port}", CAPTURED),
-    each("127.0.0.2", "tcp start=inside to=127.0.0.2:{port}", REFUSED, CLOSED),
-    each("another local address", "tcp start=inside to={near}:{port}", REFUSED, CLOSED),
+    each("127.0.0.2", "tcp start=inside to=127.0.0.2:{port}", REFUSED, CAPTURED),
+    each("another local address", "tcp start=inside to={near}:{port}", REFUSED, CAPTURED),
     both("v4-mapped", "tcp start=inside to=[::ffff:127.0.0.1]:{port}", CAPTURED),
     both("v4-mapped 0.0.0.0", "tcp start=inside to=[::ffff:0.0.0.0]:{port}", CAPTURED),
-    each("v4-mapped another local address", "tcp start=inside to=[::ffff:{near}]:{port}", REFUSED, CLOSED),
-    each("IPv6 loopback", "tcp start=inside to=[::1]:{port}", REFUSED, CLOSED),
-    each("IPv6 unspecified", "tcp start=inside to=[::]:{port}", REFUSED, CLOSED),
-    each("IPv6 another local address", "tcp start=inside to=[{near6}]:{port}", REFUSED, CLOSED),
-    each("IPv6 link-local address", "tcp start=inside to=[{link_local}%{index}]:{port}", REFUSED, CLOSED),
+    each("v4-mapped another local address", "tcp start=inside to=[::ffff:{near}]:{port}", REFUSED, CAPTURED),
+    both("IPv6 loopback", "tcp start=inside to=[::1]:{port}", REFUSED),
+    both("IPv6 unspecified", "tcp start=inside to=[::]:{port}", REFUSED),
+    each("IPv6 another local address", "tcp start=inside to=[{near6}]:{port}", REFUSED, CAPTURED),
+    each("IPv6 link-local address", "tcp start=inside to=[{link_local}%{index}]:{port}", REFUSED, CAPTURED),
     // Ways to connect.
     both("non-blocking connect", "nonblocking start=inside to=127.0.0.1:{port}", CAPTURED),
     both("TCP fast open by sendto", "fast-open start=inside to=127.0.0.1:{port}", CAPTURED),
@@ -132,11 +132,10 @@ const WAYS: &[Way] = &[
         REFUSED,
         REFUSED,
     ),
-    each(
+    both(
         "IPv6 destination options, captured",
         "tcp start=inside destination_options=1 to=[::1]:{port}",
         REFUSED,
-        CLOSED,
     ),
     both("as another user", "tcp start=inside as=65534 to=127.0.0.1:{port}", CAPTURED),
     both("port 0", "tcp start=inside to=127.0.0.1:0", REFUSED),
@@ -215,7 +214,11 @@ const WAYS: &[Way] = &[
         "socket-to-elsewhere start=inside namespace={namespace} to=127.0.0.1:{port}",
         CAPTURED,
     ),
-    both("a relay outside, to the declared server", "relayed to=127.0.0.1:{port}", Refused(&["ECONNRESET"])),
+    both(
+        "a relay outside, to the declared server",
+        "relayed to=127.0.0.1:{port}",
+        Refused(&["ECONNRESET", "EPIPE"]),
+    ),
     both("a relay outside, to another server", "relayed to=127.0.0.1:{open}", Reached),
     // The guard: from outside, straight to the declared server.
     both("outside: IPv4", "tcp to=127.0.0.1:{port}", REFUSED),

@@ -1,6 +1,7 @@
 //! The agent is lost: stopped, stuck in one thread, ended in order with `--stay-attached`. What a service manager hears.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use toolgate_tests::scene::{call, is_result};
 use toolgate_tests::{Caller, PATIENCE, Peer, Scene, Setup, get, toolgate, wait};
 
@@ -44,6 +46,42 @@ fn a_stopped_agent_is_lost_and_captured_connects_are_refused_until_it_goes_on() 
         || Ok((!is_refused(&scene, &mut captured)?).then_some(())),
     )?;
     assert!(is_governed(&scene, &mut captured)?);
+    Ok(())
+}
+
+/// A listener on exactly `port` that was never bound: the kernel chooses among one. By IPv6, where the agent's last
+/// connections do not hold the port.
+fn listen_without_bind(port: u16) -> Result<Socket> {
+    /// ip(7), kernel 6.3.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    let range = u32::from(port) << 16 | u32::from(port);
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None).context("no socket")?;
+    socket.set_only_v6(true).context("cannot set an option")?;
+    // SAFETY: the pointer is to the four bytes that the option takes.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, IP_LOCAL_PORT_RANGE, (&raw const range).cast(), 4)
+    };
+    ensure!(set == 0, "IP_LOCAL_PORT_RANGE: {}", std::io::Error::last_os_error());
+    socket.listen(16).context("cannot listen")?;
+    let found = socket.local_addr()?.as_socket().context("no address")?;
+    ensure!(found.port() == port, "{found}");
+    Ok(socket)
+}
+
+#[test]
+fn who_got_the_port_of_a_dead_agent_gets_nothing_and_keeps_none_from_coming_back() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let mut captured = scene.caller("reader")?;
+    assert!(is_governed(&scene, &mut captured)?);
+    scene.agent.kill()?;
+    let impostor = listen_without_bind(scene.agent.outbound.port())?;
+    impostor.set_nonblocking(true).context("cannot set a flag")?;
+    assert!(is_refused(&scene, &mut captured)?);
+    scene.agent.start_again()?;
+    scene.agent.process().line("another process got the agent's port meanwhile")?;
+    assert!(is_governed(&scene, &mut captured)?);
+    let nothing = impostor.accept().map(drop).map_err(|error| error.kind());
+    assert_eq!(nothing, Err(std::io::ErrorKind::WouldBlock));
     Ok(())
 }
 

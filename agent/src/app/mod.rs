@@ -239,7 +239,7 @@ async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppE
     let namespaces = Arc::new(Namespaces::at_home(&kernel)?);
     let listeners = match heritage {
         Some(heritage) => heritage.outbound(),
-        None => worker::listen(port, threads)?,
+        None => worker::listen(port, threads, kernel.is_adopted())?,
     };
     let home = namespaces.home().cookie;
     kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;

@@ -208,9 +208,9 @@ impl Worker {
 ///
 /// # Errors
 /// The port is in use, or may not be bound.
-pub(super) fn listen(port: u16, threads: usize) -> Result<Listeners, AppError> {
-    let v4 = listen_at(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), threads)?;
-    let v6 = match listen_at(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port), threads) {
+pub(super) fn listen(port: u16, threads: usize, adopted: bool) -> Result<Listeners, AppError> {
+    let v4 = listen_at(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), threads, adopted)?;
+    let v6 = match listen_at(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port), threads, adopted) {
         Ok(listeners) => listeners,
         Err(AppError::Listen { cause, .. }) if netns::is_without_ipv6(&cause) => Vec::new(),
         Err(error) => return Err(error),
@@ -218,13 +218,20 @@ pub(super) fn listen(port: u16, threads: usize) -> Result<Listeners, AppError> {
     Ok(Listeners { v4, v6 })
 }
 
-fn listen_at(address: SocketAddr, threads: usize) -> Result<Vec<StdListener>, AppError> {
-    let bind = || {
-        // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
-        drop(StdListener::bind(address)?);
-        (0..threads).map(|_| netns::listener(address)).collect::<io::Result<_>>()
+fn listen_at(address: SocketAddr, threads: usize, adopted: bool) -> Result<Vec<StdListener>, AppError> {
+    let all = |address| (0..threads).map(|_| netns::listener(address)).collect::<io::Result<_>>();
+    // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
+    let bound = match StdListener::bind(address).map(drop) {
+        // While there was no agent a listen() without bind can have got the port, which no hook sees. Who holds it is
+        // given no connection: which sockets answer is decided by `sk_lookup`.
+        Err(error) if adopted && error.kind() == io::ErrorKind::AddrInUse => {
+            tracing::warn!(%address, "another process got the agent's port meanwhile: it gets nothing there");
+            all(SocketAddr::new(address.ip(), 0))
+        }
+        Err(error) => Err(error),
+        Ok(()) => all(address),
     };
-    bind().map_err(|cause| AppError::Listen { address, cause })
+    bound.map_err(|cause| AppError::Listen { address, cause })
 }
 
 /// The threads, and where the keeper of the namespaces tells them what else to accept from.

@@ -142,6 +142,12 @@ impl Kernel {
         })
     }
 
+    /// Whether an agent was here before, so that its port was kept for this one.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.pins.is_adopted()
+    }
+
     /// The network namespace of an unconnected UDP socket of this process, which is connected to learn it. Works with
     /// `lo` down and without any route.
     pub fn namespace_of(&self, socket: &impl AsFd) -> Result<Cookie, CaptureError> {

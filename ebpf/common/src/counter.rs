@@ -60,6 +60,8 @@ counters! {
     ConnectNamespace = "connect" "refused_namespace",
     /// Captured, to an IPv6 destination that nobody declared, in a namespace without IPv6 routes: refused.
     ConnectNoRoute = "connect" "refused_no_route",
+    /// Captured, to `::1` where a server is declared at 127.0.0.1: refused, so that clients try that.
+    ConnectSibling = "connect" "refused_sibling",
     /// Captured, while the agent gives no sign of life: refused.
     ConnectLost = "connect" "refused_agent_lost",
     /// The same where that is configured to pass.
