@@ -46,7 +46,7 @@ fn agent(host: Host, cgroup: &Cgroup, declared: &Peer, existing: &str, result: &
 #[test]
 fn an_older_connection_to_a_declared_server_is_reported_and_goes_on() -> Result<()> {
     let host = Host::turn()?;
-    let (cgroup, declared, elsewhere) = (Cgroup::new("old.slice")?, Peer::start()?, Peer::start()?);
+    let (cgroup, declared, elsewhere) = (Cgroup::new("reported.slice")?, Peer::start()?, Peer::start()?);
     let mut holder = Holder::start(Some(&cgroup), &cgroup, &declared)?;
     let mut other = Holder::start(Some(&cgroup), &cgroup, &elsewhere)?;
     let agent = agent(host, &cgroup, &declared, "", "reported")?;
@@ -69,7 +69,7 @@ fn an_older_connection_to_a_declared_server_is_reported_and_goes_on() -> Result<
 #[test]
 fn an_older_connection_is_ended_where_that_is_set() -> Result<()> {
     let host = Host::turn()?;
-    let (cgroup, declared, elsewhere) = (Cgroup::new("old.slice")?, Peer::start()?, Peer::start()?);
+    let (cgroup, declared, elsewhere) = (Cgroup::new("ended.slice")?, Peer::start()?, Peer::start()?);
     let holder = Holder::start(Some(&cgroup), &cgroup, &declared)?;
     let mut other = Holder::start(Some(&cgroup), &cgroup, &elsewhere)?;
     let agent = agent(host, &cgroup, &declared, ", existing: end", "ended")?;
@@ -82,7 +82,8 @@ fn an_older_connection_is_ended_where_that_is_set() -> Result<()> {
 #[test]
 fn a_process_that_was_moved_is_found_by_what_it_holds() -> Result<()> {
     let host = Host::turn()?;
-    let (cgroup, outside, declared) = (Cgroup::new("old.slice")?, Cgroup::new("out.slice")?, Peer::start()?);
+    let (cgroup, outside, declared) =
+        (Cgroup::new("moved.slice")?, Cgroup::new("out.slice")?, Peer::start()?);
     let holder = Holder::start(Some(&outside), &cgroup, &declared)?;
     let _not_captured = Holder::start(Some(&outside), &outside, &declared)?;
     let agent = agent(host, &cgroup, &declared, ", existing: end", "ended")?;
