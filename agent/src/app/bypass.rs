@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use toolgate_core::identity::{self, InvalidName};
-use toolgate_core::workload::{self, EXEC_CGROUP, Workload};
+use toolgate_core::workload::{self, EXEC_CGROUP, Selectors, Workload};
 
 use super::canary;
 use crate::capture::{CaptureError, Kernel, cgroup};
@@ -49,7 +49,7 @@ pub enum BypassError {
     /// An App ID whose processes no cgroup tells from others.
     #[error(
         "no cgroup of App ID `{app_id}`: `toolgate exec` started none that runs, and no Workload names it by unit or \
-         cgroup; give the cgroup (--cgroup)"
+         cgroup alone; give the cgroup (--cgroup)"
     )]
     NoWorkload {
         /// As it was asked for.
@@ -161,6 +161,11 @@ impl Bypasses {
     #[must_use]
     pub fn all(&self) -> Vec<Bypass> {
         self.lock().clone()
+    }
+
+    /// Whether a cgroup, by its name, is let through by one of its own or of a cgroup above it.
+    pub(super) fn covers(&self, name: &str) -> bool {
+        self.lock().iter().any(|bypass| Path::new(name).starts_with(bypass.cgroup.trim_matches('/')))
     }
 
     /// Begins one for each of `cgroups`, or sets its end anew. Audited before it is done.
@@ -372,10 +377,13 @@ fn is_of(cgroup: &str, app_id: &str, workloads: &[Workload], trust_domain: &str)
         return claim.is_some_and(|identity| identity.to_string() == app_id);
     }
     workloads.iter().filter(|workload| workload.identity.to_string() == app_id).any(|workload| {
-        let selectors = &workload.selectors;
-        let by_unit =
-            selectors.unit.as_deref().is_some_and(|unit| workload::system_unit(&path) == Some(unit));
-        by_unit || selectors.cgroup.as_ref().is_some_and(|glob| glob.matches(cgroup))
+        let Selectors { unit, cgroup: glob, user, exe, exe_sha256, container } = &workload.selectors;
+        // These do not speak of a whole cgroup: others could be in it.
+        let narrower = user.is_some() || exe.is_some() || exe_sha256.is_some() || container.is_some();
+        let named = unit.is_some() || glob.is_some();
+        let by_unit = unit.as_deref().is_none_or(|unit| workload::system_unit(&path) == Some(unit));
+        let by_glob = glob.as_ref().is_none_or(|glob| glob.matches(cgroup));
+        named && !narrower && by_unit && by_glob
     })
 }
 

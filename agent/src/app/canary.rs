@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -29,6 +29,10 @@ pub const COMMAND: &str = "canary";
 pub(super) const CGROUP: &str = "toolgate.canary";
 /// How long an answer may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a canary may be away: it connects, and waits for its answer.
+const FLIGHT_TIME_MAX: Duration = Duration::from_secs(5);
+/// What it says when it got through.
+const HOME: &str = "home";
 /// Canaries at once.
 const AT_ONCE: usize = 4;
 
@@ -47,7 +51,7 @@ pub struct Canary {
 
 impl Canaries {
     /// Sends one into each of the cgroups, given by name below the cgroup2 root, and waits for all. One that is away
-    /// has nobody to lose. Blocks for two seconds at most, for every four that are lost.
+    /// has nobody to lose. Blocks for five seconds at most, for every four that are lost.
     pub fn send(&self, names: &[String]) {
         let mut answers = Vec::new();
         for some in names.chunks(AT_ONCE) {
@@ -110,7 +114,13 @@ impl Patrol {
             self.every.tick().await;
             let node = Arc::clone(node);
             self.flying = Some(spawn_blocking(move || match plan::named(&node.agent, node.mode) {
-                Ok(named) => node.canaries.send(&named.into_iter().map(|one| one.name).collect::<Vec<_>>()),
+                Ok(named) => node.canaries.send(
+                    &named
+                        .into_iter()
+                        .map(|one| one.name)
+                        .filter(|name| !node.bypasses.covers(name))
+                        .collect::<Vec<_>>(),
+                ),
                 Err(error) => tracing::error!(%error, "no canaries"),
             }));
         }
@@ -175,32 +185,53 @@ impl Nest {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let processes = File::options().write(true).open(self.0.join("cgroup.procs"))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(COMMAND).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        // SAFETY: between fork and exec nothing is called but write(2), which is async-signal-safe, on a descriptor that
-        // is open as long as the closure. `0` is the writer itself (cgroups.7).
-        unsafe {
-            command.pre_exec(move || {
-                let wrote = libc::write(processes.as_raw_fd(), c"0".as_ptr().cast(), 1);
-                if wrote == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
-            });
+        // Who may make cgroups here could keep one ready, to freeze what comes into it.
+        if fs::metadata(&self.0)?.uid() != 0 {
+            return Ok(Err(format!("`{}` belongs to another than root: remove it", self.0.display())));
         }
-        let output = command.spawn()?.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        Ok(match (output.status.success(), said.trim_end()) {
-            (true, _) => Ok(()),
-            (false, "") => Err(format!("it ended with {}", output.status)),
-            (false, why) => Err(why.to_owned()),
+        let processes = File::options().write(true).open(self.0.join("cgroup.procs"))?;
+        // It enters the cgroup when it is itself already: what befalls it there holds nothing of the agent's.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(COMMAND).stdin(processes).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut canary = command.spawn()?;
+        let said = canary.stdout.take().map(heard);
+        // It has ended by itself, or it never will.
+        let _ = canary.kill();
+        canary.wait()?;
+        Ok(match said.flatten().as_deref().map(str::trim_end) {
+            Some(HOME) => Ok(()),
+            Some("") => Err("it ended without a word".to_owned()),
+            Some(why) => Err(why.to_owned()),
+            None => Err(format!("no word of it within {FLIGHT_TIME_MAX:?}")),
         })
     }
 }
 
-/// The canary's side: `Err` says why it did not get through. It ends by itself, whatever happens to the agent.
-///
-/// # Errors
-/// It cannot connect, or somebody else answers.
-pub fn fly() -> Result<(), String> {
+/// All that it says, if it ends in time. The thread ends with the canary.
+fn heard(mut stdout: ChildStdout) -> Option<String> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut said = String::new();
+        let _cut_off = stdout.read_to_string(&mut said);
+        let _too_late = tell.send(said);
+    });
+    told.recv_timeout(FLIGHT_TIME_MAX).ok()
+}
+
+/// Enters the cgroup that is given as the standard input, and flies from there: returns what to say.
+#[must_use]
+pub fn enter_and_fly() -> String {
+    // `0` is the writer itself (cgroups.7).
+    let entered =
+        io::stdin().as_fd().try_clone_to_owned().and_then(|procs| File::from(procs).write_all(b"0"));
+    match entered.map_err(|error| format!("it cannot enter its cgroup: {error}")).and_then(|()| fly()) {
+        Ok(()) => HOME.to_owned(),
+        Err(why) => why,
+    }
+}
+
+/// `Err` says why it did not get through.
+fn fly() -> Result<(), String> {
     let connected = TcpStream::connect_timeout(&CANARY, ANSWER_TIME_MAX);
     let mut stream = connected.map_err(|error| format!("it cannot connect to {CANARY}: {error}"))?;
     let mut answer = [0; GREETING.len()];

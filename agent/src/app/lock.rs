@@ -1,8 +1,9 @@
 //! One agent for each host: its programs and pins are the host's.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 /// Where the agent says that it runs. Not configurable: two configurations make no two hosts.
@@ -43,9 +44,16 @@ impl AgentLock {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed)?;
         }
-        let options =
-            std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        // Who may open it may lock it, and keep the agent from starting.
+        let options = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path);
         let mut file = options.map_err(failed)?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {
                 let mut lock = Self(file);

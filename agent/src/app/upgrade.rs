@@ -108,7 +108,7 @@ fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
         }
     }));
     successor.bind(&bindings)?;
-    systemd::main_process_is(pid);
     successor.over()?;
+    systemd::main_process_is(pid);
     Ok(pid)
 }

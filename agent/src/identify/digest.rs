@@ -227,7 +227,7 @@ fn read(mut file: File, stamp: &Stamp) -> Result<Sha256, Undigested> {
     Ok(Sha256(hasher.finalize().into()))
 }
 
-/// A read lease is to be had only while nobody writes. Where a file system knows no leases, the kernel's refusal to
+/// A read lease is to be had only while nobody writes (of a file of another user it takes CAP_LEASE). Where a file system knows no leases, the kernel's refusal to
 /// write what runs must do.
 fn refuse_writers(file: &File) -> Result<(), Undigested> {
     // Not in libc (fcntl.h).
@@ -240,7 +240,8 @@ fn refuse_writers(file: &File) -> Result<(), Undigested> {
         let leased = libc::fcntl(file, libc::F_SETLEASE, libc::F_RDLCK);
         let error = io::Error::last_os_error();
         libc::fcntl(file, libc::F_SETLEASE, libc::F_UNLCK);
-        leased != 0 && error.kind() == io::ErrorKind::WouldBlock
+        // What cannot be told counts as a writer, but for file systems that know no leases.
+        leased != 0 && !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
     };
     if refused { Err(Undigested::Writers) } else { Ok(()) }
 }
