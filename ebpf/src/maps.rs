@@ -34,7 +34,8 @@ pub static OFFSETS: Global<Offsets> = Global::new(Offsets {
 
 /// Set by the agent for each load of `sk_lookup`, one a namespace.
 #[unsafe(no_mangle)]
-pub static SERVED: Global<Served> = Global::new(Served { netns_cookie: 0, listeners: 0, listeners6: 0 });
+pub static SERVED: Global<Served> =
+    Global::new(Served { netns_cookie: 0, home_cookie: 0, listeners: 0, listeners6: 0 });
 
 /// What the agent wants, one entry.
 #[map]

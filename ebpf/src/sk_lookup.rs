@@ -9,7 +9,6 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use aya_log_ebpf::debug;
 use toolgate_ebpf_common::{
     AF_INET, Admitted, Connection, Counter, Guarded, LISTENERS_MAX, LOOPBACK4, LOOPBACK6, Served,
 };
@@ -51,7 +50,7 @@ pub fn toolgate_sk_lookup(ctx: SkLookupContext) -> u32 {
     if guarded.is_none() {
         return pass(Counter::LookupOther);
     }
-    guard(&ctx)
+    guard(&ctx, &served)
 }
 
 #[inline(always)]
@@ -69,7 +68,6 @@ fn listener(ctx: &SkLookupContext, served: &Served) -> u32 {
     };
     // SAFETY: only its presence is asked for.
     if !own || unsafe { CONNECTIONS.get(key) }.is_none() {
-        debug!(ctx, "dropped a connection to the agent without record, source port {}", ends.remote_port);
         return drop(Counter::LookupNoRecord);
     }
     match LISTENERS.redirect_sk_lookup(ctx, turn(served, ends.family), BPF_SK_LOOKUP_F_NO_REUSEPORT) {
@@ -79,9 +77,10 @@ fn listener(ctx: &SkLookupContext, served: &Served) -> u32 {
 }
 
 #[inline(always)]
-fn guard(ctx: &SkLookupContext) -> u32 {
+fn guard(ctx: &SkLookupContext, served: &Served) -> u32 {
     let ends = ends(ctx);
-    let key = Admitted {
+    let mut key = Admitted {
+        netns_cookie: served.netns_cookie,
         source: ends.remote,
         destination: ends.local,
         source_port: ends.remote_port,
@@ -92,7 +91,13 @@ fn guard(ctx: &SkLookupContext) -> u32 {
     if unsafe { ADMITTED.get(key) }.is_some() {
         return pass(Counter::LookupAdmitted);
     }
-    debug!(ctx, "dropped a connection to guarded port {}, source port {}", ends.local_port, ends.remote_port);
+    // What comes by loopback was dialled in this namespace.
+    let loopback = if ends.family == AF_INET { ends.local[12] == 127 } else { ends.local == LOOPBACK6 };
+    key.netns_cookie = served.home_cookie;
+    // SAFETY: as above.
+    if !loopback && unsafe { ADMITTED.get(key) }.is_some() {
+        return pass(Counter::LookupAdmitted);
+    }
     drop(Counter::LookupGuarded)
 }
 

@@ -24,16 +24,18 @@ const EPROTONOSUPPORT: i32 = 93;
 #[cgroup_sock(sock_create)]
 pub fn toolgate_sock_create(ctx: SockContext) -> i32 {
     let captured = scope::of_task();
-    if captured.flags == 0 || process::is_agent() || CONFIG.get(0).is_some_and(scope::is_bypassed) {
+    if captured.flags == 0 || process::is_agent() {
         count(Counter::CreateAllowed);
         return ALLOW;
     }
     // SAFETY: readable fields of the context.
     let (kind, protocol) = unsafe { ((*ctx.sock).type_, (*ctx.sock).protocol) };
-    if kind == SOCK_RAW {
+    // A bypass ends: what is made meanwhile is noted all the same.
+    let bypassed = CONFIG.get(0).is_some_and(scope::is_bypassed);
+    if kind == SOCK_RAW && !bypassed {
         return refuse(Counter::CreateRaw, EPERM);
     }
-    if protocol == IPPROTO_SCTP || protocol == IPPROTO_DCCP || protocol == IPPROTO_MPTCP {
+    if !bypassed && is_unseen(protocol) {
         return refuse(Counter::CreateProtocol, EPROTONOSUPPORT);
     }
     // SAFETY: helper without arguments.
@@ -46,4 +48,10 @@ pub fn toolgate_sock_create(ctx: SockContext) -> i32 {
     } else {
         refuse(Counter::CreateNoStorage, EPERM)
     }
+}
+
+/// Whether no other hook sees its connections.
+#[inline(always)]
+fn is_unseen(protocol: u32) -> bool {
+    protocol == IPPROTO_SCTP || protocol == IPPROTO_DCCP || protocol == IPPROTO_MPTCP
 }

@@ -90,7 +90,7 @@ fn publish(ctx: &SockOpsContext, config: &Config, record: &Record) -> Counter {
 /// A dial of the agent's own, or with a bypass.
 #[inline(always)]
 fn admit(ctx: &SockOpsContext, record: &Record) -> Counter {
-    if ADMITTED.insert(admitted(ctx, record.family), socket_cookie(ctx), 0).is_err() {
+    if ADMITTED.insert(admitted(ctx, record), socket_cookie(ctx), 0).is_err() {
         warn!(ctx, "the map of admitted connections is full");
         return Counter::SockOpsAdmittedFull;
     }
@@ -138,7 +138,7 @@ fn state(ctx: &SockOpsContext) -> Counter {
         return Counter::SockOpsKept;
     };
     if record.port == 0 {
-        let key = admitted(ctx, record.family);
+        let key = admitted(ctx, record);
         // SAFETY: a u64 that is read once. Only this socket's own entry is removed.
         let own = unsafe { ADMITTED.get(key) }.is_some_and(|&cookie| cookie == socket_cookie(ctx));
         return if own && ADMITTED.remove(key).is_ok() {
@@ -229,10 +229,11 @@ fn connection(ctx: &SockOpsContext, config: &Config, netns_cookie: u64, family: 
 }
 
 #[inline(always)]
-fn admitted(ctx: &SockOpsContext, family: u16) -> Admitted {
+fn admitted(ctx: &SockOpsContext, record: &Record) -> Admitted {
     Admitted {
-        source: local(ctx, family),
-        destination: remote(ctx, family),
+        netns_cookie: record.netns_cookie,
+        source: local(ctx, record.family),
+        destination: remote(ctx, record.family),
         source_port: ctx.local_port() as u16,
         destination_port: remote_port(ctx) as u16,
         reserved: 0,

@@ -81,7 +81,7 @@ fn left() -> Result<(usize, usize)> {
     let pending =
         pending.iter().try_fold(0, |sum, entry| entry.map(|(_, count)| sum + u64::from_ne_bytes(count)));
     ensure!(pending.context("cannot read PENDING")? == 0, "connections are counted that are over");
-    Ok((pinned::entries::<32, 96>("CONNECTIONS")?, pinned::entries::<40, 8>("ADMITTED")?))
+    Ok((pinned::entries::<32, 96>("CONNECTIONS")?, pinned::entries::<48, 8>("ADMITTED")?))
 }
 
 #[test]

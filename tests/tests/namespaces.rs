@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use toolgate_tests::netns::in_cgroup;
 use toolgate_tests::scene::{call, is_result, resources, text};
 use toolgate_tests::{
-    Agent, Caller, Cgroup, Connected, Connection, Host, Netns, Peer, Process, Server, Setup, wait,
+    Agent, Caller, Cgroup, Connected, Connection, Host, Netns, Peer, Process, Scene, Server, Setup, pinned,
+    wait,
 };
 
 /// A name of `localhost`, which every namespace has.
@@ -422,5 +424,33 @@ fn a_process_that_holds_the_agents_port_gets_nothing() -> Result<()> {
     let mut caller = stage.caller("reader")?;
     assert!(may(&mut http(&mut caller, stage.server.address)?, "echo")?);
     assert!(squatter.accept_now()?.is_none());
+    Ok(())
+}
+
+/// The key of an admission, as the kernel has it.
+fn admission(cookie: u64, from: SocketAddrV4, to: SocketAddrV4) -> Result<[u8; 48]> {
+    let mapped = |address: SocketAddrV4| address.ip().to_ipv6_mapped().octets();
+    let ports = [from.port().to_ne_bytes(), to.port().to_ne_bytes()].concat();
+    let key = [&cookie.to_ne_bytes()[..], &mapped(from), &mapped(to), &ports, &[0; 4]].concat();
+    <[u8; 48]>::try_from(key.as_slice()).context("another layout")
+}
+
+#[test]
+fn what_is_admitted_in_one_namespace_opens_nothing_in_another() -> Result<()> {
+    let scene = Scene::set()?;
+    let SocketAddr::V4(server) = scene.server.address else { bail!("no IPv4") };
+    let served = pinned::map::<8, 8>("NAMESPACES")?.keys().collect::<Result<Vec<_>, _>>()?;
+    let [home] = served.as_slice() else { bail!("{} namespaces are served", served.len()) };
+    let home = u64::from_ne_bytes(*home);
+    // An agent's dial in another namespace has the same addresses and ports there.
+    for (cookie, reached) in [(home ^ 1, false), (home, true)] {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+        let from = socket.local_addr()?.as_socket_ipv4().context("no IPv4")?;
+        let key = admission(cookie, from, server)?;
+        pinned::map::<48, 8>("ADMITTED")?.insert(key, [0; 8], 0)?;
+        assert_eq!(socket.connect(&scene.server.address.into()).is_ok(), reached, "{cookie} of {home}");
+        pinned::map::<48, 8>("ADMITTED")?.remove(&key)?;
+    }
     Ok(())
 }

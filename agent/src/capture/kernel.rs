@@ -5,7 +5,7 @@ use std::{
     net::TcpListener,
     os::fd::AsFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -37,11 +37,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/to
 /// Maps that are pinned and shared: by the agent that comes next, and by the programs that are loaded later, one for each
 /// namespace. The log's ring is among them, so that one reader reads what all of them say. Not among them are the
 /// listeners of a namespace, and whose turn it is.
-const SHARED: [&str; 21] = [
+const SHARED: [&str; 20] = [
     "ACCEPTED",
     "ADMITTED",
     "AGENTS",
-    "AYA_LOGS",
     "BYPASSED",
     "CAPTURED",
     "CONFIG",
@@ -61,6 +60,9 @@ const SHARED: [&str; 21] = [
     "SEEN",
 ];
 
+/// A page: the kernel makes no smaller ring.
+const LOG_BYTES_MIN: u32 = 4_096;
+
 /// The programs, attached and pinned.
 ///
 /// Dropped without [`Kernel::detach`] the pins stay, and captured connections are refused: as when
@@ -73,6 +75,8 @@ pub struct Kernel {
     switches: Mutex<Switches>,
     heartbeat: Mutex<Array<MapData, u64>>,
     namespaces: Mutex<Namespaces>,
+    /// The one that was served first.
+    home: OnceLock<Cookie>,
     plan: Mutex<PlanMaps>,
     waiting: Mutex<Waiting>,
     counters: PerCpuArray<MapData, u64>,
@@ -110,7 +114,8 @@ impl Kernel {
             SkStorage::<MapData, Abi<Record>>::try_from(Map::SkStorage(accepted_too))
                 .map_err(map_error("ACCEPTED"))?,
         );
-        let switches = Switches::new(settings, take(&mut ebpf, "CONFIG")?, take(&mut ebpf, "BYPASSED")?)?;
+        let switches =
+            Switches::new(settings, alone, take(&mut ebpf, "CONFIG")?, take(&mut ebpf, "BYPASSED")?)?;
         programs::attach(&mut ebpf, &root, &pins)?;
         pins.remove_gone(programs::SK_LOOKUP)?;
         pins.remove_others_links(&programs::BINDS)?;
@@ -123,6 +128,7 @@ impl Kernel {
             switches: Mutex::new(switches),
             heartbeat: Mutex::new(take(&mut ebpf, "HEARTBEAT")?),
             namespaces: Mutex::new(namespaces),
+            home: OnceLock::new(),
             plan: Mutex::new(PlanMaps {
                 captured: take(&mut ebpf, "CAPTURED")?,
                 names: Names::new(take(&mut ebpf, "NAMES")?),
@@ -168,6 +174,7 @@ impl Kernel {
     ) -> Result<(), CaptureError> {
         let served = Served {
             netns_cookie: cookie.0,
+            home_cookie: self.home.get_or_init(|| cookie).0,
             listeners: number_of(listeners).filter(|&count| count > 0).ok_or_else(|| too_many(listeners))?,
             listeners6: number_of(listeners6).ok_or_else(|| too_many(listeners6))?,
         };
@@ -202,6 +209,7 @@ impl Kernel {
     /// attached stays from then on, and programs of other versions go.
     pub fn update(&self, plan: &Plan) -> Result<(), CaptureError> {
         lock(&self.plan).apply(plan)?;
+        lock(&self.switches).settle()?;
         self.pins.keep();
         if self.alone.swap(false, Ordering::Relaxed) {
             lock(&self.namespaces).forget_others()?;
@@ -301,6 +309,8 @@ fn load(pins: &Pins, offsets: &Offsets, served: Option<&Served>) -> Result<Ebpf,
     }
     if let Some(served) = &served {
         loader.override_global("SERVED", served, true);
+        // The log's ring: nobody reads that of these programs, which write none.
+        loader.map_max_entries("AYA_LOGS", LOG_BYTES_MIN);
     }
     loader.load(OBJECT).map_err(|source| CaptureError::Load { cause: Box::new(source) })
 }

@@ -30,14 +30,18 @@ pub enum Loss {
 /// The two maps; both change together.
 pub(super) struct Switches {
     config: Config,
+    /// What this agent wants, while another one's words hold still.
+    wanted: Option<Config>,
     config_map: Array<MapData, Abi<Config>>,
     bypassed: HashMap<MapData, u64, u64>,
 }
 
 impl Switches {
-    /// Writes the settings. Bypasses that were found go on until their time.
+    /// Writes the settings, or leaves that to [`Self::settle`] where another agent lives: if this one does not start,
+    /// that one goes on as it was. Bypasses that were found go on until their time.
     pub(super) fn new(
         settings: &Settings,
+        alone: bool,
         config_map: Array<MapData, Abi<Config>>,
         bypassed: HashMap<MapData, u64, u64>,
     ) -> Result<Self, CaptureError> {
@@ -50,10 +54,20 @@ impl Switches {
             listener_port: settings.port.into(),
             flags: loss,
         };
-        let mut switches = Self { config, config_map, bypassed };
-        let flags = if switches.is_any_bypassed()? { loss | BYPASSES } else { loss };
-        switches.set_flags(flags)?;
+        let Abi(found) = config_map.get(&0, 0).map_err(map_error("CONFIG"))?;
+        let mut switches = Self { config: found, wanted: Some(config), config_map, bypassed };
+        if alone {
+            switches.settle()?;
+        }
         Ok(switches)
+    }
+
+    /// From now on what this agent wants holds.
+    pub(super) fn settle(&mut self) -> Result<(), CaptureError> {
+        let Some(wanted) = self.wanted.take() else { return Ok(()) };
+        let flags = if self.is_any_bypassed()? { wanted.flags | BYPASSES } else { wanted.flags };
+        self.config = wanted;
+        self.set_flags(flags)
     }
 
     /// Lets a cgroup and all below it through until then, on CLOCK_MONOTONIC; `None`: no longer.

@@ -104,12 +104,14 @@ pub const ROUTES_IPV6: u32 = 1;
 pub struct Served {
     /// Cookie of the namespace that the program is attached to.
     pub netns_cookie: u64,
+    /// Cookie of the agent's own, which declared servers are dialled from.
+    pub home_cookie: u64,
     /// Slots of the listener map in use for IPv4, from 0.
     pub listeners: u32,
     /// The same for IPv6, from `LISTENERS_MAX`.
     pub listeners6: u32,
 }
-plain!(Served, 16);
+plain!(Served, 24);
 
 /// A port in a namespace that only the agent may connect to.
 #[repr(C)]
@@ -128,6 +130,8 @@ plain!(Guarded, 16);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admitted {
+    /// Cookie of the namespace that it was dialled from: in another one the same addresses are nobody's of ours.
+    pub netns_cookie: u64,
     /// Source address.
     pub source: [u8; 16],
     /// Destination address.
@@ -139,7 +143,7 @@ pub struct Admitted {
     /// Zero.
     pub reserved: u32,
 }
-plain!(Admitted, 40);
+plain!(Admitted, 48);
 
 /// Where a socket was made: the deepest captured cgroup that the making task was in. A socket that is passed on, or
 /// whose process is moved, stays what it was.

@@ -73,7 +73,7 @@ fn a_server_that_starts_later_is_guarded_on_every_address() -> Result<()> {
 /// The addresses of the agent's own dial are no door for others once it is closed.
 #[test]
 fn an_admission_ends_with_its_connection() -> Result<()> {
-    const ADMITTED_BYTES: usize = 40;
+    const ADMITTED_BYTES: usize = 48;
     let (server, port) = dual_stack_server()?;
     let mut rig = Rig::start(Plan::default())?;
     let home = rig.home;
@@ -83,6 +83,7 @@ fn an_admission_ends_with_its_connection() -> Result<()> {
     let source = dialled.local_addr()?.port();
     let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
     let mut key = Vec::with_capacity(ADMITTED_BYTES);
+    key.extend(home.to_string().parse::<u64>()?.to_ne_bytes());
     key.extend(mapped.into_iter().chain(mapped));
     key.extend(source.to_ne_bytes().into_iter().chain(port.to_ne_bytes()).chain([0; 4]));
     let (admitted, mut cookie) = (Pinned::map("ADMITTED")?, [0; 8]);
