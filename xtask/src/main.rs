@@ -5,7 +5,7 @@
 //! - `packages`: the official client and server packages, in a private folder under `target/`
 //! - `toolchain`, `ebpf`: what compiles BPF programs, found or made, and the object that the agent embeds
 //! - `build`: the agent with its BPF object
-//! - `demo`, `run`, `test`, `ci`, `tidy`: the tasks
+//! - `demo`, `run`, `test`, `vm`, `ci`, `tidy`: the tasks
 
 mod build;
 mod ci;
@@ -18,6 +18,7 @@ mod sudo;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -63,6 +64,17 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Run the agent and its tests on Debian's stock kernels, each in a virtual machine
+    Vm(vm::Wanted),
+    /// The virtual machine's first process, in its initial archive
+    #[command(hide = true)]
+    VmGuest,
+    /// The same on its disk
+    #[command(hide = true)]
+    VmGuestHost { plan: String },
+    /// What runs the steps there
+    #[command(hide = true)]
+    VmGuestSteps { plan: String },
     /// What CI runs: formatting, clippy, tidy, then all tests
     Ci,
     /// Check the rules of the house that a machine can check
@@ -80,6 +92,10 @@ fn main() -> ExitCode {
             println!("{}\n{}", packages.python.display(), packages.server_everything.display());
         }),
         Task::Test { filter } => test::test(filter.as_deref()),
+        Task::Vm(wanted) => vm::vm(&wanted),
+        Task::VmGuest => vm::first(),
+        Task::VmGuestHost { plan } => vm::host(&plan),
+        Task::VmGuestSteps { plan } => vm::steps(&plan),
         Task::Ci => ci::ci(),
         Task::Tidy => tidy::tidy(),
     };

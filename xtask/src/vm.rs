@@ -1,0 +1,163 @@
+//! `cargo xtask vm`: the agent on Debian's stock kernels, from the oldest that it runs on, each in a virtual machine.
+//!
+//! - `kernel`, `apt`: Debian's kernels, fetched by a private apt configuration
+//! - `built`, `tree`, `disk`: what is built outside and what it needs of this machine, as a disk
+//! - `initrd`, `cpio`: what the kernel starts with
+//! - `qemu`: the machine around it
+//! - `guest`, `report`: what runs inside, and what it tells the outside
+//! - `matrix`: what all of them came to, as a table
+
+mod apt;
+mod built;
+mod cpio;
+mod disk;
+mod guest;
+mod initrd;
+mod kernel;
+mod matrix;
+mod qemu;
+mod report;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::packages::{self, Packages};
+use crate::workspace::{root, say, target};
+use built::Built;
+use guest::{Kind, Plan, Step};
+pub(crate) use guest::{first, host, steps};
+use kernel::{Kernel, SERIES};
+use matrix::{DEMO, FIRED, Matrix, Row};
+use qemu::{Accelerator, Machine};
+use report::Report;
+
+/// The tests that show that nobody gets around capture, in the order in which they run.
+const BYPASS: [&str; 1] = ["capture"];
+
+/// What is to be run.
+#[derive(clap::Args)]
+pub(crate) struct Wanted {
+    /// A series of kernels (5.10, 6.1, 6.12, 6.18), or `all`
+    #[arg(long, default_value = "all")]
+    kernel: String,
+    /// Only these files of tests/tests, and nothing else; may be repeated
+    #[arg(long)]
+    test: Vec<String>,
+}
+
+/// Runs it and prints the matrix. An error if anything in it is red.
+pub(crate) fn vm(wanted: &Wanted) -> Result<()> {
+    let series: Vec<_> =
+        SERIES.iter().filter(|series| wanted.kernel == "all" || wanted.kernel == series.name).collect();
+    if series.is_empty() {
+        let names = SERIES.map(|series| series.name).join(", ");
+        bail!("no kernel `{}`: there are {names}, and `all`", wanted.kernel);
+    }
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "the virtual machines are of x86-64, and run what is built here: not on {}",
+            std::env::consts::ARCH
+        );
+    }
+    let vm = target()?.join("vm");
+    fs::create_dir_all(&vm).with_context(|| format!("cannot create `{}`", vm.display()))?;
+    let qemu = qemu::find(&vm)?;
+    let packages = packages::install()?;
+    let built = Built::build()?;
+    let plan = plan(&built, &packages, &wanted.test)?;
+    let disk = disk::make(&vm, &built, &packages)?;
+    let mut matrix = Matrix::default();
+    let mut accelerator = None;
+    for series in series {
+        let kernel = Kernel::get(&vm, series)?;
+        let accelerator = match accelerator {
+            Some(known) => known,
+            None => *accelerator.insert(qemu::accelerator(&qemu, &kernel, &vm)?),
+        };
+        matrix.add(boot(&vm, &qemu, &kernel, accelerator, &plan, &disk)?);
+    }
+    println!("{matrix}");
+    matrix.verdict()
+}
+
+fn plan(built: &Built, packages: &Packages, tests: &[String]) -> Result<Plan> {
+    let test = |name: &str| -> Result<Step> {
+        Ok(Step {
+            name: name.to_owned(),
+            kind: Kind::Tests,
+            program: built.test(name)?.to_owned(),
+            arguments: vec!["--test-threads=1".to_owned()],
+        })
+    };
+    let text = |path: &Path| path.display().to_string();
+    let demo = Step {
+        name: DEMO.to_owned(),
+        kind: Kind::Demo,
+        program: built.xtask.clone(),
+        arguments: vec![
+            "demo-as-root".to_owned(),
+            "--agent".to_owned(),
+            text(&built.agent),
+            "--python".to_owned(),
+            text(&packages.python),
+            "--server-everything".to_owned(),
+            text(&packages.server_everything),
+        ],
+    };
+    let mut steps = Vec::new();
+    if tests.is_empty() {
+        steps.extend([test(FIRED)?, demo]);
+    }
+    for name in tests.iter().map(String::as_str).chain(BYPASS.into_iter().filter(|_| tests.is_empty())) {
+        steps.push(test(name)?);
+    }
+    Ok(Plan {
+        xtask: built.xtask.clone(),
+        path: std::env::var("PATH").context("no PATH")? + ":/usr/sbin:/sbin",
+        folder: root().join("tests"),
+        steps,
+    })
+}
+
+/// Runs all steps on one kernel.
+fn boot(
+    vm: &Path,
+    qemu: &Path,
+    kernel: &Kernel,
+    accelerator: Accelerator,
+    plan: &Plan,
+    disk: &Path,
+) -> Result<Row> {
+    let name = |what: &str| vm.join(format!("{}.{what}", kernel.series));
+    let [initrd, console, reports]: [PathBuf; 3] =
+        [name("initrd"), name("console.log"), name("reports.jsonl")];
+    initrd::write(kernel, plan, &initrd)?;
+    let machine =
+        Machine { kernel, initrd: &initrd, disk, console: &console, reports: &reports, accelerator };
+    say(format_args!("starting kernel {}; its console is {}", kernel.release, console.display()));
+    let mut row = Row::new(&kernel.release);
+    let mut since = Instant::now();
+    let mut seen = 0;
+    let ran = machine.run(qemu, || {
+        let text = fs::read_to_string(&reports).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        for line in whole.lines().skip(seen) {
+            let report: Report =
+                serde_json::from_str(line).with_context(|| format!("not a report: `{line}`"))?;
+            say(row.take(report, since.elapsed()));
+            since = Instant::now();
+            seen += 1;
+        }
+        Ok(())
+    });
+    match ran {
+        Ok(()) if row.ended => {}
+        Ok(()) => row.broke(&format!("the virtual machine ended before its steps\n{}", machine.last_lines())),
+        Err(error) => row.broke(&format!("{error:#}")),
+    }
+    Ok(row)
+}
