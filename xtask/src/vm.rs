@@ -85,13 +85,10 @@ pub(crate) fn vm(wanted: &Wanted) -> Result<()> {
 }
 
 fn plan(built: &Built, packages: &Packages, tests: &[String]) -> Result<Plan> {
-    let test = |name: &str| -> Result<Step> {
-        Ok(Step {
-            name: name.to_owned(),
-            kind: Kind::Tests,
-            program: built.test(name)?.to_owned(),
-            arguments: vec!["--test-threads=1".to_owned()],
-        })
+    let test = |name: &str, kind: Kind| -> Result<Step> {
+        let mut arguments = vec!["--test-threads=1".to_owned()];
+        arguments.extend((kind == Kind::Programs).then(|| "--nocapture".to_owned()));
+        Ok(Step { name: name.to_owned(), kind, program: built.test(name)?.to_owned(), arguments })
     };
     let text = |path: &Path| path.display().to_string();
     let demo = Step {
@@ -110,10 +107,10 @@ fn plan(built: &Built, packages: &Packages, tests: &[String]) -> Result<Plan> {
     };
     let mut steps = Vec::new();
     if tests.is_empty() {
-        steps.extend([test(FIRED)?, demo]);
+        steps.extend([test(FIRED, Kind::Programs)?, demo]);
     }
     for name in tests.iter().map(String::as_str).chain(BYPASS.into_iter().filter(|_| tests.is_empty())) {
-        steps.push(test(name)?);
+        steps.push(test(name, Kind::Tests)?);
     }
     Ok(Plan {
         xtask: built.xtask.clone(),

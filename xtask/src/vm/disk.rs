@@ -20,6 +20,9 @@ const PROGRAMS: [&str; 16] = [
 ];
 /// The interpreter that tests start by this path, rather than the one with the SDK.
 const PYTHON: &str = "/usr/bin/python3";
+/// Folders of its library that no program here uses; packages are those of `target/packages`.
+const PYTHON_LEFT_OUT: [&str; 6] =
+    ["dist-packages", "ensurepip", "idlelib", "site-packages", "test", "tkinter"];
 /// Names of users and hosts, and where libraries are.
 const SETTINGS: [&str; 6] =
     ["/etc/group", "/etc/hosts", "/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/passwd", "/etc/protocols"];
@@ -92,14 +95,14 @@ fn collect(built: &Built, packages: &Packages) -> Result<Tree> {
     for interpreter in [Path::new(PYTHON), &packages.python] {
         tree.program(interpreter)?;
         for folder in tree::python(interpreter)? {
-            tree.add_all(&folder)?;
+            tree.add_all(&folder, &PYTHON_LEFT_OUT)?;
         }
     }
     for package in [&packages.python, &packages.server_everything] {
-        tree.add_all(folder_of(package)?)?;
+        tree.add_all(folder_of(package)?, &[])?;
     }
     for name in ["policies", "tests/fixtures", "xtask/src/demo"] {
-        tree.add_all(&root().join(name))?;
+        tree.add_all(&root().join(name), &[])?;
     }
     for file in built.programs() {
         tree.program(file)?;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, chdir, chroot};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub(super) const DISK: &str = "/disk";
 /// The disk itself, once its driver is there.
 const DEVICE: &str = "/dev/vda";
 const REPORTS: &str = "/dev/ttyS1";
+/// Open files of a process.
+const DESCRIPTORS_MAX: u64 = 65_536;
 /// How long the disk may take to appear, in the guest's time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -58,6 +61,8 @@ pub(super) struct Step {
 pub(super) enum Kind {
     /// A test executable.
     Tests,
+    /// The test that says how often each program ran.
+    Programs,
     /// The demo.
     Demo,
 }
@@ -125,6 +130,8 @@ fn mount_all() -> Result<()> {
     mount_one("devpts", "/dev/pts", "devpts")?;
     mount_one("tmpfs", "/dev/shm", "tmpfs")?;
     std::os::unix::fs::symlink("/proc/self/fd", "/dev/fd").context("cannot link /dev/fd")?;
+    // As a service manager has it, rather than the kernel's 4096.
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS_MAX, DESCRIPTORS_MAX).context("cannot raise a limit")?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))
 }
 
@@ -177,6 +184,7 @@ fn perform(step: &Step, plan: &Plan) -> Result<Outcome> {
     let status = child.wait().context("cannot wait")?;
     let mut outcome = match step.kind {
         Kind::Tests => Outcome::of_tests(&lines),
+        Kind::Programs => Outcome::of_programs(&lines),
         Kind::Demo => Outcome::of_demo(&lines),
     };
     if !status.success() && outcome.failed.is_empty() {

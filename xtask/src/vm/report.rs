@@ -56,6 +56,25 @@ impl Outcome {
         outcome
     }
 
+    /// Reads what the test that makes every program run says of each: `fired: NAME COUNT`.
+    pub(super) fn of_programs(lines: &[String]) -> Self {
+        let mut outcome = Self::default();
+        for line in lines {
+            let Some((_, said)) = line.split_once("fired: ") else { continue };
+            match said.split_once(' ') {
+                Some((name, "0")) => outcome.failed.push(format!("`{name}` never ran")),
+                Some((name, _count)) => outcome.passed.push(name.to_owned()),
+                None => {}
+            }
+        }
+        if !lines.iter().any(|line| line.starts_with("test result: ok")) {
+            outcome.failed.push("its test failed: see the console".to_owned());
+        } else if outcome.passed.is_empty() {
+            outcome.failed.push("no program was counted".to_owned());
+        }
+        outcome
+    }
+
     /// Looks for what the demo must say. Of two columns the left one counts: the captured client.
     pub(super) fn of_demo(lines: &[String]) -> Self {
         let captured: Vec<_> =
@@ -98,5 +117,16 @@ mod tests {
         assert!(outcome.passed.is_empty());
         let outcome = Outcome::of_demo(&lines("  result: The sum of 2 and 40 is 42. | result: other"));
         assert_eq!(outcome.passed, ["a permitted call is answered"]);
+    }
+
+    #[test]
+    fn a_program_that_never_ran_is_red() {
+        let said = "test every_program_fires ... fired: connect4 3\nfired: sk_lookup 0\nFAILED\ntest result: FAILED.";
+        let outcome = Outcome::of_programs(&lines(said));
+        assert_eq!((outcome.passed, outcome.failed.len()), (vec!["connect4".to_owned()], 2));
+        let outcome = Outcome::of_programs(&lines("fired: connect4 3\nok\ntest result: ok. 1 passed"));
+        assert!(outcome.failed.is_empty());
+        let outcome = Outcome::of_programs(&lines("ok\ntest result: ok. 1 passed"));
+        assert_eq!(outcome.failed, ["no program was counted"]);
     }
 }

@@ -10,9 +10,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace::run_quietly;
 
-/// Folders that hold nothing but what is made again.
-const LEFT_OUT: [&str; 3] = [".git", "test", "idlelib"];
-
 /// What lies at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Node {
@@ -55,17 +52,18 @@ impl Tree {
         Ok(at)
     }
 
-    /// A folder with all that is in it, and the libraries of the programs and libraries in it.
-    pub(super) fn add_all(&mut self, folder: &Path) -> Result<()> {
+    /// A folder with all that is in it, but what has one of the names in `without`, and the libraries that the libraries
+    /// in it load.
+    pub(super) fn add_all(&mut self, folder: &Path, without: &[&str]) -> Result<()> {
         let folder = self.add(folder)?;
         for entry in fs::read_dir(&folder).with_context(|| format!("cannot list `{}`", folder.display()))? {
             let entry = entry.with_context(|| format!("cannot list `{}`", folder.display()))?;
             let (path, kind) = (entry.path(), entry.file_type().context("a file without type")?);
-            if LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
+            if without.iter().any(|name| entry.file_name() == *name) {
                 continue;
             }
             if kind.is_dir() {
-                self.add_all(&path)?;
+                self.add_all(&path, without)?;
             } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "so") {
                 self.program(&path)?;
             } else if path.exists() {
