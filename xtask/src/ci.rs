@@ -3,9 +3,12 @@
 use anyhow::{Context as _, Result};
 
 use crate::workspace::{cargo, run, say};
-use crate::{ebpf, test, tidy};
+use crate::{ebpf, test, tidy, vm};
 
-/// Formatting, clippy, tidy, then all tests; the first that fails ends it.
+/// Of all kernels the one that differs most from those that Toolgate is developed on.
+const KERNEL: &str = "5.10";
+
+/// Formatting, clippy, tidy, one kernel in a virtual machine, then all tests; the first that fails ends it.
 pub(crate) fn ci() -> Result<()> {
     say("formatting");
     run(&mut cargo(["fmt", "--all", "--check"])).context("not formatted: run `cargo fmt --all`")?;
@@ -16,5 +19,7 @@ pub(crate) fn ci() -> Result<()> {
     ebpf::clippy()?;
     say("tidy");
     tidy::tidy()?;
+    say(format_args!("kernel {KERNEL}"));
+    vm::vm(&vm::Wanted::kernel(KERNEL))?;
     test::test(None)
 }

@@ -5,7 +5,7 @@
 //! - `packages`: the official client and server packages, in a private folder under `target/`
 //! - `toolchain`, `ebpf`: what compiles BPF programs, found or made, and the object that the agent embeds
 //! - `build`: the agent with its BPF object
-//! - `demo`, `run`, `test`, `vm`, `ci`, `tidy`: the tasks
+//! - `demo`, `run`, `test`, `vm`, `vagrant`, `ci`, `tidy`: the tasks
 
 mod build;
 mod ci;
@@ -18,6 +18,7 @@ mod sudo;
 mod test;
 mod tidy;
 mod toolchain;
+mod vagrant;
 mod vm;
 mod workspace;
 
@@ -75,7 +76,12 @@ enum Task {
     /// What runs the steps there
     #[command(hide = true)]
     VmGuestSteps { plan: String },
-    /// What CI runs: formatting, clippy, tidy, then all tests
+    /// Run the acceptance test of vagrant/Vagrantfile where there is neither KVM nor a box
+    Vagrant,
+    /// The part of `vagrant` that runs in namespaces of its own
+    #[command(hide = true)]
+    VagrantInside(vagrant::Prepared),
+    /// What CI runs: formatting, clippy, tidy, one kernel in a virtual machine, then all tests
     Ci,
     /// Check the rules of the house that a machine can check
     Tidy,
@@ -96,6 +102,8 @@ fn main() -> ExitCode {
         Task::VmGuest => vm::first(),
         Task::VmGuestHost { plan } => vm::host(&plan),
         Task::VmGuestSteps { plan } => vm::steps(&plan),
+        Task::Vagrant => vagrant::vagrant(),
+        Task::VagrantInside(prepared) => vagrant::inside(&prepared),
         Task::Ci => ci::ci(),
         Task::Tidy => tidy::tidy(),
     };

@@ -5,9 +5,10 @@
 //! - `initrd`, `cpio`: what the kernel starts with
 //! - `qemu`: the machine around it
 //! - `guest`, `report`: what runs inside, and what it tells the outside
+//! - `sbin`: programs by name
 //! - `matrix`: what all of them came to, as a table
 
-mod apt;
+pub(crate) mod apt;
 mod built;
 mod cpio;
 mod disk;
@@ -17,6 +18,7 @@ mod kernel;
 mod matrix;
 mod qemu;
 mod report;
+pub(crate) mod sbin;
 mod tree;
 
 use std::fs;
@@ -28,10 +30,11 @@ use anyhow::{Context as _, Result, bail};
 use crate::packages::{self, Packages};
 use crate::workspace::{root, say, target};
 use built::Built;
-use guest::{Kind, Plan, Step};
-pub(crate) use guest::{first, host, steps};
+use guest::{Goal, Kind, Plan, Step};
+pub(crate) use guest::{first, host, steps, wait_as_first};
 use kernel::{Kernel, SERIES};
 use matrix::{DEMO, FIRED, Matrix, Row};
+pub(crate) use qemu::CMDLINE;
 use qemu::{Accelerator, Machine};
 use report::Report;
 
@@ -47,6 +50,13 @@ pub(crate) struct Wanted {
     /// Only these files of tests/tests, and nothing else; may be repeated
     #[arg(long)]
     test: Vec<String>,
+}
+
+impl Wanted {
+    /// All there is, on one series.
+    pub(crate) fn kernel(series: &str) -> Self {
+        Self { kernel: series.to_owned(), test: Vec::new() }
+    }
 }
 
 /// Runs it and prints the matrix. An error if anything in it is red.
@@ -82,6 +92,16 @@ pub(crate) fn vm(wanted: &Wanted) -> Result<()> {
     }
     println!("{matrix}");
     matrix.verdict()
+}
+
+/// Writes what a kernel of that series starts with to find the system on its first disk. Returns the kernel's image.
+pub(crate) fn write_host_initrd(vm: &Path, series: &str, initrd: &Path) -> Result<PathBuf> {
+    let known = SERIES.iter().find(|known| known.name == series);
+    let kernel = Kernel::get(vm, known.with_context(|| format!("no kernel `{series}`"))?)?;
+    let this = std::env::current_exe().context("cannot tell where this program is")?;
+    let goal = Goal::Start { init: PathBuf::from("/sbin/init") };
+    initrd::write(&kernel, &this, &goal, initrd)?;
+    Ok(kernel.image)
 }
 
 fn plan(built: &Built, packages: &Packages, tests: &[String]) -> Result<Plan> {
@@ -132,7 +152,7 @@ fn boot(
     let name = |what: &str| vm.join(format!("{}.{what}", kernel.series));
     let [initrd, console, reports]: [PathBuf; 3] =
         [name("initrd"), name("console.log"), name("reports.jsonl")];
-    initrd::write(kernel, plan, &initrd)?;
+    initrd::write(kernel, &plan.xtask, &Goal::Run(plan.clone()), &initrd)?;
     let machine =
         Machine { kernel, initrd: &initrd, disk, console: &console, reports: &reports, accelerator };
     say(format_args!("starting kernel {}; its console is {}", kernel.release, console.display()));

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::workspace::{find_program, run_quietly};
+use super::sbin;
+use crate::sudo;
+use crate::workspace::{find_program, run_quietly, say};
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
@@ -107,6 +109,53 @@ impl Apt {
         command.args(self.options()).env("LC_ALL", "C");
         command
     }
+}
+
+/// Lines of `sources.list` for these suites, from the first mirror that is tried.
+pub(crate) fn sources(suites: &[&str]) -> String {
+    let mirrors = mirrors();
+    let lines = mirrors.first().map(|mirrors| suites.iter().map(|suite| mirrors.line(suite)).collect());
+    lines.unwrap_or_default()
+}
+
+/// Installs the packages of the programs that are missing, where this is root or there is sudo: from the machine's own
+/// sources; else, as where a package of backports is in the way of the older one, from the backports of its release.
+/// Nothing is removed for it.
+pub(crate) fn install(vm: &Path, wanted: &[(&str, &str)]) -> Result<()> {
+    let missing = wanted.iter().filter(|(program, _)| sbin::find(program).is_none());
+    let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    say(format_args!("installing {}", packages.join(", ")));
+    install_packages(vm, &packages)
+        .with_context(|| format!("cannot install what is missing: `apt-get install {}`", packages.join(" ")))
+}
+
+fn install_packages(vm: &Path, packages: &[&str]) -> Result<()> {
+    if find_program("apt-get").is_none() {
+        bail!("no apt-get here");
+    }
+    let root = sudo::root()?;
+    let apt = |options: &[String]| {
+        let mut command = sudo::command(root, "env");
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(options);
+        command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
+        command
+    };
+    let Err(own) = run_quietly(&mut apt(&[])) else { return Ok(()) };
+    let about = fs::read_to_string("/etc/os-release").context("cannot read `/etc/os-release`")?;
+    let value = |key: &str| about.lines().find_map(|line| line.strip_prefix(key));
+    let (Some("debian"), Some(release)) = (value("ID="), value("VERSION_CODENAME=")) else { return Err(own) };
+    let backports = format!("{release}-backports");
+    let suites = [release, &format!("{release}-updates"), &format!("{release}-security"), &backports];
+    let lists = Apt::with_suites(&vm.join("apt").join(release), &suites)?;
+    let mut options = lists.options();
+    if run_quietly(&mut apt(&options)).is_ok() {
+        return Ok(());
+    }
+    options.extend(["-t".to_owned(), backports]);
+    run_quietly(&mut apt(&options)).map(|_done| ())
 }
 
 /// Where suites and where their security updates are.

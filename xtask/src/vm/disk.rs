@@ -6,12 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::built::Built;
+use super::sbin;
 use super::tree::{self, Tree};
 use crate::packages::Packages;
-use crate::workspace::{find_program, root, run_quietly, say};
+use crate::workspace::{root, run_quietly, say};
 
 /// What tests start by name, besides what is built here.
 const PROGRAMS: [&str; 16] = [
@@ -65,7 +66,7 @@ pub(super) fn make(vm: &Path, built: &Built, packages: &Packages) -> Result<Path
     let _none_before = fs::remove_file(&stamp);
     // A block of 4 KiB for each file is more than its bytes.
     let kilobytes = (bytes + bytes / 4 + FREE_BYTES) >> 10;
-    let mut mkfs = Command::new(program("mkfs.ext4")?);
+    let mut mkfs = Command::new(sbin::program("mkfs.ext4")?);
     mkfs.args([
         "-q",
         "-F",
@@ -90,7 +91,7 @@ pub(super) fn make(vm: &Path, built: &Built, packages: &Packages) -> Result<Path
 fn collect(built: &Built, packages: &Packages) -> Result<Tree> {
     let mut tree = Tree::default();
     for name in PROGRAMS {
-        tree.program(&program(name)?)?;
+        tree.program(&sbin::program(name)?)?;
     }
     for interpreter in [Path::new(PYTHON), &packages.python] {
         tree.program(interpreter)?;
@@ -119,16 +120,4 @@ fn folder_of(package: &Path) -> Result<&Path> {
         .ancestors()
         .find(|folder| folder.parent().and_then(Path::file_name) == Some(OsStr::new("packages")));
     found.with_context(|| format!("`{}` is not below `packages`", package.display()))
-}
-
-/// A program's file; those of the administrator may be outside an ordinary user's `PATH`.
-pub(super) fn program(name: &str) -> Result<PathBuf> {
-    let found = find_program(name).or_else(|| {
-        let folders = ["/usr/sbin", "/sbin"].map(Path::new);
-        folders.into_iter().map(|folder| folder.join(name)).find(|file| file.is_file())
-    });
-    match found {
-        Some(file) => Ok(file),
-        None => bail!("`{name}` is missing on this machine, and the virtual machine is made of its programs"),
-    }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, chroot};
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ use crate::workspace::run;
 
 /// Files of the initial archive.
 pub(super) const INIT: &str = "/xtask";
-pub(super) const PLAN: &str = "/plan.json";
+pub(super) const GOAL: &str = "/goal.json";
 pub(super) const MODULES: &str = "/modules";
 /// Where the disk is mounted before it is everything.
 pub(super) const DISK: &str = "/disk";
@@ -36,8 +36,17 @@ const DESCRIPTORS_MAX: u64 = 65_536;
 /// How long the disk may take to appear, in the guest's time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the guest is to do.
+/// What becomes of the machine once it has its disk.
 #[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Goal {
+    /// This program runs the plan.
+    Run(Plan),
+    /// The system on the disk is started.
+    Start { init: PathBuf },
+}
+
+/// What is to be run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Plan {
     /// This program on the disk.
     pub(super) xtask: PathBuf,
@@ -48,7 +57,7 @@ pub(super) struct Plan {
 }
 
 /// One program to run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Step {
     pub(super) name: String,
     pub(super) kind: Kind,
@@ -90,7 +99,8 @@ fn enter() -> Result<std::convert::Infallible> {
             println!("module `{}`: {error}", module.display());
         }
     }
-    let plan = fs::read_to_string(PLAN).context("no plan")?;
+    let goal = fs::read(GOAL).context("no goal")?;
+    let goal: Goal = serde_json::from_slice(&goal).context("not a goal")?;
     let until = Instant::now() + PATIENCE;
     while !Path::new(DEVICE).exists() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
@@ -103,9 +113,17 @@ fn enter() -> Result<std::convert::Infallible> {
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("cannot move the disk")?;
     chroot(".").context("cannot enter the disk")?;
     chdir("/").context("cannot enter the disk")?;
-    let twin: Plan = serde_json::from_str(&plan).context("not a plan")?;
-    let error = Command::new(&twin.xtask).arg("vm-guest-host").arg(plan).env("PATH", &twin.path).exec();
-    Err(error).with_context(|| format!("cannot start `{}`", twin.xtask.display()))
+    let (program, mut command) = match goal {
+        Goal::Start { init } => (init.clone(), Command::new(init)),
+        Goal::Run(plan) => {
+            let mut twin = Command::new(&plan.xtask);
+            twin.arg("vm-guest-host")
+                .arg(serde_json::to_string(&plan).context("a plan that cannot be written")?);
+            twin.env("PATH", &plan.path);
+            (plan.xtask, twin)
+        }
+    };
+    Err(command.exec()).with_context(|| format!("cannot start `{}`", program.display()))
 }
 
 /// The first process on the disk: mounts the rest, starts what runs the steps, and takes away what lost its parent.
@@ -137,13 +155,18 @@ fn mount_all() -> Result<()> {
 
 fn run_and_reap(plan: &str) -> Result<()> {
     let this = std::env::current_exe().context("cannot tell where this program is")?;
-    let steps =
-        Command::new(this).arg("vm-guest-steps").arg(plan).spawn().context("cannot start the steps")?;
-    let steps = Pid::from_raw(i32::try_from(steps.id()).context("a process id above 2^31")?);
+    wait_as_first(Command::new(this).arg("vm-guest-steps").arg(plan)).map(|_code| ())
+}
+
+/// Runs a command as the first process of a system does: whatever loses its parent meanwhile is waited for, too. Returns
+/// the command's exit code; 1 where a signal ended it.
+pub(crate) fn wait_as_first(command: &mut Command) -> Result<i32> {
+    let started = command.spawn().context("cannot start a command")?;
+    let started = Pid::from_raw(i32::try_from(started.id()).context("a process id above 2^31")?);
     loop {
         let ended = waitpid(None, Some(WaitPidFlag::empty())).context("cannot wait")?;
-        if ended.pid() == Some(steps) {
-            return Ok(());
+        if ended.pid() == Some(started) {
+            return Ok(if let WaitStatus::Exited(_, code) = ended { code } else { 1 });
         }
     }
 }

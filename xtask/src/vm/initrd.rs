@@ -1,4 +1,4 @@
-//! The initial archive of a virtual machine: this program, its libraries, the modules and the plan.
+//! The initial archive of a virtual machine: this program, its libraries, the modules and what is to be done.
 
 use std::fs;
 use std::path::Path;
@@ -6,12 +6,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::cpio::Archive;
-use super::guest::{DISK, INIT, MODULES, PLAN, Plan};
+use super::guest::{DISK, GOAL, Goal, INIT, MODULES};
 use super::kernel::Kernel;
 use super::tree;
 
 /// For the disk, and for what tests do with namespaces, tunnels and protocols that capture refuses.
-const WANTED: [&str; 27] = [
+const WANTED: [&str; 29] = [
+    "virtio_net",
+    "virtio_rng",
     "virtio_pci",
     "virtio_blk",
     "ext4",
@@ -42,21 +44,21 @@ const WANTED: [&str; 27] = [
 ];
 
 /// Writes it to `file`.
-pub(super) fn write(kernel: &Kernel, plan: &Plan, file: &Path) -> Result<()> {
+pub(super) fn write(kernel: &Kernel, xtask: &Path, goal: &Goal, file: &Path) -> Result<()> {
     let mut archive = Archive::default();
     archive.device(Path::new("/dev/console"), [5, 1])?;
     archive.folder(Path::new(DISK))?;
     archive.folder(Path::new("/tmp"))?;
-    let mut programs = tree::libraries(&plan.xtask)?;
+    let mut programs = tree::libraries(xtask)?;
     programs.sort();
     for library in programs {
         archive.file(&library, &read(&library)?)?;
     }
-    archive.file(Path::new(INIT), &read(&plan.xtask)?)?;
+    archive.file(Path::new(INIT), &read(xtask)?)?;
     for (number, module) in kernel.modules(&WANTED)?.iter().enumerate() {
         archive.file(&Path::new(MODULES).join(format!("{number:03}-{}.ko", module.name)), &module.content)?;
     }
-    archive.file(Path::new(PLAN), &serde_json::to_vec(plan).context("a plan that cannot be written")?)?;
+    archive.file(Path::new(GOAL), &serde_json::to_vec(goal).context("a goal that cannot be written")?)?;
     fs::write(file, archive.finish()?).with_context(|| format!("cannot write `{}`", file.display()))
 }
 

@@ -10,13 +10,15 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use super::apt::Apt;
+use super::apt;
 use super::kernel::Kernel;
-use crate::sudo;
-use crate::workspace::{find_program, run_quietly, say};
+use crate::workspace::{find_program, say};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
+/// What a kernel is told that starts with our initial archive.
+pub(crate) const CMDLINE: &str = "console=ttyS0 rdinit=/xtask loglevel=5 panic=-1 mitigations=off random.trust_cpu=on \
+    net.ifnames=0 -- vm-guest";
 /// Without a sign of life on its ports for this long a machine hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// How long a kernel may take to find out that it has no file system, with the processor's help.
@@ -48,45 +50,8 @@ pub(super) struct Machine<'m> {
 
 /// The program's file. Installs it where this is root or there is sudo.
 pub(super) fn find(vm: &Path) -> Result<PathBuf> {
-    if let Some(found) = find_program(PROGRAM) {
-        return Ok(found);
-    }
-    install(vm).with_context(|| {
-        format!("`{PROGRAM}` is missing and cannot be installed: `apt-get install {PACKAGE}`")
-    })?;
+    apt::install(vm, &[(PROGRAM, PACKAGE)])?;
     find_program(PROGRAM).with_context(|| format!("the package `{PACKAGE}` has brought no `{PROGRAM}`"))
-}
-
-/// From the machine's own sources; else, as with packages from backports that the older one conflicts with, from the
-/// backports of the machine's release.
-fn install(vm: &Path) -> Result<()> {
-    if find_program("apt-get").is_none() {
-        bail!("no apt-get here");
-    }
-    let root = sudo::root()?;
-    let apt = |options: &[String]| {
-        let mut command = sudo::command(root, "env");
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(options);
-        command.args(["install", "--yes", "--no-install-recommends", "--no-remove", PACKAGE]);
-        command
-    };
-    say("installing QEMU");
-    let Err(own) = run_quietly(&mut apt(&[])) else { return Ok(()) };
-    let about = fs::read_to_string("/etc/os-release").context("cannot read `/etc/os-release`")?;
-    let value = |key: &str| about.lines().find_map(|line| line.strip_prefix(key));
-    let release = match (value("ID="), value("VERSION_CODENAME=")) {
-        (Some("debian"), Some(release)) => release,
-        _other => return Err(own),
-    };
-    let backports = format!("{release}-backports");
-    let suites = [release, &format!("{release}-updates"), &format!("{release}-security"), &backports];
-    let lists = Apt::with_suites(&vm.join("apt").join(release), &suites)?;
-    let mut options = lists.options();
-    if run_quietly(&mut apt(&options)).is_ok() {
-        return Ok(());
-    }
-    options.extend(["-t".to_owned(), backports]);
-    run_quietly(&mut apt(&options)).map(|_done| ())
 }
 
 /// KVM where a kernel really runs with it: the device alone proves nothing within another virtual machine.
@@ -130,11 +95,7 @@ impl Machine<'_> {
     pub(super) fn run(&self, qemu: &Path, mut look: impl FnMut() -> Result<()>) -> Result<()> {
         let mut command = base(qemu, self.kernel, self.accelerator);
         command.arg("-initrd").arg(self.initrd);
-        let append = format!(
-            "console=ttyS0 rdinit={} loglevel=5 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable -- vm-guest",
-            super::guest::INIT
-        );
-        command.arg("-append").arg(append);
+        command.arg("-append").arg(CMDLINE);
         command.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", self.disk.display()));
         for port in [self.console, self.reports] {
             let _none_before = fs::remove_file(port);
