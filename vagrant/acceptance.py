@@ -11,6 +11,7 @@ import pathlib
 import platform
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -24,19 +25,20 @@ UNITS = pathlib.Path("/run/systemd/system")
 SETTINGS = pathlib.Path("/etc/toolgate")
 OUTPUT = pathlib.Path("/run/demo-agent.txt")
 READY = "http://127.0.0.1:15021/"
-URL = "http://127.0.0.1:8931/mcp"
+# The server that is declared, and one that nobody declared.
+PORT, OTHER_PORT = 8931, 8932
 # Seconds that anything may take that is waited for: instructions may be translated.
 PATIENCE = 180
 
 SERVER_UNIT = """[Service]
-ExecStart={python} {sources}/vagrant/server.py
+ExecStart={python} {sources}/vagrant/server.py {port}
 Environment=API_TOKEN=not-for-agents {environment}
 """
 # Captured by its slice, which is there before the service is and stays when it has ended.
 CLIENT_UNIT = """[Service]
 Type=oneshot
 Slice={slice}
-ExecStart={python} {sources}/xtask/src/demo/client.py {url}
+ExecStart={python} {sources}/xtask/src/demo/client.py http://127.0.0.1:{port}/mcp
 Environment={environment}
 StandardOutput=truncate:{output}
 StandardError=inherit
@@ -74,15 +76,17 @@ def until(what, found):
     return answer
 
 
-def answers(url):
+def ready():
     try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
+        with urllib.request.urlopen(READY, timeout=5) as reply:
             return reply.status == 200
-    except urllib.error.HTTPError as error:
-        # An MCP server has an opinion of a plain GET, and is there.
-        return url == URL and error.code < 500
     except OSError:
         return False
+
+
+def listens(port):
+    with socket.socket() as made:
+        return made.connect_ex(("127.0.0.1", port)) == 0
 
 
 def python():
@@ -116,16 +120,17 @@ def install():
 
 def units():
     interpreter, environment = python()
-    common = {"python": interpreter, "environment": environment, "sources": SOURCES, "url": URL, "output": OUTPUT}
+    common = {"python": interpreter, "environment": environment, "sources": SOURCES, "output": OUTPUT}
     UNITS.mkdir(parents=True, exist_ok=True)
-    (UNITS / "mcp-server.service").write_text(SERVER_UNIT.format(**common))
+    for name, port in [("declared", PORT), ("other", OTHER_PORT)]:
+        (UNITS / f"mcp-{name}.service").write_text(SERVER_UNIT.format(port=port, **common))
+        (UNITS / f"outside-{name}.service").write_text(CLIENT_UNIT.format(slice="system.slice", port=port, **common))
     (UNITS / "demo.slice").write_text("[Slice]\n")
-    (UNITS / "demo-agent.service").write_text(CLIENT_UNIT.format(slice="demo.slice", **common))
-    (UNITS / "demo-outside.service").write_text(CLIENT_UNIT.format(slice="system.slice", **common))
+    (UNITS / "demo-agent.service").write_text(CLIENT_UNIT.format(slice="demo.slice", port=PORT, **common))
     run("systemctl", "daemon-reload")
-    run("systemctl", "start", "demo.slice", "mcp-server.service")
-    until("the MCP server", lambda: answers(URL))
-    saw("an MCP server runs outside of any captured cgroup")
+    run("systemctl", "start", "demo.slice", "mcp-declared.service", "mcp-other.service")
+    until("the MCP servers", lambda: listens(PORT) and listens(OTHER_PORT))
+    saw("two MCP servers run outside of any captured cgroup, one of them declared")
 
 
 def client(unit):
@@ -148,7 +153,7 @@ def refused(text):
 
 def start():
     run("systemctl", "start", "toolgate.service")
-    until("the agent to be ready", lambda: answers(READY))
+    until("the agent to be ready", ready)
 
 
 def captured():
@@ -162,10 +167,15 @@ def captured():
 
 
 def outside(what):
-    good, text = client("demo-outside.service")
+    """Who is not captured has what is not declared, as ever, and does not get around the agent to what is."""
+    good, text = client("outside-other.service")
     if not good:
         raise Failed(f"the client outside failed:\n{text}")
-    expect(text, [ALLOWED, *EVERYTHING], what)
+    expect(text, [ALLOWED, *EVERYTHING], f"{what}, the same client outside reaches the other server as ever")
+    good, text = client("outside-declared.service")
+    if good or not refused(text):
+        raise Failed(f"the client outside was not refused at the declared server:\n{text}")
+    saw("and is refused at the declared one: its port is guarded")
 
 
 def killed():
@@ -181,7 +191,7 @@ def killed():
     if good or not refused(text):
         raise Failed(f"the agent is dead, and the captured client was not refused:\n{text}")
     saw("the agent is killed: the captured client is refused")
-    outside("and the same client outside notices nothing")
+    outside("meanwhile")
     drop_in.unlink()
     run("systemctl", "daemon-reload")
     run("systemctl", "reset-failed", "toolgate.service")
@@ -246,9 +256,9 @@ def main():
         raise Failed("the agent is ready, and bpf(2) shows no program of it: this test would not see what is left")
     saw("the service is started, and ready")
     captured()
-    outside("the same client outside reaches everything: it is capture that denies")
+    outside("not captured")
     run("systemctl", "restart", "toolgate.service")
-    until("the agent to be ready", lambda: answers(READY))
+    until("the agent to be ready", ready)
     saw("the service is restarted")
     captured()
     killed()
@@ -256,7 +266,7 @@ def main():
     saw("the service is started after its death")
     captured()
     remove(path, reserved)
-    run("systemctl", "stop", "mcp-server.service", "demo.slice")
+    run("systemctl", "stop", "mcp-declared.service", "mcp-other.service", "demo.slice")
     print("accepted", flush=True)
 
 

@@ -1,10 +1,11 @@
 """A small MCP server on the official SDK, with the tools that the demo's client asks for. It knows nothing of Toolgate."""
 
 import os
+import sys
 
 from mcp.server.fastmcp import FastMCP
 
-mcp = FastMCP("everything", host="127.0.0.1", port=8931)
+mcp = FastMCP("everything", host="127.0.0.1", port=int(sys.argv[1]))
 
 
 @mcp.tool()
