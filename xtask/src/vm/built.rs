@@ -67,12 +67,17 @@ impl Built {
         }
     }
 
+    /// Names of all tests.
+    pub(super) fn tests(&self) -> impl Iterator<Item = &str> {
+        self.tests.iter().map(|(name, _)| name.as_str())
+    }
+
     /// The executable of the test of that name.
     pub(super) fn test(&self, name: &str) -> Result<&Path> {
         match self.tests.iter().find(|(test, _)| test == name) {
             Some((_, file)) => Ok(file),
             None => {
-                let names: Vec<_> = self.tests.iter().map(|(name, _)| name.as_str()).collect();
+                let names: Vec<_> = self.tests().collect();
                 bail!("there is no test `{name}` in tests/tests; there are {}", names.join(", "))
             }
         }

@@ -20,7 +20,7 @@ const PACKAGE: &str = "qemu-system-x86";
 pub(crate) const CMDLINE: &str = "console=ttyS0 rdinit=/xtask loglevel=5 panic=-1 mitigations=off random.trust_cpu=on \
     net.ifnames=0 -- vm-guest";
 /// Without a sign of life on its ports for this long a machine hangs.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+const SILENCE_MAX: Duration = Duration::from_secs(600);
 /// How long a kernel may take to find out that it has no file system, with the processor's help.
 const PROBE_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
