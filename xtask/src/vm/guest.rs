@@ -31,6 +31,14 @@ pub(super) const DISK: &str = "/disk";
 /// The disk itself, once its driver is there.
 const DEVICE: &str = "/dev/vda";
 const REPORTS: &str = "/dev/ttyS1";
+/// What any host has: loopback, and a way out, though nobody answers there.
+const NETWORK: [&str; 5] = [
+    "link set lo up",
+    "link add eth0 type dummy",
+    "addr add 198.51.100.2/24 dev eth0",
+    "link set eth0 up",
+    "route add default via 198.51.100.1",
+];
 /// Open files of a process.
 const DESCRIPTORS_MAX: u64 = 65_536;
 /// How long the disk may take to appear, in the guest's time.
@@ -150,7 +158,10 @@ fn mount_all() -> Result<()> {
     std::os::unix::fs::symlink("/proc/self/fd", "/dev/fd").context("cannot link /dev/fd")?;
     // As a service manager has it, rather than the kernel's 4096.
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS_MAX, DESCRIPTORS_MAX).context("cannot raise a limit")?;
-    run(Command::new("ip").args(["link", "set", "lo", "up"]))
+    for words in NETWORK {
+        run(Command::new("ip").args(words.split(' ')))?;
+    }
+    Ok(())
 }
 
 fn run_and_reap(plan: &str) -> Result<()> {
