@@ -15,9 +15,9 @@ use crate::packages::Packages;
 use crate::workspace::{root, run_quietly, say};
 
 /// What tests start by name, besides what is built here.
-const PROGRAMS: [&str; 16] = [
-    "cat", "env", "false", "id", "ip", "kill", "mount", "node", "nsenter", "setpriv", "sh", "sleep", "true",
-    "umount", "unshare", "ss",
+const PROGRAMS: [&str; 19] = [
+    "bash", "cat", "env", "false", "id", "ip", "kill", "mkdir", "mount", "node", "nsenter", "setpriv", "sh",
+    "sleep", "ss", "sysctl", "true", "umount", "unshare",
 ];
 /// The interpreter that tests start by this path, rather than the one with the SDK.
 const PYTHON: &str = "/usr/bin/python3";
