@@ -19,7 +19,7 @@ pub(crate) fn need(what: &str, programs: &[Packaged]) -> Result<()> {
     install(&packages).with_context(|| format!("{what} needs them: `apt-get install {by_hand}` or the like"))
 }
 
-/// Installs packages by apt-get, as root or by sudo.
+/// Installs packages by apt-get, as root or by sudo. Nothing is removed for them.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if find_program("apt-get").is_none() {
         bail!("no apt-get here to install {}", packages.join(", "));
@@ -30,7 +30,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments);
         command
     };
-    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    let install = [&["install", "--yes", "--no-install-recommends", "--no-remove"], packages].concat();
     say(format_args!("installing Debian's {}", packages.join(", ")));
     if run_quietly(&mut apt(&install)).is_err() {
         // Its lists may be missing or old.

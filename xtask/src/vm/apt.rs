@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::sbin;
-use crate::sudo;
 use crate::workspace::{find_program, run_quietly, say};
+use crate::{debian, sudo};
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
@@ -127,35 +127,23 @@ pub(crate) fn install(vm: &Path, wanted: &[(&str, &str)]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    say(format_args!("installing {}", packages.join(", ")));
     install_packages(vm, &packages)
         .with_context(|| format!("cannot install what is missing: `apt-get install {}`", packages.join(" ")))
 }
 
 fn install_packages(vm: &Path, packages: &[&str]) -> Result<()> {
-    if find_program("apt-get").is_none() {
-        bail!("no apt-get here");
-    }
-    let root = sudo::root()?;
-    let apt = |options: &[String]| {
-        let mut command = sudo::command(root, "env");
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(options);
-        command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
-        command
-    };
-    let Err(own) = run_quietly(&mut apt(&[])) else { return Ok(()) };
+    let Err(own) = debian::install(packages) else { return Ok(()) };
     let about = fs::read_to_string("/etc/os-release").context("cannot read `/etc/os-release`")?;
     let value = |key: &str| about.lines().find_map(|line| line.strip_prefix(key));
     let (Some("debian"), Some(release)) = (value("ID="), value("VERSION_CODENAME=")) else { return Err(own) };
     let backports = format!("{release}-backports");
     let suites = [release, &format!("{release}-updates"), &format!("{release}-security"), &backports];
     let lists = Apt::with_suites(&vm.join("apt").join(release), &suites)?;
-    let mut options = lists.options();
-    if run_quietly(&mut apt(&options)).is_ok() {
-        return Ok(());
-    }
-    options.extend(["-t".to_owned(), backports]);
-    run_quietly(&mut apt(&options)).map(|_done| ())
+    say(format_args!("installing them from {backports}"));
+    let mut command = sudo::command(sudo::root()?, "env");
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(lists.options());
+    command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]);
+    run_quietly(command.args(["--target-release", &backports]).args(packages)).map(|_done| ())
 }
 
 /// Where suites and where their security updates are.
