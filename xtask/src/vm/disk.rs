@@ -15,9 +15,34 @@ use crate::packages::Packages;
 use crate::workspace::{root, run_quietly, say};
 
 /// What tests start by name, besides what is built here.
-const PROGRAMS: [&str; 19] = [
-    "bash", "cat", "env", "false", "id", "ip", "kill", "mkdir", "mount", "node", "nsenter", "setpriv", "sh",
-    "sleep", "ss", "sysctl", "true", "umount", "unshare",
+const PROGRAMS: [&str; 27] = [
+    "bash",
+    "capsh",
+    "cat",
+    "chmod",
+    "cp",
+    "env",
+    "false",
+    "id",
+    "ip",
+    "kill",
+    "ln",
+    "ls",
+    "mkdir",
+    "mount",
+    "node",
+    "nsenter",
+    "rm",
+    "setpriv",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "ss",
+    "sysctl",
+    "tar",
+    "true",
+    "umount",
+    "unshare",
 ];
 /// The interpreter that tests start by this path, rather than the one with the SDK.
 const PYTHON: &str = "/usr/bin/python3";
