@@ -11,6 +11,7 @@
 //! - `peer`: a server whose every byte is the test's own
 //! - `pinned`: the maps that the programs and the agent share, as the kernel holds them
 //! - `port_range`: the host's ephemeral ports
+//! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `sdk`: the official Python SDK, as server and as client
 //! - `witness`: a server that tells who reached it, by every family and address
@@ -26,6 +27,7 @@ mod peer;
 pub mod pinned;
 pub mod port_range;
 mod process;
+mod refusal;
 pub mod scene;
 mod sdk;
 pub mod server;
@@ -41,6 +43,7 @@ pub use netns::Netns;
 pub use peer::Peer;
 pub use port_range::PortRange;
 pub use process::Process;
+pub use refusal::{kernel, refusal};
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer};
 pub use server::{Request, Server};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use tempfile::TempDir;
 use toolgate_tests::{Agent, Host, Process, cgroup2, toolgate};
 
@@ -209,6 +210,8 @@ impl Exclusive {
             attach_type: INET4_CONNECT,
             ..Load::default()
         };
+        // Before 5.11, programs and maps count as locked memory.
+        setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
         let program = bpf(PROGRAM_LOAD, &load).context("cannot load it")?;
         // SAFETY: a descriptor that the call has just made, owned by nobody else.
         let program = unsafe { OwnedFd::from_raw_fd(program) };

@@ -39,13 +39,12 @@ use qemu::{Accelerator, Machine};
 use report::Report;
 
 /// Files of tests/tests, or `FILE::TEST`, that are not run on every kernel, and why; all others are.
-const LEFT_OUT: [(&str, &str); 14] = [
+const LEFT_OUT: [(&str, &str); 13] = [
     ("attribution", "tens of thousands of connections take too long where instructions are translated"),
     ("command_line", REQUESTS),
     ("containers", "it needs systemd-nspawn and podman, which the guest does not have"),
     ("ending", REQUESTS),
     ("faults", REQUESTS),
-    (FIRED, "it is a step of its own"),
     ("framing", REQUESTS),
     ("harness", "it tests the tests"),
     ("identity::an_image_is_told_by_podmans_own_state", "it needs podman, which the guest does not have"),
@@ -63,15 +62,15 @@ pub(crate) struct Wanted {
     /// A series of kernels (5.10, 6.1, 6.12, 6.18), or `all`
     #[arg(long, default_value = "all")]
     kernel: String,
-    /// Only these files of tests/tests, and nothing else; may be repeated
+    /// Only these, and nothing else: `demo`, or a file of tests/tests; may be repeated
     #[arg(long)]
     test: Vec<String>,
 }
 
 impl Wanted {
-    /// All there is, on one series.
-    pub(crate) fn kernel(series: &str) -> Self {
-        Self { kernel: series.to_owned(), test: Vec::new() }
+    /// These steps, on one series.
+    pub(crate) fn steps(series: &str, steps: &[&str]) -> Self {
+        Self { kernel: series.to_owned(), test: steps.iter().map(|&step| step.to_owned()).collect() }
     }
 }
 
@@ -95,11 +94,8 @@ pub(crate) fn vm(wanted: &Wanted) -> Result<()> {
     let packages = packages::install()?;
     let built = Built::build()?;
     let plan = plan(&built, &packages, &wanted.test)?;
-    if wanted.test.is_empty() {
-        let is_built = |name: &str| built.tests().any(|built| name.split("::").next() == Some(built));
-        for (name, why) in LEFT_OUT.iter().filter(|(name, _)| is_built(name)) {
-            say(format_args!("without tests/tests/{name}: {why}"));
-        }
+    for (name, why) in LEFT_OUT.iter().filter(|(name, _)| leaves_out(wanted, &built, name)) {
+        say(format_args!("without tests/tests/{name}: {why}"));
     }
     let disk = disk::make(&vm, &built, &packages)?;
     let mut matrix = Matrix::default();
@@ -114,6 +110,15 @@ pub(crate) fn vm(wanted: &Wanted) -> Result<()> {
     }
     println!("{matrix}");
     matrix.verdict()
+}
+
+/// Whether what is wanted, but for this entry of [`LEFT_OUT`], would have it.
+fn leaves_out(wanted: &Wanted, built: &Built, name: &str) -> bool {
+    match name.split_once("::") {
+        _ if wanted.test.is_empty() => built.tests().any(|test| name.split("::").next() == Some(test)),
+        Some((file, _)) => wanted.test.iter().any(|test| test == file),
+        None => false,
+    }
 }
 
 /// Writes what a kernel of that series starts with to find the system on its first disk. Returns the kernel's image.
@@ -151,15 +156,19 @@ fn plan(built: &Built, packages: &Packages, tests: &[String]) -> Result<Plan> {
             text(&packages.server_everything),
         ],
     };
+    let others =
+        built.tests().filter(|name| *name != FIRED && !LEFT_OUT.iter().any(|(left_out, _)| left_out == name));
+    let wanted: Vec<_> = match tests {
+        [] => [FIRED, DEMO].into_iter().chain(others).collect(),
+        some => some.iter().map(String::as_str).collect(),
+    };
     let mut steps = Vec::new();
-    if tests.is_empty() {
-        steps.extend([test(FIRED, Kind::Programs)?, demo]);
-    }
-    let all = built.tests().filter(|name| !LEFT_OUT.iter().any(|(left_out, _)| left_out == name));
-    let wanted: Vec<_> =
-        if tests.is_empty() { all.collect() } else { tests.iter().map(String::as_str).collect() };
     for name in wanted {
-        steps.push(test(name, Kind::Tests)?);
+        steps.push(match name {
+            FIRED => test(name, Kind::Programs)?,
+            DEMO => demo.clone(),
+            _ => test(name, Kind::Tests)?,
+        });
     }
     Ok(Plan {
         xtask: built.xtask.clone(),

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use toolgate_tests::{Cgroup, Process};
+use toolgate_tests::{Cgroup, Process, refusal};
 
 /// Connects as it is told, a line each, and keeps what it made.
 const CLIENT: &str = r#"
@@ -121,6 +121,11 @@ impl Client {
     /// Fails unless it works; what it says then.
     pub(crate) fn must(&mut self, command: &str) -> Result<String> {
         self.ask(command)?.map_err(|errno| anyhow::anyhow!("`{command}`: {errno}"))
+    }
+
+    /// Fails unless a program refuses it with this errno, or as it is told on this kernel.
+    pub(crate) fn must_be_refused(&mut self, command: &str, errno: &str) -> Result<()> {
+        self.must_fail(command, refusal(errno)?)
     }
 
     /// Fails unless it fails with this errno.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use toolgate::capture::{Loss, Plan};
-use toolgate_tests::{Cgroup, wait};
+use toolgate_tests::{Cgroup, refusal, wait};
 
 use crate::bpf::Pinned;
 use crate::client::Client;
@@ -23,8 +23,8 @@ fn while_the_agent_is_lost_connects_are_refused() -> Result<()> {
     let (_server, address) = plain_server()?;
     let rig = lost(&cgroup, Loss::Closed)?;
     let mut client = Client::inside(&cgroup)?;
-    client.must_fail(&format!("tcp {address}"), "ECONNREFUSED")?;
-    client.must_fail("tcp6 ::1 80", "ECONNREFUSED")?;
+    client.must_be_refused(&format!("tcp {address}"), "ECONNREFUSED")?;
+    client.must_be_refused("tcp6 ::1 80", "ECONNREFUSED")?;
     assert_eq!((rig.count("connect/refused_agent_lost")?, rig.count("connect/redirected")?), (2, 0));
     Client::outside()?.must(&format!("tcp {address}"))?;
     Ok(())
@@ -54,9 +54,9 @@ fn a_beat_brings_it_back() -> Result<()> {
     let age = Duration::from_secs(3);
     let rig = Rig::with(Wanted { heartbeat_age_max: age, plan, ..Wanted::default() })?;
     let mut client = Client::inside(&cgroup)?;
-    let connect = format!("tcp {NOWHERE}");
+    let (connect, refused) = (format!("tcp {NOWHERE}"), refusal("ECONNREFUSED")?);
     wait::until("the loss of an agent that does not beat", || {
-        Ok((client.ask(&connect)? == Err("ECONNREFUSED".to_owned())).then_some(()))
+        Ok((client.ask(&connect)? == Err(refused.to_owned())).then_some(()))
     })?;
     ensure!(rig.count("connect/refused_agent_lost")? > 0);
     rig.kernel()?.beat()?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use toolgate::capture::{CapturedCgroup, Destinations, Plan, Scope, cgroup};
-use toolgate_tests::{Cgroup, cgroup2};
+use toolgate_tests::{Cgroup, cgroup2, refusal};
 
 use crate::client::Client;
 use crate::rig::{
@@ -126,7 +126,7 @@ fn destinations_are_captured_excluded_or_refused() -> Result<()> {
             assert_eq!(found.original, expected, "{command}");
             assert_eq!(answer, Ok(expected.to_string()), "{command}");
         } else if branch.starts_with("refused") {
-            assert_eq!(answer, Err("ECONNREFUSED".to_owned()), "{command}");
+            assert_eq!(answer, Err(refusal("ECONNREFUSED")?.to_owned()), "{command}");
         }
         Ok(())
     };
