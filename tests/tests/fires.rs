@@ -1,7 +1,7 @@
 //! Every BPF program does not only load and attach, it runs: a kernel may take a program and never call it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
 use toolgate_tests::{Process, Scene};
@@ -12,8 +12,7 @@ const METRIC: &str = "toolgate_kernel_events_total{program=\"";
 /// Everything that a hook of capture is for, once. Whether it is refused is for other tests.
 const CLIENT: &str = r#"
 import socket, sys
-port = int(sys.argv[1])
-families = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+families = [(socket.AF_INET, "127.0.0.1", int(sys.argv[1])), (socket.AF_INET6, "::1", int(sys.argv[2]))]
 def once(what, do):
     try: do()
     except OSError as error: what += " (%s)" % error
@@ -27,7 +26,7 @@ def send(family, to):
     with socket.socket(family, socket.SOCK_DGRAM) as made: made.sendto(b"", to)
 def bind(family, address):
     with socket.socket(family) as made: made.bind((address, 0))
-for family, address in families:
+for family, address, port in families:
     once("tcp to " + address, lambda: connect(family, socket.SOCK_STREAM, (address, port)))
     once("udp to " + address, lambda: connect(family, socket.SOCK_DGRAM, (address, 443)))
     once("datagram to " + address, lambda: send(family, (address, 443)))
@@ -49,8 +48,11 @@ fn fired(metrics: &str) -> Result<BTreeMap<String, u64>> {
 }
 
 fn go_everywhere(scene: &Scene, server: SocketAddr) -> Result<()> {
+    // By IPv6 elsewhere: the port of a declared server is refused there before a connection is made.
+    let other = TcpListener::bind("[::1]:0").context("cannot listen by IPv6")?;
     let mut client = scene.agent.exec("reader");
-    client.args(["/usr/bin/python3", "-c", CLIENT]).arg(server.port().to_string());
+    client.args(["/usr/bin/python3", "-c", CLIENT]);
+    client.args([server, other.local_addr()?].map(|address| address.port().to_string()));
     let mut client = Process::start(&mut client)?;
     client.line("done")?;
     let ended = client.end()?;
