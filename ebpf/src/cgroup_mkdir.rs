@@ -33,6 +33,7 @@ fn made(cgroup: u64, path: u64) -> Counter {
 }
 
 #[inline(always)]
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy does not fit on the stack")]
 fn named(path: u64) -> Option<u32> {
     // SAFETY: a live slot of this CPU; the program is not preempted by itself on it.
     let name = unsafe { &mut *NAME.get_ptr_mut(0)? };

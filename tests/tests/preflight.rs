@@ -210,8 +210,8 @@ impl Exclusive {
             attach_type: INET4_CONNECT,
             ..Load::default()
         };
-        // Before 5.11, programs and maps count as locked memory.
-        setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+        // Before 5.11, programs and maps count as locked memory; later kernels do not ask for it.
+        let _not_allowed_everywhere = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let program = bpf(PROGRAM_LOAD, &load).context("cannot load it")?;
         // SAFETY: a descriptor that the call has just made, owned by nobody else.
         let program = unsafe { OwnedFd::from_raw_fd(program) };

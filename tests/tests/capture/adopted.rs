@@ -97,7 +97,7 @@ fn a_killed_agent_refuses_and_a_new_one_takes_over() -> Result<()> {
     }
 
     // By the pins alone: ten programs at the cgroup2 root, one in this namespace, one at a tracepoint.
-    assert_eq!(toolgate::capture::detach()?, Removed { links: 12, maps: 21 });
+    assert_eq!(toolgate::capture::detach()?, Removed { links: 12, maps: 20 });
     assert_eq!(client.must(&format!("tcp {address}"))?, address.replace(' ', ":"));
     assert_eq!((pins()?.len(), toolgate::capture::detach()?), (0, Removed::default()));
     drop(client);
