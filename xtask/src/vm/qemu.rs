@@ -82,7 +82,9 @@ fn base(qemu: &Path, kernel: &Kernel, accelerator: Accelerator) -> Command {
     match accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Translation => {
-            command.args(["-accel", "tcg", "-cpu", "max,la57=off", "-icount", "shift=0,sleep=off"])
+            // Time is counted in instructions, so that nobody is too slow. Where there are none it must pass as it does
+            // here, or a wait for the disk would end with whatever timer is next.
+            command.args(["-accel", "tcg", "-cpu", "max,la57=off", "-icount", "shift=0,sleep=on"])
         }
     };
     command.args(["-smp", "2", "-m", "2048", "-nodefaults", "-display", "none", "-no-reboot", "-kernel"]);
