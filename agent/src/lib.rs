@@ -10,7 +10,8 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`cli`] is the command line; [`buffer`], [`body`], [`limits`] and [`sessions`] serve the stages.
+//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`file`], [`limits`],
+//! [`netns`] and [`sessions`] serve the stages.
 
 pub mod admin;
 pub mod app;
@@ -19,9 +20,13 @@ pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod existing;
+pub mod file;
 pub mod forward;
 pub mod identify;
 pub mod limits;
+pub mod listeners;
+pub mod netns;
 pub mod parse;
 pub mod proxy;
 pub mod record;

@@ -38,12 +38,18 @@ pub struct Limits {
     pub upstream_idle_count_max: usize,
     /// Client connections served at once on a thread.
     pub connections_max: usize,
+    /// The same of one captured cgroup: none can use up the others' share.
+    pub connections_per_cgroup_max: usize,
     /// Sessions bound at once on the node.
     pub sessions_max: usize,
     /// How long a session lasts without a request.
     pub session_idle_max: Duration,
     /// Audit entries open or waiting for the writer at once.
     pub audit_entries_max: usize,
+    /// The most bytes of an executable that `exe_sha256` is asked of.
+    pub executable_bytes_max: u64,
+    /// Until an executable is read for `exe_sha256`.
+    pub identify_time_max: Duration,
     /// From SIGTERM to the end of the last request.
     pub drain_time_max: Duration,
 }
@@ -66,9 +72,12 @@ impl Default for Limits {
             upstream_idle_max: Duration::from_millis(3_500),
             upstream_idle_count_max: 64,
             connections_max: 16_384,
+            connections_per_cgroup_max: 8_192,
             sessions_max: 65_536,
             session_idle_max: Duration::from_secs(24 * 3600),
             audit_entries_max: 16_384,
+            executable_bytes_max: 1 << 30,
+            identify_time_max: Duration::from_secs(10),
             drain_time_max: Duration::from_secs(5),
         }
     }

@@ -6,21 +6,24 @@
 mod undeclared;
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
 use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
 use toolgate_core::workload::Unidentified;
 
-use crate::app::{Worker, Working};
+use crate::app::{Node, Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
-use crate::identify::{self, Origin};
+use crate::identify::Origin;
+use crate::limits::Limits;
+use crate::netns::CANARY;
 use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream};
 use crate::record::{Entry, NoSlot};
 use crate::respond::{self, Exchange, McpExchange};
@@ -57,6 +60,9 @@ enum Outcome {
 
 /// One captured connection: who connected, where to; then one request after another.
 pub async fn connection<S: Stream>(stream: S, captured: Captured, worker: &Worker) {
+    if captured.original == CANARY {
+        return canary(stream, &worker.node.limits).await;
+    }
     let origin = Arc::new(worker.node.identify.origin(captured));
     let mut client = Client::new(stream);
     match opening(&mut client, &origin, worker).await {
@@ -65,6 +71,24 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, worker: &Worke
         Opening::Ended => {}
     }
     client.close(&worker.node.limits).await;
+}
+
+/// Proves to who connected that it is captured. It is no message, so there is no entry.
+async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
+    let answered = async {
+        stream.write_all(b"toolgate\n").await?;
+        stream.shutdown().await
+    };
+    // Who did not wait for the answer did not want it.
+    let _ = timeout(limits.client_write_max, answered).await;
+}
+
+/// The declared server that a connection goes to. Loopback is the caller's own: in another network namespace than the
+/// agent's, no Server is there.
+fn declared<'r>(resources: &'r Resources, captured: &Captured, node: &Node) -> Option<&'r Server> {
+    let at_home = captured.process.netns_cookie == node.namespaces.home().cookie;
+    let is_own = captured.original.ip().to_canonical().is_loopback();
+    if !at_home && is_own { None } else { resources.server_at(captured.original).map(Arc::as_ref) }
 }
 
 /// What a connection turned out to be.
@@ -78,10 +102,14 @@ enum Opening {
 async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker: &Worker) -> Opening {
     let node = &*worker.node;
     let resources = node.resources.load_full();
-    let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
+    let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
     let turn = Turn { worker, origin, resources: &resources, caller: &caller, working: Cell::default() };
-    let decision = match resources.server_at(origin.captured.original) {
+    let decision = match declared(&resources, &origin.captured, node) {
         Some(server) => decision::opaque(caller.as_ref(), server),
+        // The guard lets the agent pass: what is not decided as for that server must not.
+        None if node.namespaces.guards(origin.captured.process.netns_cookie, origin.captured.original) => {
+            Decision::Denied(Denied::because(Reason::Undeclared))
+        }
         None => decision::unrecognised(node.unrecognised),
     };
     match decision {
@@ -112,8 +140,10 @@ async fn requests<S: Stream>(
             return;
         }
         let resources = node.resources.load_full(); // one generation for the whole request
-        let caller = identify::caller(origin, &resources, &node.agent.trust_domain);
+        let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
         let working = Cell::new(Some(worker.working()));
+        // The next request is the next agent's.
+        let head = head.map(|head| head.map(|head| head.going_on_if(!worker.is_leaving())));
         let turn = Turn { worker, origin, resources: &resources, caller: &caller, working };
         let entry = match node.record.open(origin, resources.generation) {
             Ok(entry) => entry, // closed exactly once, also on drop
@@ -132,7 +162,7 @@ async fn requests<S: Stream>(
             turn.turned_away(client, entry).await;
             return;
         }
-        let server = resources.server_at(origin.captured.original).map(Arc::as_ref);
+        let server = declared(&resources, &origin.captured, node);
         let flow = match (head, server) {
             (Ok(None), _) => return,
             (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
@@ -200,7 +230,7 @@ impl Turn<'_> {
         entry.permitted(&permitted);
         let expected = Expected::of(&asked);
         let leg = forward::leg(caller, server);
-        match forward::send(permitted, &leg, &self.worker.pool, &node.limits).await {
+        match forward::send(permitted, &leg, &self.worker.pool, node.namespaces.home(), &node.limits).await {
             Ok(upstream) => Outcome::Sent { upstream, leg, expected },
             Err(error) => Outcome::Unsent { error, expected },
         }
@@ -349,7 +379,7 @@ impl Turn<'_> {
         let opened = self.worker.node.record.open(self.origin, self.resources.generation);
         let mut entry = opened.inspect_err(|error| tracing::error!(%error, "connection closed")).ok()?;
         entry.method("connection");
-        if let Some(server) = self.resources.server_at(self.address()) {
+        if let Some(server) = declared(self.resources, &self.origin.captured, &self.worker.node) {
             entry.target(&server.identity);
         }
         self.name_caller(&mut entry);
@@ -373,15 +403,21 @@ impl Turn<'_> {
         }
     }
 
-    fn address(&self) -> SocketAddr {
-        self.origin.captured.original
+    /// Where this connection goes if no Server is there.
+    fn beyond(&self) -> forward::Undeclared<'_> {
+        let Captured { original, process } = self.origin.captured;
+        let namespaces = &self.worker.node.namespaces;
+        forward::Undeclared { address: original, namespace: process.netns_cookie, namespaces }
     }
 }
 
 /// Why a permitted request did not reach its server: the label, and the status for the client.
 fn forward_reason(error: &ForwardError) -> (Reason, u16) {
     match error {
-        ForwardError::Connect { .. } | ForwardError::Send { .. } => (Reason::ServerUnreachable, 502),
+        ForwardError::Connect { .. } | ForwardError::Send { .. } | ForwardError::Namespace { .. } => {
+            (Reason::ServerUnreachable, 502)
+        }
+        ForwardError::Guarded { .. } => (Reason::Undeclared, 403),
         ForwardError::ConnectTimeout { .. } | ForwardError::SendTimeout { .. } => {
             (Reason::ServerTimeout, 504)
         }

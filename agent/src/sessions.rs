@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use toolgate_core::decision::SessionUse;
 use toolgate_core::identity::Identity;
 
@@ -30,12 +31,44 @@ fn forget_oldest(shard: &mut HashMap<Key, Bound>, of: impl Fn(&Bound) -> bool) {
 /// Server identity and session id.
 type Key = (Identity, Box<str>);
 
+/// A binding on its way to another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    server: Name,
+    caller: Name,
+    id: Box<str>,
+    /// Since it was last used.
+    idle_ms: u64,
+}
+
+/// An identity by its parts: trust domain, namespace, App ID.
+type Name = (String, String, String);
+
+fn name(identity: &Identity) -> Name {
+    let part = str::to_owned;
+    (part(identity.trust_domain()), part(identity.namespace()), part(identity.app_id()))
+}
+
+fn identity((trust_domain, namespace, app_id): &Name) -> Option<Identity> {
+    Identity::new(trust_domain, namespace, app_id).ok()
+}
+
+fn binding((server, id): &Key, bound: &Bound) -> Binding {
+    let idle_ms = u64::try_from(bound.used.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Binding { server: name(server), caller: name(&bound.caller), id: id.clone(), idle_ms }
+}
+
+/// Tells another process of a binding.
+pub type Tell = Box<dyn Fn(&Binding) + Send + Sync>;
+
 /// All sessions of the node.
 pub struct Sessions {
     shards: [Mutex<HashMap<Key, Bound>>; SHARDS],
     hasher: RandomState,
     shard_max: usize,
     idle_max: Duration,
+    /// Who is told of new bindings, too: this process hands over.
+    successor: OnceLock<Tell>,
 }
 
 impl Sessions {
@@ -47,6 +80,32 @@ impl Sessions {
             hasher: RandomState::new(),
             shard_max: count_max.div_ceil(SHARDS),
             idle_max,
+            successor: OnceLock::new(),
+        }
+    }
+
+    /// All bindings; `successor` is told of what is bound from now on. The first call counts.
+    #[must_use]
+    pub fn export(&self, successor: Tell) -> Vec<Binding> {
+        // Before the look at the shards: what is bound in between is told twice, not never.
+        let _ = self.successor.set(successor);
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(shard.iter().map(|(key, bound)| binding(key, bound)));
+        }
+        all
+    }
+
+    /// Binds what another process had bound. A session that is bound already stays as it is.
+    pub fn import(&self, bindings: &[Binding]) {
+        let now = Instant::now();
+        for one in bindings {
+            let (Some(caller), Some(server)) = (identity(&one.caller), identity(&one.server)) else {
+                continue;
+            };
+            let used = now.checked_sub(Duration::from_millis(one.idle_ms)).unwrap_or(now);
+            self.bind(&caller, &server, &one.id, used);
         }
     }
 
@@ -73,7 +132,11 @@ impl Sessions {
             return own;
         }
         self.make_room(&mut shard, caller, now);
-        shard.insert(key, Bound { caller: caller.clone(), used: now });
+        let bound = Bound { caller: caller.clone(), used: now };
+        if let Some(successor) = self.successor.get() {
+            successor(&binding(&key, &bound));
+        }
+        shard.insert(key, bound);
         true
     }
 
@@ -148,6 +211,33 @@ mod tests {
         assert_eq!(check("alice", "docs", Some("s1"), late), SessionUse::Unknown);
         sessions.end(&id("docs"), "s1");
         assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn sessions_are_handed_over_with_their_callers_and_ages() {
+        let now = Instant::now();
+        let (old, new) =
+            (Sessions::new(64, Duration::from_secs(10)), Sessions::new(64, Duration::from_secs(10)));
+        assert!(old.bind(&id("alice"), &id("docs"), "s1", now));
+        let (successor, later) = std::sync::mpsc::channel();
+        let exported = old.export(Box::new(move |binding| successor.send(binding.clone()).unwrap()));
+        assert_eq!(exported.len(), 1);
+        let text = serde_json::to_string(&exported).unwrap();
+        new.import(&serde_json::from_str::<Vec<Binding>>(&text).unwrap());
+        assert!(old.bind(&id("bob"), &id("docs"), "s2", now), "bound while it drains");
+        new.import(&later.try_iter().collect::<Vec<_>>());
+        let used = |caller: &str, session: &str, at: Instant| {
+            new.used_by(&id(caller), &id("docs"), Some(session), at)
+        };
+        assert_eq!(used("alice", "s1", now), SessionUse::Own);
+        assert_eq!(used("bob", "s2", now), SessionUse::Own);
+        assert_eq!(used("bob", "s1", now), SessionUse::Unknown);
+        let aged = Binding { idle_ms: 9_000, ..exported[0].clone() };
+        let third = Sessions::new(64, Duration::from_secs(10));
+        third.import(&[aged]);
+        let at = Instant::now() + Duration::from_secs(2);
+        let used = third.used_by(&id("alice"), &id("docs"), Some("s1"), at);
+        assert_eq!(used, SessionUse::Unknown, "its age went with it");
     }
 
     #[test]

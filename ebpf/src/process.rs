@@ -5,7 +5,26 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_pid_tgid, bpf_get_current_task},
 };
 
-use crate::maps::OFFSETS;
+use crate::maps::{AGENTS, OFFSETS};
+
+/// The current thread group, in the host's PID namespace.
+#[inline(always)]
+pub fn current_tgid() -> u32 {
+    // SAFETY: helper without arguments.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// Whether the current task is the agent: by number and start, so that a reused number is not.
+#[inline(always)]
+pub fn is_agent() -> bool {
+    // SAFETY: two u64 that never change while the entry is there.
+    let Some(agent) = (unsafe { AGENTS.get(current_tgid()) }) else {
+        return false;
+    };
+    Process::current().is_some_and(|process| {
+        process.start_ns >= agent.start_from_ns && process.start_ns < agent.start_until_ns
+    })
+}
 
 /// The current thread group.
 #[derive(Clone, Copy)]
@@ -26,10 +45,10 @@ impl Process {
     #[inline(always)]
     pub fn current() -> Option<Self> {
         let offsets = OFFSETS.load();
-        // SAFETY: helpers without arguments.
-        let (task, ids) = unsafe { (bpf_get_current_task(), bpf_get_current_pid_tgid()) };
+        // SAFETY: helper without arguments.
+        let task = unsafe { bpf_get_current_task() };
         let leader = read(task, offsets.task_group_leader)?;
-        Some(Self { tgid: (ids >> 32) as u32, start_ns: read(leader, offsets.task_start_boottime)?, task })
+        Some(Self { tgid: current_tgid(), start_ns: read(leader, offsets.task_start_boottime)?, task })
     }
 
     #[inline(always)]
@@ -50,7 +69,7 @@ impl Process {
 
 /// The field at `offset` of the kernel object at `base`; nothing for a null object.
 #[inline(always)]
-fn read<T>(base: u64, offset: u32) -> Option<T> {
+pub fn read<T>(base: u64, offset: u32) -> Option<T> {
     if base == 0 {
         return None;
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -28,12 +29,19 @@ pub struct Setup<'t> {
     pub audit: &'t str,
     /// Run with `--observe`.
     pub observe: bool,
+    /// Run with `--stay-attached`.
+    pub stay_attached: bool,
+    /// Set in its environment.
+    pub environment: &'t [(&'t str, &'t str)],
 }
 
 /// A running agent. Dropped: it ends, and whatever it left is detached.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
+    /// The agent that took over, and is no child of the test's.
+    successor: Option<u32>,
+    flags: Vec<&'static str>,
     /// Where `GET /metrics` is answered.
     pub metrics: SocketAddr,
     /// Where readiness is answered.
@@ -72,12 +80,12 @@ impl Agent {
         let [outbound, metrics, ready] = [free_address()?, free_address()?, free_address()?];
         let settings = settings(folder.path(), [outbound, metrics, ready], setup);
         write_config(folder.path(), &settings, setup.resources)?;
+        let given = [(setup.observe, "--observe"), (setup.stay_attached, "--stay-attached")];
+        let flags: Vec<&str> = given.iter().filter(|(given, _)| *given).map(|(_, flag)| *flag).collect();
         let mut command = run_command(folder.path());
-        if setup.observe {
-            command.arg("--observe");
-        }
+        command.args(&flags).envs(setup.environment.iter().copied());
         let process = Process::start(&mut command)?;
-        let agent = Self { process, metrics, ready, outbound, folder, _host: host };
+        let agent = Self { process, successor: None, flags, metrics, ready, outbound, folder, _host: host };
         agent.process.line(READY)?;
         Ok(agent)
     }
@@ -205,6 +213,35 @@ impl Agent {
         self.process.end()
     }
 
+    /// `toolgate upgrade`, with more arguments: its process id, which may be this test's child no longer.
+    ///
+    /// # Errors
+    /// It fails; with what it said.
+    pub fn upgrade(&mut self, arguments: &[&str]) -> Result<u32> {
+        let output = self.toolgate("upgrade").args(arguments).output().context("cannot start it")?;
+        let (said, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if !output.status.success() {
+            bail!("{said}{errors}");
+        }
+        // `agent 2 took over from agent 1`
+        let pid = said.split(' ').nth(1).and_then(|word| word.parse().ok());
+        let pid = pid.with_context(|| format!("no process id: {said}"))?;
+        self.successor = Some(pid);
+        Ok(pid)
+    }
+
+    /// Asks the agent that took over to end in order, and waits until it has.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop_successor(&mut self) -> Result<()> {
+        let Some(pid) = self.successor.take() else { return Ok(()) };
+        let process = Pid::from_raw(i32::try_from(pid).context("a process id above 2^31")?);
+        kill(process, Signal::SIGTERM).context("cannot send it a signal")?;
+        wait::until("the end of the agent that took over", || Ok(has_ended(pid).then_some(())))
+    }
+
     /// Waits for its end after a signal that the test sent.
     ///
     /// # Errors
@@ -218,7 +255,7 @@ impl Agent {
     /// # Errors
     /// It does not get ready.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = Process::start(&mut run_command(self.config()))?;
+        self.process = Process::start(run_command(self.config()).args(&self.flags))?;
         self.process.line(READY).map(|_line| ())
     }
 
@@ -258,10 +295,17 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        let _ended_before = self.stop_successor();
         let _ended_before = self.process.signal(Signal::SIGTERM);
         let _killed_by_its_guard = self.process.end();
         let _nothing_to_detach = toolgate().arg("detach").output();
     }
+}
+
+/// Gone, or waiting for whoever adopted it.
+fn has_ended(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    status.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 /// The agent's binary: cargo puts it beside the folder that holds this test.

@@ -1,12 +1,13 @@
 //! A captured process that connects where it is told: the connection is its own, the bytes are the test's.
 
-use std::io::{IoSliceMut, Write as _};
+use std::io::{IoSliceMut, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -59,7 +60,8 @@ impl Caller {
     /// # Errors
     /// The connection is refused, or the caller is gone.
     pub fn connect(&mut self, to: SocketAddr) -> Result<Connected> {
-        writeln!(self.channel, "{to}").context("the caller is gone")?;
+        writeln!(self.channel, "{to}")
+            .with_context(|| format!("the caller is gone, which said: {}", self.process.said()))?;
         let mut text = [0_u8; ANSWER_BYTES_MAX];
         let mut space = cmsg_space!([RawFd; 1]);
         let mut buffers = [IoSliceMut::new(&mut text)];
@@ -100,6 +102,18 @@ impl Caller {
         Connection::new(self.connect(to)?.stream, to)
     }
 
+    /// Makes another program of it, which must be a connector too: its next answer is that program's.
+    ///
+    /// # Errors
+    /// The caller is gone.
+    pub fn exec(&mut self, program: &Path) -> Result<()> {
+        writeln!(self.channel, "exec {}", program.display()).context("the caller is gone")?;
+        let mut answer = [0; ANSWER_BYTES_MAX];
+        let bytes = self.channel.read(&mut answer).context("no answer from the caller")?;
+        ensure!(answer.starts_with(b"executing"), "it said: {}", String::from_utf8_lossy(&answer[..bytes]));
+        Ok(())
+    }
+
     /// Its process id: `toolgate exec` becomes the command.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -108,8 +122,9 @@ impl Caller {
 }
 
 /// The connector's binary.
-fn connector() -> std::path::PathBuf {
+#[must_use]
+pub fn connector() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
-    let folder = this.parent().and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("."));
+    let folder = this.parent().and_then(Path::parent).unwrap_or(Path::new("."));
     folder.join("connector")
 }

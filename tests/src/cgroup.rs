@@ -28,6 +28,12 @@ impl Cgroup {
         Self::at(self.0.join(name))
     }
 
+    /// Takes over one that somebody else made.
+    #[must_use]
+    pub fn made_by_another(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     fn at(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
         Ok(Self(path))

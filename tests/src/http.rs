@@ -51,6 +51,14 @@ impl Connection {
         Ok(Self { stream, host, buffer: Vec::new() })
     }
 
+    /// The other end's address.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn peer(&self) -> Result<SocketAddr> {
+        self.stream.peer_addr().context("the other end is gone")
+    }
+
     /// Sends bytes as they are.
     ///
     /// # Errors

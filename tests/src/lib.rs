@@ -5,11 +5,16 @@
 //! - `agent`: an agent on a configuration of the test's own
 //! - `caller`: a captured process that connects where it is told and hands over the connection
 //! - `cgroup`: a cgroup of a test's own
+//! - `netns`: a network namespace of a test's own
 //! - `http`: the client's end of such a connection, byte for byte
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
 //! - `peer`: a server whose every byte is the test's own
+//! - `pinned`: the maps that the programs and the agent share, as the kernel holds them
+//! - `port_range`: the host's ephemeral ports
+//! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `sdk`: the official Python SDK, as server and as client
+//! - `witness`: a server that tells who reached it, by every family and address
 //! - `wait`: the one place that polls
 
 mod agent;
@@ -17,23 +22,32 @@ mod caller;
 mod cgroup;
 mod host;
 pub mod http;
+pub mod netns;
 mod peer;
+pub mod pinned;
+pub mod port_range;
 mod process;
+mod refusal;
 pub mod scene;
 mod sdk;
 pub mod server;
 pub mod wait;
+mod witness;
 
 pub use agent::{Agent, Ended, Setup, free_address, get, toolgate};
-pub use caller::{Caller, Connected};
+pub use caller::{Caller, Connected, connector};
 pub use cgroup::Cgroup;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
+pub use netns::Netns;
 pub use peer::Peer;
+pub use port_range::PortRange;
 pub use process::Process;
+pub use refusal::{kernel, refusal};
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer};
 pub use server::{Request, Server};
+pub use witness::{Arrival, Witness};
 
 /// How long anything may take that a test waits for. A test that waits this long has failed.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);

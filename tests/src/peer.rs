@@ -1,7 +1,7 @@
 //! A server whose every byte is the test's own: it accepts when the test does, and says what the test says.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -24,7 +24,15 @@ impl Peer {
     /// # Errors
     /// There is none.
     pub fn start() -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1")?;
+        Self::at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Listens where it is told.
+    ///
+    /// # Errors
+    /// It is no address of this namespace, or in use.
+    pub fn at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
         listener.set_nonblocking(true).context("cannot make the listener non-blocking")?;
         // Its connections inherit it: a large body does not fit in what the kernel holds for a test that does not read.
         socket2::SockRef::from(&listener)

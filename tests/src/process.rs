@@ -132,6 +132,15 @@ impl Process {
         kill(pid, signal).context("cannot send it a signal")
     }
 
+    /// Ends its input, and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn close(&mut self) -> Result<ExitStatus> {
+        self.stdin = None;
+        self.end()
+    }
+
     /// Waits for its end, and for the end of its outputs.
     ///
     /// # Errors

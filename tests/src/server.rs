@@ -4,7 +4,7 @@
 //! `stream`, and `GET`, open an event stream whose events the test sends one at a time.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,7 @@ pub struct Server {
     requests: Receiver<Request>,
     shared: Arc<Shared>,
     left: Receiver<usize>,
+    listener: TcpListener,
 }
 
 #[derive(Debug)]
@@ -55,7 +56,15 @@ impl Server {
     /// # Errors
     /// There is none.
     pub fn start() -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1")?;
+        Self::at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Starts it where it is told.
+    ///
+    /// # Errors
+    /// It is no address of this namespace, or in use.
+    pub fn at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
         let address = listener.local_addr().context("a listener without address")?;
         let (requests_in, requests) = channel();
         let (left_in, left) = channel();
@@ -68,8 +77,9 @@ impl Server {
             ended: AtomicBool::new(false),
         });
         let its = Arc::clone(&shared);
+        let incoming = listener.try_clone().context("cannot share the listener")?;
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            for stream in incoming.incoming() {
                 if its.ended.load(Ordering::SeqCst) {
                     return;
                 }
@@ -82,7 +92,7 @@ impl Server {
                 });
             }
         });
-        Ok(Self { address, requests, shared, left })
+        Ok(Self { address, requests, shared, left, listener })
     }
 
     /// Waits for the next request that reaches it.
@@ -146,15 +156,15 @@ impl Server {
     /// None is open.
     pub fn break_stream(&self) -> Result<()> {
         let stream = lock(&self.shared.stream).take().context("no event stream is open")?;
-        stream.shutdown(std::net::Shutdown::Both).context("cannot break the stream off")
+        stream.shutdown(Shutdown::Both).context("cannot break the stream off")
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts.
-        let _closed_already = TcpStream::connect(self.address);
+        // Ends `accept`, and the port with it. A connect would not wake it: while an agent guards the port, none comes.
+        let _ended_already = socket2::SockRef::from(&self.listener).shutdown(Shutdown::Both);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Cgroups that are captured by name come and go: `systemctl restart` removes a unit's and makes another.
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use toolgate_tests::scene::{call, is_result, resources};
 use toolgate_tests::{Agent, Caller, Cgroup, Host, Server, Setup, wait};
@@ -24,8 +25,11 @@ impl Stage {
         let mut caller = Caller::outside()?;
         // Before its first socket.
         cgroup.add(caller.id())?;
-        let reply = caller.http(self.server.address)?.post(&call(1, "echo", &json!({})))?;
-        Ok(!is_result(&reply)?)
+        // Its port accepts the agent alone: who is not captured is refused there.
+        let Ok(mut connection) = caller.http(self.server.address) else { return Ok(false) };
+        let reply = connection.post(&call(1, "echo", &json!({})))?;
+        ensure!(!is_result(&reply)?, "captured, and permitted to nobody: {}", reply.text());
+        Ok(true)
     }
 
     fn will_capture(&self, cgroup: &Cgroup) -> Result<()> {
@@ -53,6 +57,32 @@ fn a_cgroup_that_is_made_again_is_captured_again() -> Result<()> {
     assert!(!stage.captures(&beside)?, "only what is named");
     // The directories go in the order of their depth.
     drop((unit, beside));
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_is_made_again_is_captured_from_its_first_connect() -> Result<()> {
+    let host = Host::turn()?;
+    let slice = Cgroup::new("first.slice")?;
+    let unit = slice.below("a.service")?;
+    let stage = Stage::set(host, &unit.name()?)?;
+    assert!(stage.captures(&unit)?);
+    let (name, before) = (unit.name()?, stage.agent.process().lines());
+    drop(unit);
+    let gone = format!("is gone until it is made again name={name}");
+    stage.agent.process().line_from(before, &gone)?;
+    // The agent hears of nothing that follows: the kernel is alone.
+    stage.agent.process().signal(Signal::SIGSTOP)?;
+    let unit = slice.below("a.service")?;
+    let mut caller = Caller::outside()?;
+    unit.add(caller.id())?;
+    let connection = caller.http(stage.server.address);
+    stage.agent.process().signal(Signal::SIGCONT)?;
+    let reply = connection?.post(&call(1, "echo", &json!({})))?;
+    assert!(!is_result(&reply)?, "not captured: {}", reply.text());
+    assert_eq!(stage.agent.audit(2)?.len(), 2);
+    drop(caller);
+    drop(unit);
     Ok(())
 }
 

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use toolgate_tests::scene::{call, is_result, resources};
-use toolgate_tests::{Agent, Caller, Connection, Host, Scene, cgroup2, free_address, get, toolgate, wait};
+use toolgate_tests::{
+    Agent, Caller, Connection, Host, Scene, Server, cgroup2, free_address, get, toolgate, wait,
+};
 
 /// Is that call of a tool without arguments permitted?
 fn may(connection: &mut Connection, tool: &str) -> Result<bool> {
@@ -53,16 +55,18 @@ fn a_killed_agent_leaves_captured_connections_refused_and_others_alone() -> Resu
     let mut scene = Scene::set()?;
     let address = scene.server.address;
     let (mut captured, mut connection) = scene.reader()?;
-    let mut outside = Caller::outside()?;
+    let (mut outside, elsewhere) = (Caller::outside()?, Server::start()?);
     assert!(may(&mut connection, "echo")?);
-    assert!(may(&mut outside.http(address)?, "delete_everything")?);
+    assert!(may(&mut outside.http(elsewhere.address)?, "delete_everything")?);
+    assert!(outside.connect(address).is_err(), "a declared server's port accepts the agent alone");
 
     scene.agent.kill()?;
     let refused =
         captured.connect(address).err().context("a captured connection went past the dead agent")?;
     assert!(format!("{refused:#}").contains("refused"), "{refused:#}");
     assert!(connection.post(&call(1, "echo", &json!({}))).is_err(), "a live connection ends with the agent");
-    assert!(may(&mut outside.http(address)?, "delete_everything")?, "others notice nothing");
+    assert!(may(&mut outside.http(elsewhere.address)?, "delete_everything")?, "others notice nothing");
+    assert!(outside.connect(address).is_err(), "and the port stays guarded");
 
     scene.agent.start_again()?;
     let mut connection = captured.http(address)?;
@@ -177,7 +181,7 @@ fn what_is_wrong_is_said_before_anything_is_attached() -> Result<()> {
 
 #[test]
 fn without_any_configuration_what_exec_starts_is_denied() -> Result<()> {
-    let server = toolgate_tests::Server::start()?;
+    let server = Server::start()?;
     let agent = Agent::start(toolgate_tests::Setup::default())?;
     let reply = agent.caller("anybody")?.http(server.address)?.post(&call(1, "echo", &json!({})))?;
     assert!(!is_result(&reply)?);

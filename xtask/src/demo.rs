@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: one unmodified MCP client against one real MCP server, once captured and once not.
+//! `cargo xtask demo`: one unmodified MCP client against one real MCP server, once without an agent and once captured.
 
 mod leftovers;
 mod process;
@@ -79,14 +79,15 @@ pub(crate) fn show(prepared: &Prepared) -> Result<()> {
 }
 
 fn perform(stage: &mut Stage<'_>) -> Result<()> {
-    say("running the client captured as `demo-agent`");
+    say("running the same client captured as `demo-agent`");
     let captured = stage.client_captured()?;
-    say("running the same client outside");
-    let outside = stage.client_outside()?;
     let audit = stage.audit()?;
     let metrics = stage.metrics()?;
     println!("{}", show::heading(stage));
-    println!("{}", show::side_by_side(["captured as demo-agent", "not captured"], [&captured, &outside]));
+    println!(
+        "{}",
+        show::side_by_side(["captured as demo-agent", "without an agent"], [&captured, &stage.outside])
+    );
     println!("{}", show::audit(&audit));
     println!("{}", show::metrics(&metrics));
     Ok(())

@@ -5,10 +5,11 @@
 //! - `packages`: the official client and server packages, in a private folder under `target/`
 //! - `toolchain`, `ebpf`: what compiles BPF programs, found or made, and the object that the agent embeds
 //! - `build`: the agent with its BPF object
-//! - `demo`, `run`, `test`, `ci`, `tidy`: the tasks
+//! - `demo`, `run`, `test`, `vm`, `vagrant`, `ci`, `tidy`: the tasks
 
 mod build;
 mod ci;
+mod debian;
 mod demo;
 mod ebpf;
 mod packages;
@@ -17,6 +18,8 @@ mod sudo;
 mod test;
 mod tidy;
 mod toolchain;
+mod vagrant;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -62,7 +65,23 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
-    /// What CI runs: formatting, clippy, tidy, then all tests
+    /// Run the agent and its tests on Debian's stock kernels, each in a virtual machine
+    Vm(vm::Wanted),
+    /// The virtual machine's first process, in its initial archive
+    #[command(hide = true)]
+    VmGuest,
+    /// The same on its disk
+    #[command(hide = true)]
+    VmGuestHost { plan: String },
+    /// What runs the steps there
+    #[command(hide = true)]
+    VmGuestSteps { plan: String },
+    /// Run the acceptance test of vagrant/Vagrantfile where there is neither KVM nor a box
+    Vagrant,
+    /// The part of `vagrant` that runs in namespaces of its own
+    #[command(hide = true)]
+    VagrantInside(vagrant::Prepared),
+    /// What CI runs: formatting, clippy, tidy, one kernel in a virtual machine, then all tests
     Ci,
     /// Check the rules of the house that a machine can check
     Tidy,
@@ -79,6 +98,12 @@ fn main() -> ExitCode {
             println!("{}\n{}", packages.python.display(), packages.server_everything.display());
         }),
         Task::Test { filter } => test::test(filter.as_deref()),
+        Task::Vm(wanted) => vm::vm(&wanted),
+        Task::VmGuest => vm::first(),
+        Task::VmGuestHost { plan } => vm::host(&plan),
+        Task::VmGuestSteps { plan } => vm::steps(&plan),
+        Task::Vagrant => vagrant::vagrant(),
+        Task::VagrantInside(prepared) => vagrant::inside(&prepared),
         Task::Ci => ci::ci(),
         Task::Tidy => tidy::tidy(),
     };

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::debian;
 use crate::workspace::{find_program, root, run_quietly, say, target};
 
 /// The packages, ready to be started.
@@ -73,18 +74,10 @@ fn python_packages(folder: &Path, from: &Path) -> Result<()> {
         let mut python = Command::new("python3");
         python.args(["-m", "pip", "--python"]).arg(&interpreter);
         return pip_install(python, from);
-    } else if nix::unistd::geteuid().is_root() && find_program("apt-get").is_some() {
-        say("installing python3-venv by apt-get");
-        run_quietly(Command::new("apt-get").args([
-            "install",
-            "--yes",
-            "--no-install-recommends",
-            "python3-venv",
-        ]))?;
+    } else {
+        debian::install(&["python3-venv"]).context("Python's venv is missing")?;
         run_quietly(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
         Command::new(interpreter)
-    } else {
-        bail!("Python's venv is missing: `sudo apt-get install python3-venv`, then run this again");
     };
     pip.args(["-m", "pip"]);
     pip_install(pip, from)

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::debian::{self, Packaged};
 use crate::sudo::{self, Root};
 use crate::workspace::{cargo, say};
 use crate::{build, packages};
@@ -14,11 +15,16 @@ use crate::{build, packages};
 /// The crate whose tests attach BPF programs, make cgroups and start agents.
 const PRIVILEGED: &str = "toolgate-tests";
 
+/// What those start beside the agent.
+const CONTAINERS: [Packaged; 4] =
+    [("ip", "iproute2"), ("systemd-nspawn", "systemd-container"), ("podman", "podman"), ("runc", "runc")];
+
 /// Builds everything, runs all tests and ends with one line: `N passed, N failed`.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let root = sudo::root()?;
     build::build(false)?;
     packages::install()?;
+    debian::need("the tests of network namespaces and containers", &CONTAINERS)?;
     let mut total = Counts::default();
     say("running the tests");
     let mut unprivileged = cargo(["test", "--workspace", "--no-fail-fast", "--exclude", PRIVILEGED]);

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::sudo;
-use crate::workspace::{cargo, find_program, root, run_quietly, say};
+use crate::debian;
+use crate::workspace::{cargo, root, run_quietly, say};
 
 const RUSTC_ENV: &str = "TOOLGATE_BPF_RUSTC";
 const LINKER_ENV: &str = "TOOLGATE_BPF_LINKER";
@@ -111,7 +111,7 @@ fn compiler(rustup: &[Installed]) -> Result<Compiler> {
             Err(error) => tried.push(format!("{} with rust-src: {error:#}", toolchain.name)),
         }
     }
-    match debian() {
+    match from_debian() {
         Ok(found) => return Ok(found),
         Err(error) => tried.push(format!("Debian's packages: {error:#}")),
     }
@@ -178,27 +178,12 @@ fn add_source(toolchain: &Installed) -> Result<()> {
     timed(&format!("adding rust-src to {}", toolchain.name), &mut command)
 }
 
-fn debian() -> Result<Compiler> {
+fn from_debian() -> Result<Compiler> {
     let rustc = Path::new(DEBIAN_RUSTC);
     if let Ok(found) = probe(rustc) {
         return Ok(found);
     }
-    if find_program("apt-get").is_none() {
-        bail!("no apt-get here");
-    }
-    let root = sudo::root()?;
-    let apt = |arguments: &[&str]| {
-        let mut command = sudo::command(root, "env");
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments);
-        command
-    };
-    let install = [&["install", "--yes", "--no-install-recommends"], DEBIAN_PACKAGES.as_slice()].concat();
-    let what = format!("installing Debian's {}", DEBIAN_PACKAGES.join(", "));
-    if timed(&what, &mut apt(&install)).is_err() {
-        // Its lists may be missing or old.
-        timed("updating apt's lists", &mut apt(&["update"]))?;
-        timed(&what, &mut apt(&install))?;
-    }
+    debian::install(&DEBIAN_PACKAGES)?;
     probe(rustc)
 }
 

@@ -4,6 +4,7 @@
 //! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
 //! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
 //! - [`workload`]: which workload a process is
+//! - [`container`]: which container a cgroup is
 //! - [`policy`]: rules and predicates, compiled
 //! - [`decision`]: `decide` and the `Permitted` that only it can make
 //! - [`denial`]: reasons and what a refused client is told
@@ -15,6 +16,7 @@
     warn(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)
 )]
 
+pub mod container;
 pub mod decision;
 pub mod denial;
 pub mod http1;

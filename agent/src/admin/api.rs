@@ -1,17 +1,23 @@
 //! The routes.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::net::unix::UCred;
+use tokio::sync::oneshot;
 
 use super::{Context, Port, exec};
+use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
+use crate::app::canary;
 use crate::config::AgentConfig;
 
 /// The most bytes of a request's body.
@@ -29,6 +35,24 @@ pub struct ExecRequest {
     pub uid: u32,
 }
 
+/// What `toolgate bypass` asks for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BypassRequest {
+    /// Which cgroups.
+    pub whom: Whom,
+    /// How long, and why; `None`: those that they have end.
+    pub begin: Option<(Duration, String)>,
+}
+
+/// What `toolgate upgrade` asks for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The binary; `None`: what is now where the agent was started from.
+    pub binary: Option<PathBuf>,
+}
+
 /// What went wrong, for the operator.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ErrorBody {
@@ -43,7 +67,10 @@ pub(super) async fn route(
 ) -> Response<Full<Bytes>> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     match (port, &method, path.as_str()) {
-        (Port::Ready, &Method::GET, _) => text("ready\n".to_owned()),
+        (Port::Ready, &Method::GET, _) => match context.node.unready() {
+            None => text("ready\n".to_owned()),
+            Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        },
         (Port::Metrics, &Method::GET, "/metrics") => {
             text(context.node.metrics.text(&kernel_metrics(context)))
         }
@@ -51,25 +78,94 @@ pub(super) async fn route(
             error(StatusCode::FORBIDDEN, "captured processes may not use the admin socket")
         }
         (Port::Admin(_), &Method::GET, "/status") => json(&status(context)),
-        (Port::Admin(peer), &Method::POST, "/exec") => exec_route(request, peer, context).await,
+        (Port::Admin(peer), &Method::POST, "/exec") => {
+            answer(request, async |wanted| exec_route(&wanted, peer, context)).await
+        }
+        (Port::Admin(peer), &Method::POST, "/bypass") => {
+            answer(request, async |wanted| bypass_route(&wanted, peer, context)).await
+        }
+        (Port::Admin(peer), &Method::POST, "/upgrade") => {
+            answer(request, async |wanted| upgrade_route(wanted, peer, context).await).await
+        }
         (Port::Ready | Port::Metrics | Port::Admin(_), _, _) => {
             error(StatusCode::NOT_FOUND, &format!("no {method} {path} here"))
         }
     }
 }
 
-async fn exec_route(request: Request<Incoming>, peer: UCred, context: &Context) -> Response<Full<Bytes>> {
+/// Reads what is asked for, and answers it.
+async fn answer<T: DeserializeOwned>(
+    request: Request<Incoming>,
+    with: impl AsyncFnOnce(T) -> Result<serde_json::Value, String>,
+) -> Response<Full<Bytes>> {
     let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(problem) => return error(StatusCode::BAD_REQUEST, &format!("cannot read the body: {problem}")),
     };
-    let wanted: ExecRequest = match serde_json::from_slice(&body) {
+    let wanted: T = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(problem) => return error(StatusCode::BAD_REQUEST, &format!("cannot read the body: {problem}")),
     };
-    match exec::enter(&wanted, peer, &context.node) {
-        Ok(cgroup) => json(&serde_json::json!({ "cgroup": cgroup })),
-        Err(refused) => error(StatusCode::FORBIDDEN, &refused.to_string()),
+    match with(wanted).await {
+        Ok(done) => json(&done),
+        Err(refused) => error(StatusCode::FORBIDDEN, &refused),
+    }
+}
+
+fn exec_route(wanted: &ExecRequest, peer: UCred, context: &Context) -> Result<serde_json::Value, String> {
+    let cgroup = exec::enter(wanted, peer, &context.node).map_err(|refused| refused.to_string())?;
+    Ok(serde_json::json!({ "cgroup": cgroup }))
+}
+
+fn bypass_route(wanted: &BypassRequest, peer: UCred, context: &Context) -> Result<serde_json::Value, String> {
+    only_root(peer, "bypass")?;
+    let done = bypassed(wanted, peer, context).map_err(|refused| refused.to_string())?;
+    Ok(serde_json::json!({ "bypasses": done.iter().map(shown).collect::<Vec<_>>() }))
+}
+
+fn bypassed(wanted: &BypassRequest, peer: UCred, context: &Context) -> Result<Vec<Bypass>, BypassError> {
+    let node = &context.node;
+    let workloads = &node.resources.load().workloads;
+    let cgroups = bypass::cgroups(&wanted.whom, workloads, &node.agent.trust_domain)?;
+    let by = exec::who(peer);
+    match &wanted.begin {
+        Some((length, reason)) => {
+            let asked = Asked { length: *length, reason, by: &by };
+            node.bypasses.begin(&asked, &cgroups, &context.kernel, &node.record)
+        }
+        None => node.bypasses.end(&cgroups, &by, &context.kernel, &node.record),
+    }
+}
+
+fn shown(one: &Bypass) -> serde_json::Value {
+    serde_json::json!({
+        "cgroup": canary::shown(&one.cgroup),
+        "reason": one.reason,
+        "by": one.by,
+        "until": one.until,
+        "seconds_left": one.left().as_secs(),
+    })
+}
+
+/// Answered when the new agent has taken over, or failed to.
+async fn upgrade_route(
+    wanted: UpgradeRequest,
+    peer: UCred,
+    context: &Context,
+) -> Result<serde_json::Value, String> {
+    only_root(peer, "upgrade")?;
+    let (outcome, told) = oneshot::channel();
+    let ends = || "the agent ends".to_owned();
+    context.upgrades.send((wanted.binary, outcome)).await.map_err(|_| ends())?;
+    let pid = told.await.map_err(|_| ends())??;
+    Ok(serde_json::json!({ "pid": pid, "before": std::process::id() }))
+}
+
+fn only_root(peer: UCred, verb: &str) -> Result<(), String> {
+    if peer.uid() == 0 {
+        Ok(())
+    } else {
+        Err(format!("only root may do that; run `toolgate {verb}` with sudo"))
     }
 }
 
@@ -81,6 +177,9 @@ struct Status<'a> {
     observe: bool,
     generation: u64,
     capture: Capture,
+    /// Why the agent is not ready.
+    unready: Option<String>,
+    bypasses: Vec<serde_json::Value>,
     workloads: Vec<String>,
     servers: Vec<ServerStatus<'a>>,
     sessions: usize,
@@ -94,6 +193,10 @@ struct Status<'a> {
 struct Capture {
     cgroups: Vec<String>,
     exec: &'static str,
+    /// Captured cgroups that a canary was sent into: what it said.
+    canaries: serde_json::Map<String, serde_json::Value>,
+    /// Connections older than their capture, by what became of them.
+    older: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -116,7 +219,11 @@ fn status(context: &Context) -> serde_json::Value {
         capture: Capture {
             cgroups: agent.capture.cgroups.iter().map(ToString::to_string).collect(),
             exec: toolgate_core::workload::EXEC_CGROUP,
+            canaries: canaries(context),
+            older: node.metrics.older().into_iter().map(|(result, count)| (result, count.into())).collect(),
         },
+        unready: node.unready(),
+        bypasses: node.bypasses.all().iter().map(shown).collect(),
         workloads: resources.workloads.iter().map(|workload| workload.identity.to_string()).collect(),
         servers: resources
             .servers
@@ -136,6 +243,15 @@ fn status(context: &Context) -> serde_json::Value {
     serde_json::to_value(&status).unwrap_or_default()
 }
 
+fn canaries(context: &Context) -> serde_json::Map<String, serde_json::Value> {
+    let all = context.node.canaries.all();
+    all.into_iter()
+        .map(|(name, canary)| {
+            (canary::shown(&name).to_owned(), canary.lost.unwrap_or("ok".to_owned()).into())
+        })
+        .collect()
+}
+
 /// The programs' counters and what the node holds, in the text format 0.0.4.
 fn kernel_metrics(context: &Context) -> String {
     let mut out = String::new();
@@ -150,6 +266,12 @@ fn kernel_metrics(context: &Context) -> String {
         out,
         "# HELP toolgate_generation Generation of the resources in force\n# TYPE toolgate_generation gauge\ntoolgate_generation {generation}"
     );
+    let _ = writeln!(
+        out,
+        "# HELP toolgate_bypasses Cgroups that are let through for now\n# TYPE toolgate_bypasses gauge\ntoolgate_bypasses {}",
+        context.node.bypasses.all().len()
+    );
+    canary_metrics(&mut out, context);
     match context.kernel.counters() {
         Ok(counters) => {
             let _ = writeln!(
@@ -169,8 +291,35 @@ fn kernel_metrics(context: &Context) -> String {
     out
 }
 
+fn canary_metrics(out: &mut String, context: &Context) {
+    let canaries = context.node.canaries.all();
+    let _ = writeln!(
+        out,
+        "# HELP toolgate_canary_lost Captured cgroups whose last canary did not get through\n# TYPE toolgate_canary_lost gauge"
+    );
+    // A label's value: backslash and quote are escaped, as systemd's names have both.
+    let label = |name: &str| canary::shown(name).replace('\\', "\\\\").replace('"', "\\\"");
+    for (name, canary) in &canaries {
+        let lost = u8::from(canary.lost.is_some());
+        let _ = writeln!(out, "toolgate_canary_lost{{cgroup=\"{}\"}} {lost}", label(name));
+    }
+    let _ = writeln!(
+        out,
+        "# HELP toolgate_canary_failures_total Canaries that did not get through\n# TYPE toolgate_canary_failures_total counter"
+    );
+    for (name, canary) in &canaries {
+        let failures = canary.failures;
+        let _ = writeln!(out, "toolgate_canary_failures_total{{cgroup=\"{}\"}} {failures}", label(name));
+    }
+}
+
 fn text(body: String) -> Response<Full<Bytes>> {
+    plain(StatusCode::OK, body)
+}
+
+fn plain(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
     let plain = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, plain);
     response

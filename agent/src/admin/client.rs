@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::net::UnixStream;
 
 use super::api::ErrorBody;
-pub use super::api::ExecRequest;
+pub use super::api::{BypassRequest, ExecRequest, UpgradeRequest};
 
 /// Why the agent did not answer as asked.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,22 @@ pub async fn status(socket: &Path) -> Result<serde_json::Value, ClientError> {
 /// [`ClientError`].
 pub async fn exec(socket: &Path, wanted: &ExecRequest) -> Result<(), ClientError> {
     call(socket, Method::POST, "/exec", wanted).await.map(drop)
+}
+
+/// `POST /bypass`: what began, or ended.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn bypass(socket: &Path, wanted: &BypassRequest) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/bypass", wanted).await
+}
+
+/// `POST /upgrade`: the agent's process id, now and before.
+///
+/// # Errors
+/// [`ClientError`]: the agent that runs goes on.
+pub async fn upgrade(socket: &Path, wanted: &UpgradeRequest) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/upgrade", wanted).await
 }
 
 async fn call(

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use tokio::net::unix::UCred;
 use toolgate_core::identity::InvalidName;
-use toolgate_core::workload::{self, EXEC_CGROUP, FileId, Process, Unidentified};
+use toolgate_core::workload::{self, EXEC_CGROUP, Evidence, FileId, Process, Unidentified};
 
 use super::api::ExecRequest;
 use crate::app::Node;
@@ -49,8 +49,12 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
         Process { cgroup: name.clone(), uid: wanted.uid, exe: FileId { dev: exe.dev(), ino: exe.ino() } };
     // Said now, so that nobody wonders later why every call of the program is denied.
     let claim = workload::exec_claim(&name, &node.agent.trust_domain);
-    workload::identify(&process, &node.resources.load().workloads, claim.as_ref())
-        .map_err(ExecError::Contradicted)?;
+    match workload::identify(&process, &Evidence::default(), &node.resources.load().workloads, claim.as_ref())
+    {
+        // What is to be looked up is looked up when the program connects.
+        Ok(_) | Err(Unidentified::Untold { .. }) => {}
+        Err(unidentified) => return Err(ExecError::Contradicted(unidentified)),
+    }
     let path = cgroup::mount()?.join(name.trim_start_matches('/'));
     let made = match std::fs::create_dir(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -59,6 +63,17 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
     made.map_err(|cause| ExecError::Cgroup { path, cause })?;
     tracing::info!(app_id = %wanted.app_id, pid, exe = %wanted.exe, "exec");
     Ok(name)
+}
+
+/// Who asks, for the audit: root, and who became root, if the kernel knows (`pam_loginuid`).
+pub(super) fn who(peer: UCred) -> String {
+    let uid = peer.uid();
+    let Some(pid) = peer.pid() else { return format!("uid {uid}") };
+    let login = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok();
+    match login.and_then(|text| text.trim().parse::<u32>().ok()).filter(|login| *login != u32::MAX) {
+        Some(login) => format!("uid {uid}, logged in as uid {login}, pid {pid}"),
+        None => format!("uid {uid}, pid {pid}"),
+    }
 }
 
 /// Whether a process is in a captured cgroup. One that cannot be looked at counts as captured; where the whole host is

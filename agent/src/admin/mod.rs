@@ -1,4 +1,4 @@
-//! What the operator asks: status and `exec` on a Unix socket, metrics and readiness on TCP.
+//! What the operator asks: status, `exec`, `bypass` and `upgrade` on a Unix socket, metrics and readiness on TCP.
 //!
 //! Whoever may open the socket is root (mode 0600), and no captured process may use it, root or not. The TCP ports
 //! are refused to captured processes in the kernel.
@@ -10,6 +10,7 @@ mod exec;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::app::Node;
+use crate::app::{Heritage, Node, Role};
 use crate::capture::Kernel;
 use crate::config::AgentConfig;
 
@@ -54,36 +56,70 @@ pub enum AdminError {
 /// Bound before anything is attached, so that a port in use stops the start.
 pub struct Sockets {
     admin: UnixListener,
-    metrics: TcpListener,
-    ready: TcpListener,
+    metrics: (SocketAddr, TcpListener),
+    ready: (SocketAddr, TcpListener),
     /// Removed with the sockets.
-    _path: SocketPath,
+    path: SocketPath,
 }
 
-struct SocketPath(PathBuf);
+struct SocketPath {
+    path: PathBuf,
+    is_ours: bool,
+}
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
+        if self.is_ours {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Sockets {
-    /// Binds all three. The caller holds the agent's lock: a socket file that exists was left by a dead agent.
+    /// Binds all three, or takes what the agent before had at the same place. The caller holds the agent's lock: a socket
+    /// file that exists was left by a dead agent.
     ///
     /// # Errors
     /// [`AdminError`] names the key.
-    pub fn bind(agent: &AgentConfig) -> Result<Self, AdminError> {
+    pub fn bind(agent: &AgentConfig, mut heritage: Option<&mut Heritage>) -> Result<Self, AdminError> {
+        let mut tcp = |key, address, role: fn(SocketAddr) -> Role| {
+            let given = heritage.as_deref_mut().and_then(|heritage| heritage.take_tcp(&role(address)));
+            let listener = given.map_or_else(|| StdTcpListener::bind(address), Ok).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)
+            });
+            listener.map(|listener| (address, listener)).map_err(|cause| AdminError::Tcp {
+                key,
+                address,
+                cause,
+            })
+        };
+        let metrics = tcp("listen.metrics", agent.listen.metrics, Role::Metrics)?;
+        let ready = tcp("listen.ready", agent.listen.ready, Role::Ready)?;
         let path = &agent.listen.admin;
-        let admin = bind_unix(path).map_err(|cause| AdminError::Unix { path: path.clone(), cause })?;
-        let bound = SocketPath(path.clone());
-        Ok(Self {
-            admin,
-            metrics: bind_tcp("listen.metrics", agent.listen.metrics)?,
-            ready: bind_tcp("listen.ready", agent.listen.ready)?,
-            _path: bound,
-        })
+        let given = heritage.and_then(|heritage| heritage.take_unix(&Role::Admin(path.clone())));
+        let is_ours = given.is_none();
+        let admin = match given {
+            Some(listener) => listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)),
+            None => bind_unix(path),
+        };
+        let admin = admin.map_err(|cause| AdminError::Unix { path: path.clone(), cause })?;
+        Ok(Self { admin, metrics, ready, path: SocketPath { path: path.clone(), is_ours } })
+    }
+
+    /// The socket file is this process's from now on, or another's.
+    pub fn own(&mut self, is_ours: bool) {
+        self.path.is_ours = is_ours;
+    }
+
+    /// What the next agent gets.
+    pub(crate) fn estate(&self) -> [(Role, BorrowedFd<'_>); 3] {
+        [
+            (Role::Admin(self.path.path.clone()), self.admin.as_fd()),
+            (Role::Metrics(self.metrics.0), self.metrics.1.as_fd()),
+            (Role::Ready(self.ready.0), self.ready.1.as_fd()),
+        ]
     }
 }
 
@@ -104,28 +140,27 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, AdminError> {
-    let bind = || {
-        let listener = StdTcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    };
-    bind().map_err(|cause| AdminError::Tcp { key, address, cause })
-}
+/// A binary that is to take over, and where its outcome is told: its process id, or why it did not.
+pub type Upgrade = (Option<PathBuf>, oneshot::Sender<Result<u32, String>>);
 
 /// What the handlers see.
 #[derive(Clone)]
-struct Context {
-    node: Arc<Node>,
-    kernel: Arc<Kernel>,
+pub struct Context {
+    /// What all threads share.
+    pub node: Arc<Node>,
+    /// The programs.
+    pub kernel: Arc<Kernel>,
+    /// Whom to ask for an upgrade.
+    pub upgrades: mpsc::Sender<Upgrade>,
+    /// Held as long as an answer is under way.
+    pub answering: mpsc::Sender<Infallible>,
 }
 
 /// After an accept that failed: out of descriptors or memory, it would fail again at once.
 const ACCEPT_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// Answers until it is dropped.
-pub async fn serve(node: Arc<Node>, kernel: Arc<Kernel>, sockets: Sockets) {
-    let context = Context { node, kernel };
+/// Answers until it is dropped; what was asked before is still answered then.
+pub async fn serve(context: Context, sockets: &Sockets) {
     loop {
         let accepted = tokio::select! {
             accepted = sockets.admin.accept() => accepted.and_then(|(stream, _)| {
@@ -133,10 +168,10 @@ pub async fn serve(node: Arc<Node>, kernel: Arc<Kernel>, sockets: Sockets) {
                 answer(stream, context.clone(), Port::Admin(peer));
                 Ok(())
             }),
-            accepted = sockets.metrics.accept() => {
+            accepted = sockets.metrics.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Metrics))
             }
-            accepted = sockets.ready.accept() => {
+            accepted = sockets.ready.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Ready))
             }
         };

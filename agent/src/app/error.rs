@@ -1,14 +1,15 @@
 //! What keeps the agent from starting, or from ending as it should.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{LockError, PlanError};
+use super::{HandoverError, LockError, PlanError};
 use crate::admin::AdminError;
 use crate::capture::CaptureError;
 use crate::config::Diagnostic;
 use crate::config::watch::WatchError;
+use crate::netns::NetnsError;
 use crate::record::AuditError;
 
 /// The agent's own errors, each with the next step. The cause stands in the text.
@@ -20,6 +21,9 @@ pub enum AppError {
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The hand-over between two agents.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// Cgroups.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -35,6 +39,9 @@ pub enum AppError {
     /// The BPF programs.
     #[error("cannot capture: {0}")]
     Capture(CaptureError),
+    /// Network namespaces.
+    #[error(transparent)]
+    Namespaces(#[from] NetnsError),
     /// The BPF programs, at the end.
     #[error("cannot detach: {0}; `toolgate detach` removes what is left")]
     Detach(CaptureError),
@@ -42,7 +49,7 @@ pub enum AppError {
     #[error("cannot listen at {address} (listen.outbound): {cause}; choose another port or free this one")]
     Listen {
         /// Where.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// What the kernel said.
         cause: io::Error,
     },

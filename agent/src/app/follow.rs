@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -14,7 +15,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::plan::{self, Named, PlanError};
 use super::{AppError, Node};
-use crate::capture::{CapturedCgroup, Kernel, cgroup};
+use crate::capture::{CapturedCgroup, Kernel, Plan, cgroup};
+use crate::netns::Namespaces;
 
 /// How often it looks without being told: for a watch that the kernel refused, or events that it dropped.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -28,7 +30,9 @@ pub(super) struct Follow {
     named: Vec<Named>,
     /// As the kernel's programs were told last.
     present: Present,
+    told: Option<Plan>,
     look: Interval,
+    namespaces: Arc<Namespaces>,
 }
 
 /// An inotify instance, as the runtime wants descriptors.
@@ -56,11 +60,13 @@ impl Follow {
             inotify: inotify.map_err(|error| failed(error.into()))?,
             named: plan::named(&node.agent, node.mode)?,
             present: Present::new(),
+            told: None,
             look,
+            namespaces: Arc::clone(&node.namespaces),
         })
     }
 
-    /// Returns when cgroups were made or removed, and every two seconds, the first time at once.
+    /// Returns when cgroups or served namespaces came or went, and every two seconds, the first time at once.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
             ready = self.inotify.readable() => if let Ok(mut ready) = ready {
@@ -68,11 +74,13 @@ impl Follow {
                 while self.inotify.get_ref().0.read_events().is_ok() {}
                 ready.clear_ready();
             },
+            () = self.namespaces.changed() => {}
             _ = self.look.tick() => {}
         }
     }
 
-    /// Tells the programs of the cgroups that have the names now, if they are others than before.
+    /// Tells the programs of the cgroups that have the names now, and of the ports to be guarded, if they are others than
+    /// before.
     pub(super) fn update(&mut self, node: &Node, kernel: &Kernel) {
         match self.told(node, kernel) {
             Ok(now) => {
@@ -83,12 +91,14 @@ impl Follow {
         }
     }
 
-    fn told(&self, node: &Node, kernel: &Kernel) -> Result<Present, PlanError> {
+    fn told(&mut self, node: &Node, kernel: &Kernel) -> Result<Present, PlanError> {
         self.watch()?;
         // After the watch: what is made from here on wakes `changed`.
         let now = self.look_up()?;
-        if now != self.present {
-            kernel.update(&plan::plan(&node.agent, &node.resources.load(), node.mode)?)?;
+        let resources = node.resources.load();
+        let plan = plan::plan(&node.agent, &resources, node.mode, &node.namespaces)?;
+        if self.told.as_ref() != Some(&plan) {
+            self.told = Some(node.capture(kernel, &resources)?);
         }
         Ok(now)
     }

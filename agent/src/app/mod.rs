@@ -1,34 +1,50 @@
-//! Builds everything, in an order in which each failure leaves nothing behind, and takes it down again.
+//! Builds everything, in an order in which each failure leaves nothing behind; `life` serves, and takes it down again.
 
+pub mod bypass;
+pub mod canary;
 mod error;
 pub mod exec_root;
 mod follow;
+mod handover;
+mod heartbeat;
+mod life;
 mod lock;
+mod older;
 mod plan;
+mod shares;
+mod systemd;
+mod upgrade;
 mod worker;
 
 pub use error::AppError;
+pub use handover::HandoverError;
+pub use heartbeat::Pulse;
 pub use lock::{AgentLock, LockError, holder};
 pub use plan::PlanError;
 pub use worker::{Worker, Working};
 
-use std::net::TcpListener as StdListener;
+pub(crate) use handover::{Heritage, Role};
+
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use follow::Follow;
+use bypass::Bypasses;
+use canary::Canaries;
+use handover::{Inherited, Predecessor};
+use heartbeat::Heart;
+use life::{Life, Signals};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
-use crate::capture::Kernel;
-use crate::config::{self, AgentConfig, Diagnostic, OnFailure, Resources, Severity};
+use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
+use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
 use crate::identify::Identify;
 use crate::limits::Limits;
+use crate::listeners;
+use crate::netns::{self, Namespaces};
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::sessions::Sessions;
 
@@ -42,6 +58,12 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Let pass what policy would deny, and record it.
     pub observe: bool,
+    /// Detach nothing at the end: what is captured is refused until the next run.
+    pub stay_attached: bool,
+    /// Another agent has started this one, to hand over to it: it is at the standard input.
+    pub handover: bool,
+    /// Where this binary was started from.
+    pub binary: PathBuf,
 }
 
 /// What all threads share.
@@ -52,6 +74,8 @@ pub struct Node {
     pub resources: ArcSwap<Resources>,
     /// Turns recorded processes into callers.
     pub identify: Identify,
+    /// The network namespaces that the agent listens in.
+    pub namespaces: Arc<Namespaces>,
     /// Session bindings.
     pub sessions: Sessions,
     /// Where entries are opened.
@@ -70,10 +94,36 @@ pub struct Node {
     pub recent: Recent,
     /// What is wrong with the configuration that was not taken over.
     pub refused: Mutex<Vec<String>>,
+    /// Whether the workers work.
+    pub pulse: Arc<Pulse>,
+    /// Whether the captured cgroups are captured.
+    pub canaries: Canaries,
+    /// The cgroups that are let through for now.
+    pub bypasses: Bypasses,
     config: Option<PathBuf>,
 }
 
 impl Node {
+    /// Tells the kernel's programs what is to be captured now, and returns it.
+    fn capture(&self, kernel: &Kernel, resources: &Resources) -> Result<Plan, PlanError> {
+        let plan = plan::plan(&self.agent, resources, self.mode, &self.namespaces)?;
+        kernel.update(&plan)?;
+        self.namespaces.guard(&plan.guarded);
+        Ok(plan)
+    }
+
+    /// Why captured processes are not served as they should be; `None`: they are.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if self.pulse.is_missing() {
+            return Some("a worker thread makes no progress".to_owned());
+        }
+        let lost = self.canaries.all().into_iter().filter_map(|(name, canary)| Some((name, canary.lost?)));
+        let lost = lost.map(|(name, why)| format!("canary of cgroup `{}` lost: {why}", canary::shown(&name)));
+        let lost: Vec<String> = lost.collect();
+        (!lost.is_empty()).then(|| lost.join("; "))
+    }
+
     /// Reads the resources again: all of them are taken over, or nothing changes.
     pub fn reload(&self, kernel: &Kernel) {
         let Some(dir) = &self.config else { return };
@@ -81,14 +131,14 @@ impl Node {
             .map_err(|all| texts(&all))
             .and_then(|mut new| {
                 new.generation = self.resources.load().generation + 1;
-                let plan = plan::plan(&self.agent, &new, self.mode).map_err(|e| vec![e.to_string()])?;
-                kernel.update(&plan).map_err(|e| vec![e.to_string()])?;
+                self.capture(kernel, &new).map_err(|e| vec![e.to_string()])?;
                 Ok(new)
             });
         let refused = match loaded {
             Ok(new) => {
-                tracing::info!(generation = new.generation, "configuration reloaded");
+                let generation = new.generation;
                 self.resources.store(Arc::new(new));
+                tracing::info!(generation, "configuration reloaded");
                 Vec::new()
             }
             Err(errors) => {
@@ -131,35 +181,79 @@ pub fn check_here(agent: &AgentConfig) -> Result<(), PlanError> {
     })
 }
 
-/// Runs the agent until SIGINT or SIGTERM.
+/// Runs the agent until SIGINT or SIGTERM, or until it has handed over to another.
 ///
 /// # Errors
-/// What kept it from starting; then nothing is attached and nothing left.
+/// What kept it from starting; then nothing is attached that was not before.
 pub async fn run(options: Options) -> Result<(), AppError> {
+    if !options.handover {
+        return live(options, None).await;
+    }
+    // Blocks: there is nothing else to do before.
+    let inherited = Predecessor::meet()?;
+    let predecessor = inherited.predecessor.clone();
+    let lived = live(options, Some(inherited)).await;
+    if let Err(error) = &lived {
+        predecessor.give_up(&error.to_string());
+    }
+    lived
+}
+
+async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppError> {
     let (agent, resources) = load(options.config.as_ref()).map_err(AppError::Configuration)?;
     for warning in &resources.warnings {
         tracing::warn!("{warning}");
     }
-    let _lock = AgentLock::take()?;
+    // Not refused: the server may be started again by who is to serve, while the agent runs.
+    match listeners::check(&resources, &agent.trust_domain) {
+        Ok(findings) => findings.iter().for_each(|finding| tracing::warn!("{finding}")),
+        Err(error) => tracing::warn!(%error, "whose listeners there are at local servers cannot be told"),
+    }
+    preflight().map_err(AppError::Capture)?;
+    let (predecessor, lock, mut heritage) = match inherited {
+        Some(Inherited { predecessor, lock, heritage }) => (Some(predecessor), lock, Some(heritage)),
+        None => (None, AgentLock::take()?, None),
+    };
     raise_descriptor_limit();
     // Before anything is attached: a signal during the start is an orderly end, too.
     let signals = Signals::install().map_err(|cause| AppError::Start { what: "handle signals", cause })?;
     let mode = Mode { observe: options.observe };
-    let _exec_root = exec_root::ExecRoot::make()?;
-    plan::check_named(&agent)?;
-    let plan = plan::plan(&agent, &resources, mode)?;
+    let exec_root = exec_root::ExecRoot::make(predecessor.is_none())?;
+    match plan::check_named(&agent) {
+        // At boot the agent is before its units; and one that runs follows units as they come and go.
+        Err(error @ PlanError::Missing { .. }) if options.stay_attached || predecessor.is_some() => {
+            tracing::warn!("{error}; it is captured from the moment it is made");
+        }
+        checked => checked?,
+    }
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let listeners = worker::listen(plan.listener, threads)?;
-    let admin = admin::Sockets::bind(&agent)?;
-    let (node, writer) = build(options, agent, resources, mode)?;
-    let kernel = Arc::new(Kernel::attach(&plan, &listeners).map_err(AppError::Capture)?);
-    let served = serve(&node, &kernel, listeners, admin, signals).await;
-    // Again where serving ended early: what is gone already is no error.
-    let detached = kernel.detach().map(drop).map_err(AppError::Detach);
-    writer.finish();
-    served.and(detached)?;
-    tracing::info!("ended; nothing is captured any more");
-    Ok(())
+    let port = agent.listen.outbound;
+    if let Some(heritage) = &heritage {
+        heritage.check_port(port)?;
+    }
+    let sockets = admin::Sockets::bind(&agent, heritage.as_mut())?;
+    // Before the listeners: as long as the programs of a dead agent are attached, only the agent may bind the port.
+    let kernel = Arc::new(Kernel::attach(&settings(&agent)).map_err(AppError::Capture)?);
+    let pulse = Arc::<Pulse>::default();
+    let heart = Heart::start(Arc::clone(&pulse), Arc::clone(&kernel))?;
+    let namespaces = Arc::new(Namespaces::at_home(&kernel)?);
+    let listeners = match heritage {
+        Some(heritage) => heritage.outbound(),
+        None => worker::listen(port, threads, kernel.is_adopted())?,
+    };
+    let home = namespaces.home().cookie;
+    kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;
+    let (node, writer) = build(&options, agent, resources, mode, namespaces, pulse)?;
+    let life = Life { node, kernel, options, lock, sockets, exec_root, heart, predecessor };
+    life.live(listeners, signals, writer).await
+}
+
+fn settings(agent: &AgentConfig) -> Settings {
+    let agent_loss = match agent.capture.agent_loss {
+        AgentLoss::Closed => Loss::Closed,
+        AgentLoss::DangerousOpen => Loss::DangerousOpen,
+    };
+    Settings { port: agent.listen.outbound, agent_loss, heartbeat_age_max: heartbeat::AGE_MAX }
 }
 
 /// Two descriptors for each connection: the usual soft limit of 1,024 would end at 500.
@@ -173,10 +267,12 @@ fn raise_descriptor_limit() {
 }
 
 fn build(
-    options: Options,
+    options: &Options,
     agent: AgentConfig,
     resources: Resources,
     mode: Mode,
+    namespaces: Arc<Namespaces>,
+    pulse: Arc<Pulse>,
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = Limits::default();
     let (recorder, writer) = record::start(&AuditPlan {
@@ -189,9 +285,13 @@ fn build(
     let node = Node {
         unrecognised: agent.capture.unrecognised,
         undeclared: agent.capture.undeclared,
+        bypasses: Bypasses::load(&agent.store),
+        canaries: Canaries::default(),
+        pulse,
         agent,
         resources: ArcSwap::from_pointee(resources),
         identify: Identify::default(),
+        namespaces,
         sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
         record: recorder,
         mode,
@@ -199,114 +299,7 @@ fn build(
         metrics: Arc::clone(&writer.metrics),
         recent: Arc::clone(&writer.recent),
         refused: Mutex::default(),
-        config: options.config,
+        config: options.config.clone(),
     };
     Ok((Arc::new(node), writer))
-}
-
-/// The signals that the agent answers.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn install() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-}
-
-/// Serves until a signal, then detaches and drains.
-async fn serve(
-    node: &Arc<Node>,
-    kernel: &Arc<Kernel>,
-    listeners: Vec<StdListener>,
-    admin: admin::Sockets,
-    mut signals: Signals,
-) -> Result<(), AppError> {
-    let (stop, stopping) = watch::channel(false);
-    let workers = worker::spawn(node, kernel, listeners, &stopping)?;
-    let (changed, mut changes) = tokio::sync::mpsc::channel(1);
-    let _watch = match &node.config {
-        Some(dir) => Some(config::watch::watch(&dir.join(RESOURCES), move || {
-            // A change that finds the channel full is seen with the one before it.
-            let _ = changed.try_send(());
-        })?),
-        None => None,
-    };
-    let admin = admin::serve(Arc::clone(node), Arc::clone(kernel), admin);
-    let mut follow = Follow::start(node)?;
-    let log = read_log(kernel);
-    let chores = chores(kernel);
-    tokio::pin!(admin, log, chores);
-    announce(node);
-    loop {
-        tokio::select! {
-            _ = signals.interrupt.recv() => break,
-            _ = signals.terminate.recv() => break,
-            _ = signals.hangup.recv() => node.reload(kernel),
-            Some(()) = changes.recv() => node.reload(kernel),
-            () = follow.changed() => follow.update(node, kernel),
-            () = &mut admin => break,
-            () = &mut log => break,
-            () = &mut chores => break,
-        }
-    }
-    tracing::info!("ending: running requests have {:?} (drain_time_max)", node.limits.drain_time_max);
-    // From here on captured processes reach their servers directly: an orderly end is the operator's wish.
-    let detached = kernel.detach().map(drop).map_err(AppError::Detach);
-    let _ = stop.send(true); // no receiver: every worker has ended by itself
-    for worker in workers {
-        if !matches!(tokio::task::spawn_blocking(move || worker.join()).await, Ok(Ok(()))) {
-            tracing::error!("a worker thread panicked: its connections were closed");
-        }
-    }
-    detached
-}
-
-/// Carries the programs' log on, for ever.
-async fn read_log(kernel: &Kernel) {
-    if let Some(log) = kernel.log_task() {
-        log.await;
-        tracing::warn!("the log of the BPF programs ended");
-    }
-    std::future::pending().await
-}
-
-/// What the kernel's side needs now and then: stale records and empty `exec` cgroups removed.
-async fn chores(kernel: &Kernel) {
-    let mut every = tokio::time::interval(std::time::Duration::from_secs(2));
-    loop {
-        every.tick().await;
-        match kernel.sweep() {
-            Ok(0) => {}
-            Ok(records) => tracing::debug!(records, "stale kernel records removed"),
-            Err(error) => tracing::warn!(%error, "stale kernel records stay"),
-        }
-        exec_root::sweep();
-    }
-}
-
-fn announce(node: &Node) {
-    if node.mode.observe {
-        tracing::warn!("dangerous: --observe lets pass what policy would deny; it is recorded as `observe`");
-    }
-    for setting in node.agent.dangerous() {
-        tracing::warn!("dangerous: {setting}");
-    }
-    let resources = node.resources.load();
-    let from = node.config.as_ref().map_or("embedded default".into(), |dir| dir.display().to_string());
-    tracing::info!(
-        target: "toolgate",
-        config = %from,
-        workloads = resources.workloads.len(),
-        servers = resources.servers.len(),
-        admin = %node.agent.listen.admin.display(),
-        "ready"
-    );
 }

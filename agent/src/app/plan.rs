@@ -1,7 +1,7 @@
 //! Configuration and resources -> what the kernel is to capture.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use toolgate_core::decision::Mode;
@@ -11,6 +11,7 @@ use toolgate_core::workload::EXEC_CGROUP;
 use crate::capture::cgroup;
 use crate::capture::{CaptureError, CapturedCgroup, Destination, Destinations, Plan, Scope};
 use crate::config::{self, AgentConfig, Resources};
+use crate::netns::{CANARY, Namespaces, Root};
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,12 @@ pub(super) struct Named {
 }
 
 impl Named {
+    /// Where it is when it is there.
+    pub(super) fn root(&self) -> Result<Root, CaptureError> {
+        let below_only = matches!(self.scope, Scope::BelowOnly);
+        Ok(Root { directory: cgroup::mount()?.join(&self.name), below_only })
+    }
+
     /// The cgroup that has the name now, if one has.
     pub(super) fn present(&self) -> Result<Option<CapturedCgroup>, CaptureError> {
         match cgroup::id(&cgroup::mount()?.join(&self.name)) {
@@ -60,9 +67,15 @@ impl Named {
 ///
 /// # Errors
 /// [`PlanError`]: nothing changes then.
-pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Result<Plan, PlanError> {
+pub(super) fn plan(
+    agent: &AgentConfig,
+    resources: &Resources,
+    mode: Mode,
+    namespaces: &Namespaces,
+) -> Result<Plan, PlanError> {
+    let named = named(agent, mode)?;
     let mut cgroups = Vec::new();
-    for named in named(agent, mode)? {
+    for named in &named {
         cgroups.extend(named.present()?);
     }
     let declared = resources.servers.iter().map(|server| exactly(server.address));
@@ -71,11 +84,12 @@ pub(super) fn plan(agent: &AgentConfig, resources: &Resources, mode: Mode) -> Re
         config::Destinations::All | config::Destinations::Declared => &Vec::new(),
     };
     Ok(Plan {
-        listener: SocketAddrV4::new(Ipv4Addr::LOCALHOST, agent.listen.outbound),
         cgroups,
-        capture: declared.chain(listed.iter().map(destination)).collect(),
+        names: named.into_iter().map(|named| (named.name, named.scope, named.destinations)).collect(),
+        capture: declared.chain(listed.iter().map(destination)).chain([exactly(CANARY)]).collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),
         refuse: vec![agent.listen.metrics, agent.listen.ready],
+        guarded: namespaces.listening(resources.servers.iter().map(|server| server.address)),
     })
 }
 

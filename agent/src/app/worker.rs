@@ -1,30 +1,50 @@
 //! One thread for each core: its listener, its connections, its pool. Nothing moves between threads.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
+use tokio::time::MissedTickBehavior;
 
 use toolgate_core::denial::Reason;
 
+use super::heartbeat::{TICK_EVERY, Tick};
+use super::shares::Shares;
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
 use crate::forward::Pool;
+use crate::netns::{self, Listeners, ORDERS_MAX, Order};
 use crate::proxy;
-
-/// Connections that wait for `accept`, for each thread.
-const BACKLOG: i32 = 1_024;
 
 /// After an accept that failed: out of descriptors or memory, it would fail again at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What the agent does as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It accepts nothing yet: another agent still does.
+    Waiting,
+    /// It accepts and serves.
+    Serving,
+    /// It ends: running requests go on, new ones are told to come again.
+    Stopping,
+    /// Another agent accepts: what is here is served, and closed after the next answer.
+    Leaving,
+}
+
+impl Phase {
+    fn is_end(self) -> bool {
+        matches!(self, Self::Stopping | Self::Leaving)
+    }
+}
 
 /// What the connections of one thread share.
 pub struct Worker {
@@ -32,26 +52,11 @@ pub struct Worker {
     pub node: Arc<Node>,
     /// Idle upstream connections.
     pub pool: Pool,
-    connections: Cell<usize>,
+    taker: RefCell<Taker>,
+    connections: Rc<Shares>,
     working: Cell<usize>,
     rested: Notify,
-    stopping: watch::Receiver<bool>,
-}
-
-/// A connection that is being served; counted until it is dropped, whatever ends it.
-struct Counted(Rc<Worker>);
-
-impl Counted {
-    fn one_more(worker: Rc<Worker>) -> Self {
-        worker.connections.set(worker.connections.get() + 1);
-        Self(worker)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-    }
+    phase: watch::Receiver<Phase>,
 }
 
 /// A request that the end of the agent waits for.
@@ -65,14 +70,15 @@ impl Drop for Working<'_> {
 }
 
 impl Worker {
-    fn new(node: Arc<Node>, stopping: watch::Receiver<bool>) -> Self {
+    fn new(node: Arc<Node>, taker: Taker, phase: watch::Receiver<Phase>) -> Self {
         Self {
             node,
             pool: Pool::default(),
-            connections: Cell::new(0),
+            taker: RefCell::new(taker),
+            connections: Rc::default(),
             working: Cell::new(0),
             rested: Notify::new(),
-            stopping,
+            phase,
         }
     }
 
@@ -86,104 +92,179 @@ impl Worker {
     /// Whether the agent ends: running requests go on, new ones are told to come again.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        *self.stopping.borrow()
+        *self.phase.borrow() == Phase::Stopping
     }
 
-    async fn run(self: Rc<Self>, listener: TcpListener, mut taker: Taker) {
-        let mut stopping = self.stopping.clone();
+    /// Whether another agent has taken over: requests are served, and their connections closed.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        *self.phase.borrow() == Phase::Leaving
+    }
+
+    /// Accepts at home and in the namespaces that the keeper gives to this thread, until the agent ends.
+    async fn run(self: Rc<Self>, home: Vec<StdListener>, mut orders: mpsc::Receiver<Order>, progress: Tick) {
+        let mut phase = self.phase.clone();
         let limits = &self.node.limits;
+        let mut tick = tokio::time::interval(TICK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
+        let mut accepting = HashMap::from([(self.node.namespaces.home().cookie, self.accept_all(home))]);
+        loop {
+            tokio::select! {
+                Some(order) = orders.recv() => match order {
+                    Order::Serve { namespace, listeners } => {
+                        let before = accepting.insert(namespace, self.accept_all(listeners));
+                        before.into_iter().flatten().for_each(|task| task.abort());
+                    }
+                    Order::Leave { namespace } => {
+                        accepting.remove(&namespace).into_iter().flatten().for_each(|task| task.abort());
+                    }
+                },
+                _ = sweep.tick() => self.pool.sweep(limits),
+                _ = tick.tick() => progress.made(),
+                _ = phase.wait_for(|phase| phase.is_end()) => break,
+            }
+        }
+        for task in accepting.into_values().flatten() {
+            if task.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("a listener's task panicked: what waited there was closed");
+            }
+        }
+        let drained = async {
+            // Who is still connected to an agent that has handed over may be about to ask.
+            while self.working.get() > 0 || (self.is_leaving() && !self.connections.is_empty()) {
+                self.rested.notified().await;
+            }
+        };
+        if tokio::time::timeout(limits.drain_time_max, drained).await.is_err() && self.working.get() > 0 {
+            tracing::warn!(requests = self.working.get(), "requests cut off (drain_time_max)");
+        }
+    }
+
+    fn accept_all(self: &Rc<Self>, listeners: Vec<StdListener>) -> Vec<Task<()>> {
+        let start = |listener| match TcpListener::from_std(listener) {
+            Ok(listener) => Some(spawn_local(Rc::clone(self).accept(listener))),
+            Err(error) => {
+                tracing::error!(%error, "a listener that nothing can be accepted from");
+                None
+            }
+        };
+        listeners.into_iter().filter_map(start).collect()
+    }
+
+    /// One connection after another. At the end of the agent what has come already is served, too.
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        let mut phase = self.phase.clone();
+        // No sender: the agent did not get to the end of its start.
+        let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.accepted(stream, peer, &mut taker),
+                    Ok((stream, peer)) => self.accepted(stream, peer),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
                         tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                 },
-                _ = sweep.tick() => self.pool.sweep(limits),
-                _ = stopping.wait_for(|stop| *stop) => break,
+                _ = phase.wait_for(|phase| phase.is_end()) => break,
             }
         }
-        drop(listener);
-        let drained = async {
-            while self.working.get() > 0 {
-                self.rested.notified().await;
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.accepted(stream, peer);
             }
-        };
-        if tokio::time::timeout(limits.drain_time_max, drained).await.is_err() {
-            tracing::warn!(requests = self.working.get(), "requests cut off (drain_time_max)");
         }
     }
 
-    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, taker: &mut Taker) {
-        let captured = match taker.take(&stream, peer) {
+    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let captured = match self.taker.borrow_mut().take(&stream, peer) {
             Ok(captured) => captured,
             Err(error) => {
                 self.node.metrics.refused(Reason::NoRecord);
                 return tracing::warn!(%error, "connection refused");
             }
         };
-        // Not before: a record that is left would be found by the next connection of that port.
-        if self.connections.get() >= self.node.limits.connections_max {
-            self.node.metrics.refused(Reason::Overload);
-            tracing::warn!(limit = self.node.limits.connections_max, "connection refused (connections_max)");
-            return;
-        }
+        let counted = match self.connections.one_more(captured.process.captured_id, &self.node.limits) {
+            Ok(counted) => counted,
+            Err(error) => {
+                self.node.metrics.refused(Reason::Overload);
+                return tracing::warn!(%error, "connection refused");
+            }
+        };
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
-        let counted = Counted::one_more(Rc::clone(self));
-        spawn_local(async move { proxy::connection(stream, captured, &counted.0).await });
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            proxy::connection(stream, captured, &worker).await;
+            drop(counted);
+            worker.rested.notify_one();
+        });
     }
 }
 
-/// Listeners on one port, one for each thread.
+/// The listeners at home: one of each family for each thread.
 ///
 /// # Errors
 /// The port is in use, or may not be bound.
-pub(super) fn listen(address: SocketAddrV4, threads: usize) -> Result<Vec<StdListener>, AppError> {
-    let bind = || {
-        // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
-        drop(StdListener::bind(address)?);
-        (0..threads).map(|_| listener(address)).collect::<io::Result<_>>()
+pub(super) fn listen(port: u16, threads: usize, adopted: bool) -> Result<Listeners, AppError> {
+    let v4 = listen_at(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), threads, adopted)?;
+    let v6 = match listen_at(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port), threads, adopted) {
+        Ok(listeners) => listeners,
+        Err(AppError::Listen { cause, .. }) if netns::is_without_ipv6(&cause) => Vec::new(),
+        Err(error) => return Err(error),
     };
-    bind().map_err(|cause| AppError::Listen { address, cause })
+    Ok(Listeners { v4, v6 })
 }
 
-fn listener(address: SocketAddrV4) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+fn listen_at(address: SocketAddr, threads: usize, adopted: bool) -> Result<Vec<StdListener>, AppError> {
+    let all = |address| (0..threads).map(|_| netns::listener(address)).collect::<io::Result<_>>();
+    // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
+    let bound = match StdListener::bind(address).map(drop) {
+        // While there was no agent a listen() without bind can have got the port, which no hook sees. Who holds it is
+        // given no connection: which sockets answer is decided by `sk_lookup`.
+        Err(error) if adopted && error.kind() == io::ErrorKind::AddrInUse => {
+            tracing::warn!(%address, "another process got the agent's port meanwhile: it gets nothing there");
+            all(SocketAddr::new(address.ip(), 0))
+        }
+        Err(error) => Err(error),
+        Ok(()) => all(address),
+    };
+    bound.map_err(|cause| AppError::Listen { address, cause })
 }
 
-/// Starts the threads.
+/// The threads, and where the keeper of the namespaces tells them what else to accept from.
+pub(super) struct Workers {
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) orders: Vec<mpsc::Sender<Order>>,
+}
+
+/// Starts the threads: as many as there are IPv4 listeners.
 ///
 /// # Errors
-/// No thread, no runtime, no handle of the map of connections.
+/// No thread, no runtime, no handle of the map of records.
 pub(super) fn spawn(
     node: &Arc<Node>,
     kernel: &Kernel,
-    listeners: Vec<StdListener>,
-    stopping: &watch::Receiver<bool>,
-) -> Result<Vec<JoinHandle<()>>, AppError> {
+    listeners: Listeners,
+    phase: &watch::Receiver<Phase>,
+) -> Result<Workers, AppError> {
     let failed = |cause| AppError::Start { what: "start a worker thread", cause };
-    let start = |(index, listener): (usize, StdListener)| {
+    let mut workers = Workers { threads: Vec::new(), orders: Vec::new() };
+    let mut v6 = listeners.v6.into_iter();
+    for (index, v4) in listeners.v4.into_iter().enumerate() {
+        let home = std::iter::once(v4).chain(v6.next()).collect();
         let taker = kernel.taker().map_err(AppError::Capture)?;
-        let (node, stopping) = (Arc::clone(node), stopping.clone());
+        let (node, phase, progress) = (Arc::clone(node), phase.clone(), node.pulse.worker());
+        let (orders, given) = mpsc::channel(ORDERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let serve = move || async move {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => Rc::new(Worker::new(node, stopping)).run(listener, taker).await,
-                Err(error) => tracing::error!(%error, "worker without listener"),
-            }
-        };
+        let serve =
+            move || async move { Rc::new(Worker::new(node, taker, phase)).run(home, given, progress).await };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
-        thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)
-    };
-    listeners.into_iter().enumerate().map(start).collect()
+        let thread = thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)?;
+        workers.threads.push(thread);
+        workers.orders.push(orders);
+    }
+    Ok(workers)
 }

@@ -5,7 +5,7 @@ use toolgate_ebpf_common::Offsets;
 
 use super::{CaptureError, host};
 
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// Anonymous structs within structs: task_struct has one or two, deeper nesting is not expected.
 const DEPTH_MAX: usize = 8;
 
@@ -22,8 +22,11 @@ pub(super) fn offsets() -> Result<Offsets, CaptureError> {
         inode_i_ino: offset(&btf, "inode", "i_ino")?,
         inode_i_sb: offset(&btf, "inode", "i_sb")?,
         super_block_s_dev: offset(&btf, "super_block", "s_dev")?,
+        cgroup_kn: offset(&btf, "cgroup", "kn")?,
+        cgroup_root: offset(&btf, "cgroup", "root")?,
+        kernfs_node_id: offset(&btf, "kernfs_node", "id")?,
+        cgroup_root_hierarchy_id: offset(&btf, "cgroup_root", "hierarchy_id")?,
         has_set_retval: u32::from(host::since(5, 18)?),
-        has_sock_ops_netns: u32::from(host::since(5, 15)?),
     })
 }
 

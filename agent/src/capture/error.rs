@@ -3,6 +3,8 @@
 
 use std::{io, path::PathBuf};
 
+use aya::programs::ProgramError;
+
 /// Why the programs cannot be attached, changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -12,7 +14,9 @@ pub enum CaptureError {
     )]
     NoObject,
     /// Neither root nor the capabilities.
-    #[error("missing {missing}: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error(
+        "missing {missing}: run as root, or with CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
     Privilege {
         /// Names of the capabilities.
         missing: String,
@@ -33,6 +37,26 @@ pub enum CaptureError {
         "no cgroup2 file system is mounted: mount one, for example `mount -t cgroup2 none /sys/fs/cgroup/unified`"
     )]
     NoCgroupMount,
+    /// Nothing but cgroups of version 1.
+    #[error(
+        "only version 1 of cgroups is mounted: boot with `systemd.unified_cgroup_hierarchy=1`, or mount version 2 beside it with `mkdir /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`"
+    )]
+    CgroupVersion1,
+    /// Classes of version 1 on a kernel where they take the place of a socket's cgroup.
+    #[error(
+        "net_cls or net_prio of cgroup version 1 is mounted at `{}`: before kernel 5.15 (this is `{release}`) its classes take the place of what tells a socket's cgroup; boot with `cgroup_no_v1=net_cls,net_prio`, or a newer kernel", at.display()
+    )]
+    NetClasses {
+        /// Where they are mounted.
+        at: PathBuf,
+        /// As uname has it.
+        release: String,
+    },
+    /// The kernel lets nobody read its memory.
+    #[error(
+        "the kernel is locked down for confidentiality (`/sys/kernel/security/lockdown`), so that programs cannot read who connects: boot with `lockdown=integrity`, or without"
+    )]
+    Lockdown,
     /// A cgroup that is not there.
     #[error("cgroup `{}`: {cause}", path.display())]
     Cgroup {
@@ -81,6 +105,27 @@ pub enum CaptureError {
         /// Why.
         cause: io::Error,
     },
+    /// A directory of pins that others could change.
+    #[error(
+        "`{}` belongs to user {uid} with mode {mode:o}, so that others could detach what is pinned in it: remove it",
+        path.display()
+    )]
+    ForeignPins {
+        /// On the bpf file system.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A program that cannot be attached, replaced or pinned.
+    #[error("attaching a BPF program as `{}`: {cause}", path.display())]
+    Link {
+        /// Its pin on the bpf file system.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
     /// A fact about this host that cannot be read.
     #[error("{what}: {cause}")]
     Host {
@@ -111,13 +156,21 @@ pub enum CaptureError {
         /// aya's words.
         cause: Box<aya::EbpfError>,
     },
-    /// The verifier refused a program, or it cannot be attached.
+    /// Another program is attached so that none may be beside it.
+    #[error(
+        "BPF program `{name}` may not be attached: another is at the cgroup2 root in exclusive mode; find it with `bpftool cgroup show <cgroup2 mount>`, and attach it by a link or with BPF_F_ALLOW_MULTI, or detach it"
+    )]
+    Exclusive {
+        /// Which of ours.
+        name: String,
+    },
+    /// The verifier refused a program.
     #[error("BPF program `{name}`: {}", chain(cause.as_ref()))]
     Program {
         /// Which.
         name: &'static str,
         /// aya's words; with the verifier's log where there is one.
-        cause: Box<aya::programs::ProgramError>,
+        cause: Box<ProgramError>,
     },
     /// A map cannot be written or read.
     #[error("BPF map `{name}`: {}", chain(cause.as_ref()))]
@@ -137,6 +190,17 @@ pub enum CaptureError {
         /// The limit.
         max: u32,
     },
+}
+
+impl CaptureError {
+    /// Why a program cannot be attached, or the cause again. With the capabilities at hand, EPERM says that a program is
+    /// there whose flags allow none beside it.
+    pub(super) fn attaching(name: &str, cause: io::Error) -> Result<Self, io::Error> {
+        match cause.raw_os_error() {
+            Some(libc::EPERM) => Ok(Self::Exclusive { name: name.to_owned() }),
+            _ => Err(cause),
+        }
+    }
 }
 
 /// An error of aya with its causes: its own text often leaves out the errno.

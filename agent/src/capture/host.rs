@@ -1,20 +1,22 @@
 //! What the host says about itself and the agent: read once, before anything is attached.
 
-use std::{fs, io, net::TcpListener, os::fd::AsRawFd as _, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use super::CaptureError;
 
-/// `/proc` names the initial PID namespace by this inode (PROC_PID_INIT_INO).
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
 /// A line of mountinfo.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
     pub(super) at: PathBuf,
     pub(super) kind: String,
+    /// Of the file system: controllers of a version 1 hierarchy are among them.
+    pub(super) options: String,
+}
+
+impl Mount {
+    pub(super) fn has_option(&self, name: &str) -> bool {
+        self.options.split(',').any(|option| option == name)
+    }
 }
 
 /// What is mounted in the agent's namespace.
@@ -28,8 +30,10 @@ pub(super) fn mounts() -> Result<Vec<Mount>, CaptureError> {
 fn parse_mount(line: &str) -> Option<Mount> {
     let (front, back) = line.split_once(" - ")?;
     let at = front.split(' ').nth(4)?;
-    let kind = back.split(' ').next()?;
-    Some(Mount { at: PathBuf::from(unescape(at)), kind: kind.to_owned() })
+    let mut back = back.split(' ');
+    let kind = back.next()?.to_owned();
+    let options = back.nth(1).unwrap_or_default().to_owned();
+    Some(Mount { at: PathBuf::from(unescape(at)), kind, options })
 }
 
 /// Space, tab, newline and backslash are octal there.
@@ -37,69 +41,42 @@ fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Refuses early and in words what would fail late with an errno.
-pub(super) fn check() -> Result<(), CaptureError> {
-    let missing = missing_capabilities()?;
-    if !missing.is_empty() {
-        return Err(CaptureError::Privilege { missing: missing.join(", ") });
-    }
-    if !since(5, 10)? {
-        return Err(CaptureError::KernelTooOld { release: release()? });
-    }
-    let namespace = fs::read_link("/proc/self/ns/pid")
-        .map_err(|source| CaptureError::Host { what: "reading `/proc/self/ns/pid`", cause: source })?;
-    if namespace.as_os_str() != INITIAL_PID_NAMESPACE {
-        return Err(CaptureError::PidNamespace);
-    }
-    Ok(())
-}
-
-fn missing_capabilities() -> Result<Vec<&'static str>, CaptureError> {
-    let failed = |source| CaptureError::Host {
-        what: "reading the capabilities in `/proc/self/status`",
-        cause: source,
-    };
+/// The agent's effective capabilities, a bit each.
+pub(super) fn capabilities() -> Result<u64, CaptureError> {
+    let failed =
+        |cause| CaptureError::Host { what: "reading the capabilities in `/proc/self/status`", cause };
     let status = fs::read_to_string("/proc/self/status").map_err(failed)?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
-        .ok_or_else(|| failed(io::Error::other("no line `CapEff`")))?;
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    let wanted = [("CAP_BPF", CAP_BPF), ("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_PERFMON", CAP_PERFMON)];
-    // CAP_SYS_ADMIN includes the two younger ones.
-    let has_or_older = |capability| has(capability) || (capability != CAP_NET_ADMIN && has(CAP_SYS_ADMIN));
-    Ok(wanted
-        .into_iter()
-        .filter(|&(_, capability)| !has_or_older(capability))
-        .map(|(name, _)| name)
-        .collect())
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .ok_or_else(|| failed(io::Error::other("no line `CapEff`")))
 }
 
-fn release() -> Result<String, CaptureError> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|source| CaptureError::Host {
-        what: "reading `/proc/sys/kernel/osrelease`",
-        cause: source,
-    })?;
+/// The kernel, as uname has it.
+pub(super) fn release() -> Result<String, CaptureError> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|cause| CaptureError::Host { what: "reading `/proc/sys/kernel/osrelease`", cause })?;
     Ok(release.trim_end().to_owned())
+}
+
+/// Major and minor number of a release: `5.10.0-46-cloud-amd64`.
+pub(super) fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    Some((numbers.next()?, numbers.next()?))
 }
 
 /// Whether the kernel is at least `major.minor`.
 pub(super) fn since(major: u32, minor: u32) -> Result<bool, CaptureError> {
     let release = release()?;
-    let mut numbers =
-        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
-    let (Some(found_major), Some(found_minor)) = (numbers.next(), numbers.next()) else {
-        return Err(CaptureError::KernelTooOld { release });
-    };
-    Ok((found_major, found_minor) >= (major, minor))
+    let found = version(&release).ok_or(CaptureError::KernelTooOld { release })?;
+    Ok(found >= (major, minor))
 }
 
-/// The start of this process in nanoseconds since boot, as the half-open range that a tick spans.
-pub(super) fn own_start_ns() -> Result<(u64, u64), CaptureError> {
+/// The start of a process in nanoseconds since boot, as the half-open range that a tick spans.
+pub(super) fn start_ns(process: u32) -> Result<(u64, u64), CaptureError> {
     let failed =
-        |source| CaptureError::Host { what: "reading the start time in `/proc/self/stat`", cause: source };
-    let stat = fs::read_to_string("/proc/self/stat").map_err(failed)?;
+        |source| CaptureError::Host { what: "reading a start time in `/proc/PID/stat`", cause: source };
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).map_err(failed)?;
     let ticks = start_ticks(&stat).ok_or_else(|| failed(io::Error::other("no field 22")))?;
     // SAFETY: a call without pointers.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
@@ -123,42 +100,31 @@ pub(super) fn monotonic_ns() -> u64 {
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
-/// The cookie of the network namespace that a socket is in.
-pub(super) fn netns_cookie(socket: &TcpListener) -> Result<u64, CaptureError> {
-    let mut cookie = 0_u64;
-    let mut bytes: libc::socklen_t = 8;
-    // SAFETY: the pointers are to 8 bytes and their length, as the option wants.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut bytes,
-        )
-    };
-    if done == 0 {
-        return Ok(cookie);
-    }
-    let what = "asking for the network namespace's cookie (SO_NETNS_COOKIE, kernel 5.14)";
-    Err(CaptureError::Host { what, cause: io::Error::last_os_error() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn mountinfo_lines() {
-        let check = |line: &str, expected: Option<(&str, &str)>| {
-            let found = parse_mount(line).map(|mount| (mount.at, mount.kind));
-            assert_eq!(found, expected.map(|(at, kind)| (PathBuf::from(at), kind.to_owned())), "{line}");
+        let check = |line: &str, expected: Option<(&str, &str, &str)>| {
+            let expected = expected.map(|(at, kind, options)| Mount {
+                at: PathBuf::from(at),
+                kind: kind.to_owned(),
+                options: options.to_owned(),
+            });
+            assert_eq!(parse_mount(line), expected, "{line}");
         };
         check(
             "35 25 0:30 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw",
-            Some(("/sys/fs/cgroup/unified", "cgroup2")),
+            Some(("/sys/fs/cgroup/unified", "cgroup2", "rw")),
         );
-        check("36 25 0:31 / /a\\040b rw - bpf bpf rw", Some(("/a b", "bpf")));
+        check("36 25 0:31 / /a\\040b rw - bpf bpf rw", Some(("/a b", "bpf", "rw")));
+        check(
+            "37 25 0:32 / /c rw shared:1 - cgroup cgroup rw,net_cls,net_prio",
+            Some(("/c", "cgroup", "rw,net_cls,net_prio")),
+        );
+        let controllers = parse_mount("37 25 0:32 / /c rw - cgroup c rw,net_cls,net_prio").unwrap();
+        assert!(controllers.has_option("net_prio") && !controllers.has_option("net"));
         check("36 25 0:31", None);
         check("", None);
     }

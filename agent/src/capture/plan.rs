@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
 };
 
 use aya::maps::{
@@ -11,25 +11,28 @@ use aya::maps::{
 };
 use ipnet::IpNet;
 use toolgate_ebpf_common::{
-    CGROUP_LEVELS_MAX, CGROUPS_MAX, DESTINATIONS_ALL, DESTINATIONS_DECLARED, DESTINATIONS_MAX,
-    SCOPE_BELOW_ONLY, SCOPE_SUBTREE, v4_mapped,
+    CGROUP_LEVELS_MAX, CGROUPS_MAX, DESTINATIONS_ALL, DESTINATIONS_DECLARED, DESTINATIONS_MAX, GUARDED_MAX,
+    Guarded, SCOPE_BELOW_ONLY, SCOPE_SUBTREE, v4_mapped,
 };
 
-use super::{CaptureError, abi::Abi, cgroup};
+use super::{CaptureError, Cookie, abi::Abi, cgroup, names::Names};
 
 /// What is captured, and what is not.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Where captured connections are turned to.
-    pub listener: SocketAddrV4,
     /// Whose connections; of nested ones the deepest decides.
     pub cgroups: Vec<CapturedCgroup>,
+    /// Whose connections by name, there or not: a cgroup of that name is captured from its making on. Below the
+    /// cgroup2 root, without a leading `/`; empty: the root.
+    pub names: Vec<(String, Scope, Destinations)>,
     /// Which destinations, for cgroups with [`Destinations::Declared`].
     pub capture: Vec<Destination>,
     /// Destinations that are left alone: these win over captures.
     pub exclude: Vec<Destination>,
     /// Ports of the agent that captured processes are refused at: these win over all. An unspecified address means any.
     pub refuse: Vec<SocketAddr>,
+    /// Ports of local servers, on whatever address, that only the agent may connect to.
+    pub guarded: Vec<(Cookie, u16)>,
 }
 
 /// A cgroup by its id, see [`cgroup::id`].
@@ -80,9 +83,11 @@ type Entries = BTreeSet<Entry>;
 /// The maps that a plan fills.
 pub(super) struct PlanMaps {
     pub(super) captured: HashMap<MapData, u64, u32>,
+    pub(super) names: Names,
     pub(super) refused: Trie,
     pub(super) excluded: Trie,
     pub(super) destinations: Trie,
+    pub(super) guarded: HashMap<MapData, Abi<Guarded>, u32>,
 }
 
 impl PlanMaps {
@@ -93,20 +98,37 @@ impl PlanMaps {
         let refused = trie_entries("REFUSED", plan.refuse.iter().map(refused_key))?;
         let destinations = trie_entries("DESTINATIONS", plan.capture.iter().map(key))?;
         let excluded = trie_entries("EXCLUDED", plan.exclude.iter().map(key))?;
+        let guarded = guarded_keys(&plan.guarded)?;
+        for key in &guarded {
+            self.guarded.insert(Abi(*key), 1, 0).map_err(map_error("GUARDED"))?;
+        }
         insert(&mut self.refused, "REFUSED", &refused)?;
         remove_stale(&mut self.excluded, "EXCLUDED", &excluded)?;
         insert(&mut self.destinations, "DESTINATIONS", &destinations)?;
+        self.names.apply(plan)?;
         for (id, flags) in &captured {
             self.captured.insert(id, flags, 0).map_err(map_error("CAPTURED"))?;
         }
         let known: Vec<u64> =
             self.captured.keys().collect::<Result<_, _>>().map_err(map_error("CAPTURED"))?;
-        for id in known.iter().filter(|id| !captured.contains_key(id)) {
+        for id in known.iter().filter(|id| !captured.contains_key(id) && !self.names.holds(**id)) {
             self.captured.remove(id).map_err(map_error("CAPTURED"))?;
         }
         remove_stale(&mut self.destinations, "DESTINATIONS", &destinations)?;
         remove_stale(&mut self.refused, "REFUSED", &refused)?;
-        insert(&mut self.excluded, "EXCLUDED", &excluded)
+        insert(&mut self.excluded, "EXCLUDED", &excluded)?;
+        self.remove_unguarded(&guarded)
+    }
+
+    fn remove_unguarded(&mut self, wanted: &[Guarded]) -> Result<(), CaptureError> {
+        let failed = map_error("GUARDED");
+        let known: Vec<Abi<Guarded>> = self.guarded.keys().collect::<Result<_, _>>().map_err(&failed)?;
+        for Abi(key) in known {
+            if !wanted.contains(&key) {
+                self.guarded.remove(&Abi(key)).map_err(&failed)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -119,7 +141,14 @@ fn cgroup_entries(cgroups: &[CapturedCgroup]) -> Result<BTreeMap<u64, u32>, Capt
         check_depth(cgroup.id)?;
     }
     limit("CAPTURED", cgroups.len(), CGROUPS_MAX)?;
-    Ok(cgroups.iter().map(|cgroup| (cgroup.id, flags(*cgroup))).collect())
+    Ok(cgroups.iter().map(|cgroup| (cgroup.id, flags(cgroup.scope, cgroup.destinations))).collect())
+}
+
+fn guarded_keys(ports: &[(Cookie, u16)]) -> Result<Vec<Guarded>, CaptureError> {
+    limit("GUARDED", ports.len(), GUARDED_MAX)?;
+    let key =
+        |&(cookie, port): &(Cookie, u16)| Guarded { netns_cookie: cookie.0, port: port.into(), reserved: 0 };
+    Ok(ports.iter().map(key).collect())
 }
 
 /// The programs look at the upper levels only. A cgroup that is gone captures nobody at any depth.
@@ -137,12 +166,12 @@ fn levels(path: &str) -> usize {
     path.split('/').filter(|name| !name.is_empty()).count()
 }
 
-fn flags(cgroup: CapturedCgroup) -> u32 {
-    let scope = match cgroup.scope {
+pub(super) fn flags(scope: Scope, destinations: Destinations) -> u32 {
+    let scope = match scope {
         Scope::Subtree => SCOPE_SUBTREE,
         Scope::BelowOnly => SCOPE_BELOW_ONLY,
     };
-    let destinations = match cgroup.destinations {
+    let destinations = match destinations {
         Destinations::Declared => DESTINATIONS_DECLARED,
         Destinations::All => DESTINATIONS_ALL,
     };
@@ -155,7 +184,7 @@ fn trie_entries(name: &'static str, entries: impl Iterator<Item = Entry>) -> Res
     Ok(entries)
 }
 
-fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
+pub(super) fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
     if count > max as usize { Err(CaptureError::TooMany { name, count, max }) } else { Ok(()) }
 }
 

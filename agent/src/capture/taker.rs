@@ -1,22 +1,16 @@
-//! Takes the kernel's record of an accepted connection, once.
+//! Takes the kernel's record of an accepted connection.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd as _};
 
-use aya::maps::{HashMap, MapData, MapError};
-use socket2::SockRef;
-use toolgate_ebpf_common::{Connection, Record, v4_mapped};
+use aya::maps::{MapData, MapError, SkStorage};
+use toolgate_ebpf_common::Record;
 
-use super::abi::Abi;
-
-pub(super) type Connections = HashMap<MapData, Abi<Connection>, Abi<Record>>;
+use super::{Cookie, abi::Abi, settings::is_absent};
 
 /// One a thread: its own handle of the map.
 #[derive(Debug)]
-pub struct Taker {
-    connections: Connections,
-    netns_cookie: u64,
-}
+pub struct Taker(SkStorage<MapData, Abi<Record>>);
 
 /// A connection as it was before it was turned to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +32,14 @@ pub struct Recorded {
     pub exe: Executable,
     /// Its cgroup: see [`super::cgroup::path_of`].
     pub cgroup_id: u64,
+    /// The captured cgroup that it was in, or that its socket was made in.
+    pub captured_id: u64,
     /// In the initial user namespace.
     pub uid: u32,
     /// Its network namespace.
-    pub netns_cookie: u64,
+    pub netns_cookie: Cookie,
+    /// When it connected, in nanoseconds of CLOCK_MONOTONIC.
+    pub connected_ns: u64,
 }
 
 /// An executable, for comparison with what stat says of a path.
@@ -58,15 +56,9 @@ pub struct Executable {
 /// Why a connection has no record: it must be refused.
 #[derive(Debug, thiserror::Error)]
 pub enum NoRecord {
-    /// Nothing under its addresses: taken already, swept, or not redirected by these programs.
+    /// The handshake found none: it was not redirected by these programs.
     #[error("no kernel record for the connection from `{peer}`")]
     Absent {
-        /// Its source.
-        peer: SocketAddr,
-    },
-    /// The client reset the connection before it was accepted.
-    #[error("the connection from `{peer}` ended before it was accepted")]
-    Gone {
         /// Its source.
         peer: SocketAddr,
     },
@@ -81,53 +73,22 @@ pub enum NoRecord {
 }
 
 impl Taker {
-    pub(super) fn new(connections: Connections, netns_cookie: u64) -> Self {
-        Self { connections, netns_cookie }
+    pub(super) fn new(accepted: SkStorage<MapData, Abi<Record>>) -> Self {
+        Self(accepted)
     }
 
-    /// The record of the connection that was accepted from `peer`. A second call for the same connection finds
-    /// nothing.
-    ///
-    /// One that was reset before has given its addresses away: what is found there may be another's, and is left to it.
+    /// The record of the connection that was accepted from `peer`. It belongs to the socket, whatever connection has
+    /// its addresses by now.
     pub fn take(&mut self, stream: &impl AsFd, peer: SocketAddr) -> Result<Captured, NoRecord> {
-        let stream = SockRef::from(stream);
-        if !matches!(stream.take_error(), Ok(None)) {
-            return Err(NoRecord::Gone { peer });
+        match self.0.get(&stream.as_fd().as_raw_fd(), 0) {
+            // What it inherited from its listener.
+            Ok(Abi(record)) if record.port == 0 => Err(NoRecord::Absent { peer }),
+            Ok(Abi(record)) => Ok(captured(&record)),
+            Err(error) if is_absent(&error) => Err(NoRecord::Absent { peer }),
+            Err(cause) => Err(NoRecord::Kernel { peer, cause }),
         }
-        let local = stream.local_addr().ok().and_then(|local| local.as_socket());
-        let local = local.ok_or(NoRecord::Gone { peer })?;
-        let (IpAddr::V4(address), IpAddr::V4(_)) = (peer.ip().to_canonical(), local.ip().to_canonical())
-        else {
-            return Err(NoRecord::Absent { peer });
-        };
-        let key = Abi(Connection {
-            netns_cookie: self.netns_cookie,
-            address: v4_mapped(u32::from_ne_bytes(address.octets())),
-            port: peer.port(),
-            listener_port: local.port(),
-            family: AF_INET,
-            reserved: 0,
-        });
-        let failed = |source| no_record(peer, source);
-        // Not in one call, which hash maps have since 5.14: whoever deletes it has taken it.
-        let Abi(record) = self.connections.get(&key, 0).map_err(failed)?;
-        self.connections.remove(&key).map_err(failed)?;
-        Ok(captured(&record))
     }
 }
-
-/// aya tells a lookup that found nothing from a failed one, but not so for a removal.
-fn no_record(peer: SocketAddr, source: MapError) -> NoRecord {
-    let removed_before = |error: &MapError| matches!(error, MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ENOENT));
-    if matches!(source, MapError::KeyNotFound) || removed_before(&source) {
-        NoRecord::Absent { peer }
-    } else {
-        NoRecord::Kernel { peer, cause: source }
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "AF_INET is 2")]
-const AF_INET: u16 = libc::AF_INET as u16;
 
 fn captured(record: &Record) -> Captured {
     Captured {
@@ -137,8 +98,10 @@ fn captured(record: &Record) -> Captured {
             start_ns: record.start_ns,
             exe: Executable { dev: user_dev(record.exe_dev), ino: record.exe_ino, exec_id: record.exec_id },
             cgroup_id: record.cgroup_id,
+            captured_id: record.captured_id,
             uid: record.uid,
-            netns_cookie: record.netns_cookie,
+            netns_cookie: Cookie(record.netns_cookie),
+            connected_ns: record.connected_ns,
         },
     }
 }
@@ -151,6 +114,8 @@ fn user_dev(kernel: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+
+    use toolgate_ebpf_common::v4_mapped;
 
     use super::*;
 

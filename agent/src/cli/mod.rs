@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bypass;
 mod exec;
 mod status;
 
@@ -11,7 +12,8 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::{app, capture, config};
+use crate::admin::client::{self, UpgradeRequest};
+use crate::{app, capture, config, listeners};
 
 /// Where the configuration is looked for when `--config` does not say.
 const CONFIG_DIR: &str = "/etc/toolgate";
@@ -36,7 +38,31 @@ enum Command {
         /// Let pass what policy would deny, undeclared servers included, and record it
         #[arg(long)]
         observe: bool,
+        /// Keep capturing after the end: what is captured is refused until the next `run`, or `toolgate detach`
+        ///
+        /// So a restart opens no gap. For a service manager, whose units otherwise reach their servers unseen from the
+        /// stop to the start. With `capture.agent_loss: dangerous_open` they do so all the same, after two seconds. A
+        /// cgroup of `capture.cgroups` may be missing at the start then: at boot the agent is there before its units.
+        #[arg(long)]
+        stay_attached: bool,
+        /// Take over from the agent at the standard input, which has started this one
+        #[arg(long, hide = true)]
+        handover: bool,
     },
+    /// Start the agent's binary anew beside the running one, which hands over to it; no connection is refused
+    #[command(after_help = UPGRADE_HELP)]
+    Upgrade {
+        #[command(flatten)]
+        config: Config,
+        /// The new binary [default: what is now at the path that the agent was started from]
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
+    /// Break glass: let a captured cgroup go where it is meant to for a while, unchecked; audited
+    #[command(
+        after_help = "Example: toolgate bypass --for 10m --reason 'incident 4711' --app-id research-agent"
+    )]
+    Bypass(bypass::Bypass),
     /// Run a program, unmodified, in a captured cgroup with an App ID
     #[command(after_help = "Example: toolgate exec --app-id research-agent -- python agent.py")]
     Exec(exec::Exec),
@@ -55,7 +81,14 @@ enum Command {
     },
     /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
     Detach,
+    /// A canary's flight: see `app::canary`
+    #[command(name = app::canary::COMMAND, hide = true)]
+    Canary,
 }
+
+const UPGRADE_HELP: &str = "The new one starts with the arguments of the running one, and reads toolgate.yaml and the \
+resources anew. Where it does not start, the running one goes on, and this says why. Requests that run have the time of \
+an orderly end (drain_time_max); event streams end, and clients open them again.";
 
 /// Which configuration.
 #[derive(Debug, Args)]
@@ -97,15 +130,20 @@ pub fn main() -> ExitCode {
 impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Run { config, observe } => {
+            Self::Run { config, observe, stay_attached, handover } => {
                 log_to_stderr();
-                let options = app::Options { config: config.dir(), observe };
+                // Now, while the path still leads to what runs here.
+                let binary = std::env::current_exe().context("cannot tell what runs here")?;
+                let options = app::Options { config: config.dir(), observe, stay_attached, handover, binary };
                 block_on(async { Ok(app::run(options).await?) })?;
             }
+            Self::Upgrade { config, binary } => upgrade(&config, binary)?,
+            Self::Bypass(bypass) => bypass.run()?,
+            Self::Canary => return Ok(canary()),
             Self::Exec(exec) => return exec.run(),
             Self::Check { config } => check(&config)?,
             Self::Status { config, json } => {
-                let answer = block_on(async { Ok(crate::admin::client::status(&config.admin()?).await?) })?;
+                let answer = block_on(async { Ok(client::status(&config.admin()?).await?) })?;
                 status::print(&answer, json)?;
             }
             Self::Detach => detach()?,
@@ -140,7 +178,32 @@ fn check(config: &Config) -> anyhow::Result<()> {
     }
     writeln!(out, "{}", config::explain(&agent, &resources))?;
     app::check_here(&agent)?;
+    let found =
+        listeners::check(&resources, &agent.trust_domain).context("cannot look at listening sockets")?;
+    let (wrong, unsure): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|finding| finding.severity == config::Severity::Error);
+    for finding in unsure {
+        writeln!(out, "{finding}")?;
+    }
+    if !wrong.is_empty() {
+        let texts: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        anyhow::bail!("servers are not behind who is to serve them\n\n{}", texts.join("\n"));
+    }
     Ok(())
+}
+
+fn upgrade(config: &Config, binary: Option<PathBuf>) -> anyhow::Result<()> {
+    let binary = binary.map(|path| path.canonicalize().with_context(|| shown(&path))).transpose()?;
+    let wanted = UpgradeRequest { binary };
+    let answer = block_on(async { Ok(client::upgrade(&config.admin()?, &wanted).await?) })?;
+    writeln!(std::io::stdout(), "agent {} took over from agent {}", answer["pid"], answer["before"])?;
+    Ok(())
+}
+
+fn canary() -> ExitCode {
+    // Nobody reads it: then nobody misses it.
+    let _ = writeln!(std::io::stdout(), "{}", app::canary::enter_and_fly());
+    ExitCode::SUCCESS
 }
 
 fn detach() -> anyhow::Result<()> {

@@ -39,6 +39,23 @@ fn words(status: &Value) -> String {
     let cgroups: Vec<&str> = rows(&status["capture"]["cgroups"]).iter().filter_map(Value::as_str).collect();
     let captured = if cgroups.is_empty() { String::new() } else { format!(" and {}", cgroups.join(", ")) };
     let _ = writeln!(out, "captured: what `toolgate exec` starts{captured}");
+    if let Some(why) = status["unready"].as_str() {
+        let _ = writeln!(out, "NOT READY: {why}");
+    }
+    for bypass in rows(&status["bypasses"]) {
+        let _ = writeln!(
+            out,
+            "BYPASS:   {} goes unchecked until {} ({} s left), by {}: {}",
+            text(bypass, "cgroup"),
+            text(bypass, "until"),
+            bypass["seconds_left"],
+            text(bypass, "by"),
+            text(bypass, "reason")
+        );
+    }
+    for (result, count) in status["capture"]["older"].as_object().into_iter().flatten() {
+        let _ = writeln!(out, "older than their capture: {count} connections ({result})");
+    }
     for server in rows(&status["servers"]) {
         let _ = writeln!(
             out,

@@ -40,6 +40,30 @@ pub struct Capture {
     pub unrecognised: Unrecognised,
     /// MCP to no declared server.
     pub undeclared: Undeclared,
+    /// What becomes of captured connects while the agent is lost.
+    pub agent_loss: AgentLoss,
+    /// What becomes of connections that are older than their capture.
+    pub existing: Existing,
+    /// How often each captured cgroup is tried.
+    pub canary: Duration,
+}
+
+/// What becomes of captured connects while the agent does not answer: killed, stopped, starved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentLoss {
+    /// Refused.
+    Closed,
+    /// They go where they are meant to, unseen.
+    DangerousOpen,
+}
+
+/// What becomes of connections of captured processes that are older than their capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Logged and counted.
+    Report,
+    /// Ended as well: their processes connect again, and are captured then.
+    End,
 }
 
 /// Which cgroups, with all that is below them.
@@ -116,6 +140,9 @@ impl Default for AgentConfig {
                 exclude: Vec::new(),
                 unrecognised: Unrecognised::Pass,
                 undeclared: Undeclared::Deny,
+                agent_loss: AgentLoss::Closed,
+                existing: Existing::Report,
+                canary: Duration::from_secs(30),
             },
             listen: Listen {
                 outbound: 15001,
@@ -141,7 +168,10 @@ impl AgentConfig {
             .then_some("capture.undeclared: dangerous_allow lets MCP to undeclared servers pass");
         let audit = (self.audit.on_failure == OnFailure::DangerousAllow)
             .then_some("audit.on_failure: dangerous_allow lets messages pass without record");
-        undeclared.into_iter().chain(audit).collect()
+        let loss = (self.capture.agent_loss == AgentLoss::DangerousOpen).then_some(
+            "capture.agent_loss: dangerous_open lets captured processes pass while the agent does not answer",
+        );
+        undeclared.into_iter().chain(audit).chain(loss).collect()
     }
 }
 
@@ -235,8 +265,22 @@ fn read_capture(source: &Source, file: &CaptureFile, capture: &mut Capture, find
     capture.undeclared =
         findings.keep(choice(source, &file.undeclared, default, &undeclared, &[])).unwrap_or(default.1);
     findings.keep(choice(source, &file.tls, ("tls", ()), &[("opaque", ())], &["inspect", "deny"]));
-    let later = ["dangerous_open"];
-    findings.keep(choice(source, &file.agent_loss, ("agent_loss", ()), &[("closed", ())], &later));
+    read_life(source, file, capture, findings);
+}
+
+/// What becomes of captured processes while the agent is lost, or was not there yet.
+fn read_life(source: &Source, file: &CaptureFile, capture: &mut Capture, findings: &mut Findings) {
+    let agent_loss = [("closed", AgentLoss::Closed), ("dangerous_open", AgentLoss::DangerousOpen)];
+    let default = ("agent_loss", capture.agent_loss);
+    capture.agent_loss =
+        findings.keep(choice(source, &file.agent_loss, default, &agent_loss, &[])).unwrap_or(default.1);
+    let existing = [("report", Existing::Report), ("end", Existing::End)];
+    let default = ("existing", capture.existing);
+    capture.existing =
+        findings.keep(choice(source, &file.existing, default, &existing, &[])).unwrap_or(default.1);
+    if let Some(canary) = &file.canary {
+        capture.canary = findings.keep(words::duration(source, canary)).unwrap_or(capture.canary);
+    }
 }
 
 fn cgroup(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<Cgroup, Diagnostic> {

@@ -89,7 +89,8 @@ fn destination(destination: &Destination) -> String {
 }
 
 fn workload(workload: &Workload) -> String {
-    let Selectors { unit, cgroup, user, exe } = &workload.selectors;
+    let Selectors { unit, cgroup, user, exe, exe_sha256, container } = &workload.selectors;
+    let container = container.as_ref();
     let parts = [
         unit.as_ref().map(|unit| format!("in unit {unit}")),
         cgroup.as_ref().map(|cgroup| format!("in cgroup {} or below", cgroup.as_str())),
@@ -98,6 +99,10 @@ fn workload(workload: &Workload) -> String {
             Some(_) => format!("running {}", exe.path),
             None => format!("running {} (which is not there, so none)", exe.path),
         }),
+        exe_sha256.map(|digest| format!("running a file of SHA-256 {digest}")),
+        container.and_then(|it| it.id.as_ref()).map(|id| format!("in container {}", id.as_str())),
+        container.and_then(|it| it.machine.as_ref()).map(|name| format!("in machine {name}")),
+        container.and_then(|it| it.image.as_ref()).map(|image| format!("in a container of image {image}")),
     ];
     if workload.selectors.is_empty() {
         return format!("{} is what `toolgate exec --app-id {0}` starts", workload.name);

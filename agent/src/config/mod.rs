@@ -21,10 +21,12 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use self::agent::{AgentConfig, Audit, Capture, Cgroup, Destinations, Listen, OnFailure, load_agent};
+pub use self::agent::{
+    AgentConfig, AgentLoss, Audit, Capture, Cgroup, Destinations, Existing, Listen, OnFailure, load_agent,
+};
 pub use self::diagnostic::{Diagnostic, Severity};
 pub use self::explain::explain;
-pub use self::resources::{Resources, load_resources};
+pub use self::resources::{LocalWorkload, Resources, load_resources};
 pub use self::words::Destination;
 
 /// The defaults as a file to start from.

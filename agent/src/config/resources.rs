@@ -33,8 +33,21 @@ pub struct Resources {
     pub generation: u64,
     /// What is probably not meant.
     pub warnings: Vec<Diagnostic>,
+    /// Local Servers whose process a Workload names.
+    pub local_workloads: Vec<LocalWorkload>,
     /// The files of `exe` selectors, held: else a caller could delete one and make its own with the same inode.
     _executables: Vec<File>,
+}
+
+/// `local.workload` of a Server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalWorkload {
+    /// Where its process listens.
+    pub address: SocketAddr,
+    /// Whose process that is.
+    pub workload: Identity,
+    /// Where it is written: an error without words.
+    pub place: Diagnostic,
 }
 
 impl Resources {
@@ -117,7 +130,7 @@ pub(super) fn compile(
     }
     let mut executables = Vec::new();
     let workloads = read_workloads(&kinds.workloads, agent, &mut executables, &mut findings);
-    let servers = read_servers(&kinds.servers, agent, &workloads, &mut findings);
+    let (servers, local_workloads) = read_servers(&kinds.servers, agent, &workloads, &mut findings);
     let identities: Vec<Identity> = servers.iter().map(|server| server.identity.clone()).collect();
     let known = Known { trust_domain: &agent.trust_domain, workloads: &workloads, servers: &identities };
     let mut policies = Vec::new();
@@ -139,7 +152,15 @@ pub(super) fn compile(
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     let warnings = findings.all;
-    Ok(Resources { workloads, servers, policies, generation, warnings, _executables: executables })
+    Ok(Resources {
+        workloads,
+        servers,
+        policies,
+        generation,
+        warnings,
+        local_workloads,
+        _executables: executables,
+    })
 }
 
 impl<'s> Kinds<'s> {
@@ -244,14 +265,17 @@ fn read_servers(
     agent: &AgentConfig,
     workloads: &[Workload],
     findings: &mut Findings,
-) -> Vec<Arc<Server>> {
+) -> (Vec<Arc<Server>>, Vec<LocalWorkload>) {
     let mut servers: Vec<Arc<Server>> = Vec::new();
+    let mut local_workloads = Vec::new();
     let mut names = Names::default();
     for Placed { source, metadata, spec } in placed {
         findings.keep(names.claim(source, metadata, agent, "Server"));
         let app_id = spec.app_id.as_ref().unwrap_or(&metadata.name);
         let identity = findings.keep(identity(source, app_id, &metadata.namespace, agent));
-        let server = read_server(source, metadata, spec, workloads, findings);
+        let server = read_server(source, metadata, spec, findings);
+        let word = spec.local.as_ref().and_then(|local| local.value.workload.as_ref());
+        let workload = word.and_then(|word| findings.keep(named(source, word, metadata, workloads)));
         let (Some(identity), Some(server)) = (identity, server) else { continue };
         if servers.iter().any(|other| other.identity == identity) {
             let fault = source.error(app_id, format!("another Server has the App ID `{identity}`"));
@@ -265,9 +289,29 @@ fn read_servers(
                 source.error(at, format!("`{}` is the address of Server `{}` too", at.value, other.identity));
             findings.push(fault.help("one address is one server: which one is meant could not be told"));
         }
+        if let (Some(word), Some(workload)) = (word, workload) {
+            let (address, place) = (server.address, source.error(word, ""));
+            local_workloads.push(LocalWorkload { address, workload, place });
+        }
         servers.push(Arc::new(Server { identity, ..server }));
     }
-    servers
+    (servers, local_workloads)
+}
+
+/// The Workload that a Server of the same namespace refers to.
+fn named(
+    source: &Source,
+    word: &Spanned<String>,
+    metadata: &Metadata,
+    workloads: &[Workload],
+) -> Result<Identity, Diagnostic> {
+    let namespace = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
+    let mut known = workloads.iter().map(|one| &one.identity).filter(|one| one.namespace() == namespace);
+    known.clone().find(|one| one.app_id() == word.value).cloned().ok_or_else(|| {
+        let names: Vec<&str> = known.by_ref().map(Identity::app_id).collect();
+        let fault = source.error(word, format!("no Workload is called `{}`", word.value));
+        fault.help(did_you_mean(&word.value, &names))
+    })
 }
 
 /// A server whose identity is still to be set.
@@ -275,7 +319,6 @@ fn read_server(
     source: &Source,
     metadata: &Metadata,
     spec: &ServerSpec,
-    workloads: &[Workload],
     findings: &mut Findings,
 ) -> Option<Server> {
     let later = [("peer", &spec.peer), ("external", &spec.external), ("configuration", &spec.configuration)];
@@ -319,18 +362,6 @@ fn read_server(
         return None;
     };
     findings.refuse_later(source, &[("unix", &local.value.unix)]);
-    if let Some(word) = &local.value.workload {
-        let namespace = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
-        let known: Vec<&str> = workloads
-            .iter()
-            .filter(|workload| workload.identity.namespace() == namespace)
-            .map(|workload| workload.identity.app_id())
-            .collect();
-        if !known.contains(&word.value.as_str()) {
-            let fault = source.error(word, format!("no Workload is called `{}`", word.value));
-            findings.push(fault.help(did_you_mean(&word.value, &known)));
-        }
-    }
     let Some(address) = &local.value.address else {
         findings.push(source.error(local, "`address` is missing").help("add `address: \"127.0.0.1:8000\"`"));
         return None;

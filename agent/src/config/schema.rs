@@ -51,6 +51,8 @@ keys! {
         undeclared: Given<String>,
         tls: Given<String>,
         agent_loss: Given<String>,
+        existing: Given<String>,
+        canary: Given<String>,
     }
 
     /// `listen:`
@@ -89,8 +91,15 @@ keys! {
         cgroup: Given<String>,
         user: Given<String>,
         exe: Given<String>,
-        exe_sha256: Later,
-        container: Later,
+        exe_sha256: Given<String>,
+        container: Given<ContainerSpec>,
+    }
+
+    /// `container:`
+    struct ContainerSpec {
+        id: Given<String>,
+        machine: Given<String>,
+        image: Given<String>,
     }
 
     /// `spec:` of a Server.

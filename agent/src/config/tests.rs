@@ -67,10 +67,9 @@ fn agent_settings_that_are_refused() {
         ("capture:\n", &["1:8 keys and values belong here"]),
         ("capture: { tls: inspect }\n", &["1:17 `tls: inspect` is designed but not built yet"]),
         ("capture: { tls: deny }\n", &["1:17 `tls: deny` is designed but not built yet"]),
-        (
-            "capture: { agent_loss: dangerous_open }\n",
-            &["1:24 `agent_loss: dangerous_open` is designed but not built yet"],
-        ),
+        ("capture: { agent_loss: open }\n", &["1:24 `open` is no value of `agent_loss`"]),
+        ("capture: { existing: stop }\n", &["1:22 `stop` is no value of `existing`"]),
+        ("capture: { canary: soon }\n", &["1:20 `soon` is no length of time"]),
         ("capture: { undeclared: allow }\n", &["1:24 `allow` is no value of `undeclared`"]),
         ("capture: { unrecognised: drop }\n", &["1:26 `drop` is no value of `unrecognised`"]),
         ("capture: { destinations: some }\n", &["1:26 `some` is no value of `destinations`"]),
@@ -149,8 +148,31 @@ fn resources_that_are_refused() {
             &["4:27 `bin/x` is no absolute path"],
         ),
         (
-            "Workload\nmetadata: { name: a }\nspec: { selectors: { exe_sha256: x, container: y } }\n",
-            &["4:34 `exe_sha256` is designed", "4:48 `container` is designed"],
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { exe_sha256: abc } }\n",
+            &["4:34 `abc` is no SHA-256"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { container: x } }\n",
+            &["4:33 keys and values belong here"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { container: {} } }\n",
+            &["4:33 `container` does not say which"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { container: { id: abc, image: \"a b\" } } }\n",
+            &["4:39 `abc` is no container id", "4:51 `a b` is no name of an image"],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { container: { image: a@sha256:1, machine: m } } }\n",
+            &[
+                "4:42 `a@sha256:1` names an image by its manifest",
+                "4:63 a machine has neither `id` nor `image`",
+            ],
+        ),
+        (
+            "Workload\nmetadata: { name: a }\nspec: { selectors: { container: { name: x } } }\n",
+            &["4:35 unknown key `name`"],
         ),
         (
             "Workload\nmetadata: { name: a }\nspec: { configuration: x }\n",
@@ -379,6 +401,48 @@ fn warnings_do_not_stop() {
     let resources = compile(&exe).unwrap();
     assert_eq!(shown(&resources.warnings, Severity::Warning).len(), 1);
     assert_eq!(resources.workloads[0].selectors.exe.as_ref().unwrap().file, None);
+}
+
+/// The warnings of one Workload with these selectors.
+fn warned(selectors: &str) -> Vec<Diagnostic> {
+    let text = format!("{HEAD}Workload\nmetadata: {{ name: w }}\nspec: {{ selectors: {{ {selectors} }} }}\n");
+    compile(&text).unwrap_or_else(|findings| panic!("{selectors}: {findings:#?}")).warnings
+}
+
+#[test]
+fn interpreters_and_scripts_are_warned_of() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("python3.12"), "\x7fELF").unwrap();
+    symlink(at("python3.12"), at("agent")).unwrap();
+    std::fs::write(at("tool"), "\x7fELF").unwrap();
+    std::fs::write(at("script"), "#! /usr/bin/env python3\nprint()\n").unwrap();
+    let (any, narrow) = ("runs whatever it is given", "add the `unit`, `cgroup`, `user` or `container`");
+    let digest = "0".repeat(64);
+    let table: &[(String, Option<(&str, &str)>)] = &[
+        (format!("exe: {}", at("python3.12")), Some((any, narrow))),
+        (format!("exe: {}", at("agent")), Some((any, narrow))),
+        (format!("exe: {}, exe_sha256: \"{digest}\"", at("agent")), Some((any, narrow))),
+        (format!("exe: {}, unit: a.service", at("agent")), None),
+        (format!("exe: {}, cgroup: a", at("agent")), None),
+        (format!("exe: {}, user: 1", at("agent")), None),
+        (format!("exe: {}, container: {{ machine: a }}", at("agent")), None),
+        (format!("exe: {}", at("tool")), None),
+        (
+            format!("exe: {}, user: 1", at("script")),
+            Some(("is a script, so no process fits", "write `exe: /usr/bin/env`")),
+        ),
+    ];
+    for (selectors, expected) in table {
+        let warnings = warned(selectors);
+        assert_eq!(warnings.len(), usize::from(expected.is_some()), "{selectors}: {warnings:#?}");
+        if let (Some((message, help)), [warning]) = (expected, warnings.as_slice()) {
+            assert!(warning.message.contains(message), "{selectors}: {warning}");
+            assert!(warning.help.as_ref().is_some_and(|text| text.contains(help)), "{selectors}: {warning}");
+            assert_eq!((warning.line, warning.column), (4, 27), "{selectors}: {warning}");
+        }
+    }
 }
 
 #[test]

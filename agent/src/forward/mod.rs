@@ -13,14 +13,16 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use toolgate_core::decision::{Passage, Permitted, Server};
 use toolgate_core::http1;
 use toolgate_core::identity::Identity;
 
 use crate::buffer::{BLOCK_BYTES, Buffer};
+use crate::capture::Cookie;
 use crate::limits::Limits;
+use crate::netns::{Namespace, Namespaces, NetnsError};
 use crate::parse::{Asked, Request, write_all_vectored};
 
 /// Why a permitted request did not reach its server.
@@ -41,6 +43,22 @@ pub enum ForwardError {
         address: SocketAddr,
         /// The limit.
         limit: Duration,
+    },
+    /// No socket in the caller's own network namespace.
+    #[error("cannot dial {address} from the caller's network namespace: {source}")]
+    Namespace {
+        /// Where the client wanted to go.
+        address: SocketAddr,
+        /// Why.
+        source: NetnsError,
+    },
+    /// A way around what is declared.
+    #[error(
+        "{address} is the port of a declared server by another of its addresses; connect to the declared one"
+    )]
+    Guarded {
+        /// Where the client wanted to go.
+        address: SocketAddr,
     },
     /// The client's body broke off or is no HTTP while it was streamed.
     #[error("the client's body broke off: {problem}")]
@@ -75,6 +93,29 @@ pub struct Leg {
     pub address: SocketAddr,
 }
 
+/// What no Server declares, as seen from the network namespace that it is dialled from: the caller's own.
+#[derive(Clone, Copy)]
+pub struct Undeclared<'n> {
+    /// Where the client wanted to go.
+    pub address: SocketAddr,
+    /// Where it is.
+    pub namespace: Cookie,
+    /// Those that the agent can dial from.
+    pub namespaces: &'n Namespaces,
+}
+
+impl Undeclared<'_> {
+    async fn connect(self, limits: &Limits) -> Result<Upstream, ForwardError> {
+        let Self { address, namespace, namespaces } = self;
+        // The guard lets the agent pass: what is not decided as for that server must not.
+        if namespaces.guards(namespace, address) {
+            return Err(ForwardError::Guarded { address });
+        }
+        let from = namespaces.get(namespace).map_err(|source| ForwardError::Namespace { address, source })?;
+        connect(address, &from, limits).await
+    }
+}
+
 /// A connection to a server.
 pub struct Upstream {
     /// The connection.
@@ -96,11 +137,12 @@ pub async fn send(
     permitted: Permitted<&Asked<'_>>,
     leg: &Leg,
     pool: &Pool,
+    home: &Namespace,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = match pool.checkout(leg, limits) {
         Some(idle) => idle,
-        None => connect(leg.address, limits).await?,
+        None => connect(leg.address, home, limits).await?,
     };
     upstream.write_request(&permitted.into_inner().request, limits).await?;
     Ok(upstream)
@@ -113,10 +155,10 @@ pub async fn send(
 pub async fn send_undeclared(
     permitted: Permitted<&Request<'_>>,
     own: Option<Upstream>,
-    address: SocketAddr,
+    to: Undeclared<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut upstream = still_open(own, address, limits).await?;
+    let mut upstream = still_open(own, to, limits).await?;
     upstream.write_request(permitted.into_inner(), limits).await?;
     Ok(upstream)
 }
@@ -127,15 +169,15 @@ pub async fn send_undeclared(
 /// [`ForwardError`] when nothing answers there.
 pub async fn dial(
     _permitted: &Permitted<Passage>,
-    address: SocketAddr,
+    to: Undeclared<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    connect(address, limits).await
+    to.connect(limits).await
 }
 
 async fn still_open(
     own: Option<Upstream>,
-    address: SocketAddr,
+    to: Undeclared<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     if let Some(mut upstream) = own
@@ -143,7 +185,7 @@ async fn still_open(
     {
         return Ok(upstream);
     }
-    connect(address, limits).await
+    to.connect(limits).await
 }
 
 /// Where a server's requests go.
@@ -152,9 +194,13 @@ pub fn leg(caller: &Identity, server: &Server) -> Leg {
     Leg { caller: caller.clone(), address: server.address }
 }
 
-async fn connect(address: SocketAddr, limits: &Limits) -> Result<Upstream, ForwardError> {
+/// A socket stays in the namespace that it is made in.
+async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Result<Upstream, ForwardError> {
     let limit = limits.connect_time_max;
-    let connected = timeout(limit, TcpStream::connect(address)).await;
+    let make = || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let made = from.within(make).map_err(|source| ForwardError::Namespace { address, source })?;
+    let socket = made.map_err(|source| ForwardError::Connect { address, source })?;
+    let connected = timeout(limit, socket.connect(address)).await;
     let io = connected
         .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
         .and_then(|io| io.set_nodelay(true).map(|()| io))

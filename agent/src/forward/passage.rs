@@ -2,14 +2,13 @@
 //! streamed, and bytes that nobody reads.
 
 use std::io::IoSlice;
-use std::net::SocketAddr;
 
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use tokio::time::timeout;
 use toolgate_core::decision::{Passage, Permitted};
 use toolgate_core::http1::{self, Framing, Guess};
 
-use super::{ForwardError, Upstream, still_open};
+use super::{ForwardError, Undeclared, Upstream, still_open};
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::limits::Limits;
@@ -42,10 +41,10 @@ pub async fn pass<S: Stream>(
     head: &HeadAt,
     body: Option<BodyAt>,
     own: Option<Upstream>,
-    address: SocketAddr,
+    to: Undeclared<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut upstream = still_open(own, address, limits).await?;
+    let mut upstream = still_open(own, to, limits).await?;
     let broken = |error: crate::parse::Broken| ForwardError::ClientBody { problem: error.to_string() };
     match body {
         None => stream_request(client, head, &mut upstream, limits).await?,

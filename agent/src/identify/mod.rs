@@ -1,14 +1,26 @@
 //! Stage 2, identify: the process that the kernel recorded -> the workload it belongs to.
+//!
+//! What the record does not tell, and a Workload asks for, is looked up once for a connection and only then: the
+//! executable's SHA-256 ([`digest`]), a container's image ([`image`]). The connection waits, its thread does not.
+
+mod digest;
+mod image;
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::OnceCell;
+use toolgate_core::container::{Container, Image};
 use toolgate_core::identity::Identity;
-use toolgate_core::workload::{self, FileId, Process, Unidentified};
+use toolgate_core::workload::{self, Asked, Evidence, FileId, Process, Sha256, Unidentified};
 
+use self::digest::{Connected, Digests, Ran};
+use self::image::Runtimes;
 use crate::capture::{CaptureError, Captured, Recorded, cgroup};
 use crate::config::Resources;
+use crate::file::{self, Sync};
+use crate::limits::Limits;
 
 /// Cgroup paths remembered; an id is never used twice while the machine is up, so an entry never lies.
 const CGROUPS_MAX: usize = 16_384;
@@ -22,12 +34,17 @@ pub struct Origin {
     pub process: Option<Process>,
     /// The executable's path for the record, when `/proc` still shows the recorded file there.
     pub exe: Option<String>,
+    connected: Connected,
+    exe_sha256: OnceCell<Result<Sha256, Arc<str>>>,
+    image: OnceCell<Result<Image, Arc<str>>>,
 }
 
 /// Turns recorded processes into callers.
 #[derive(Default)]
 pub struct Identify {
     cgroups: Mutex<HashMap<u64, Arc<str>>>,
+    digests: Digests,
+    runtimes: Runtimes,
 }
 
 impl Identify {
@@ -47,7 +64,66 @@ impl Identify {
             }
         };
         let exe = exe_path(recorded);
-        Origin { captured, process, exe }
+        let connected = Connected::at(recorded.connected_ns);
+        Origin { captured, process, exe, connected, exe_sha256: OnceCell::new(), image: OnceCell::new() }
+    }
+
+    /// The one workload that `origin` is of.
+    ///
+    /// # Errors
+    /// [`Unidentified`]: no workload matches, or more than one, or of one it cannot be told, or the `exec` claim is
+    /// contradicted.
+    pub async fn caller(
+        &self,
+        origin: &Origin,
+        resources: &Resources,
+        trust_domain: &str,
+        limits: &Limits,
+    ) -> Result<Identity, Unidentified> {
+        let process = origin.process.as_ref().ok_or(Unidentified::Unknown)?;
+        let asked = workload::asked(process, &resources.workloads);
+        let evidence = self.evidence(origin, asked, limits).await;
+        let claim = workload::exec_claim(&process.cgroup, trust_domain);
+        workload::identify(process, &evidence, &resources.workloads, claim.as_ref())
+    }
+
+    /// Looks up what is asked, once for each connection.
+    async fn evidence(&self, origin: &Origin, asked: Asked, limits: &Limits) -> Evidence {
+        let exe_sha256 = match asked.exe_sha256 {
+            true => Some(origin.exe_sha256.get_or_init(|| self.digest(origin, limits)).await.clone()),
+            false => None,
+        };
+        let image = match asked.image {
+            Some(container) => Some(origin.image.get_or_init(|| self.image(container)).await.clone()),
+            None => None,
+        };
+        Evidence { exe_sha256, image }
+    }
+
+    async fn digest(&self, origin: &Origin, limits: &Limits) -> Result<Sha256, Arc<str>> {
+        let recorded = &origin.captured.process;
+        let (pid, exe) = (recorded.tgid, FileId { dev: recorded.exe.dev, ino: recorded.exe.ino });
+        let found = self.digests.of(Ran { pid, exe }, origin.connected, limits).await;
+        found.map_err(|error| {
+            tracing::warn!(%error, pid, "no exe_sha256 of a caller: Workloads with that selector do not fit it");
+            error.to_string().into()
+        })
+    }
+
+    async fn image(&self, container: Container) -> Result<Image, Arc<str>> {
+        let runtimes = self.runtimes.clone();
+        let id = container.id.clone();
+        let found = tokio::task::spawn_blocking(move || runtimes.image(&container)).await;
+        let found =
+            found.map_err(|error| error.to_string()).and_then(|it| it.map_err(|error| error.to_string()));
+        found.map_err(|error| {
+            tracing::warn!(
+                error,
+                id,
+                "no image of a caller's container: Workloads with that selector do not fit it"
+            );
+            error.into()
+        })
     }
 
     fn cgroup(&self, id: u64) -> Result<Arc<str>, CaptureError> {
@@ -64,21 +140,12 @@ impl Identify {
     }
 }
 
-/// The path that `/proc` shows, if it is still the file that the kernel recorded at connect.
+/// The path of what `/proc` shows, if it is still the file that the kernel recorded at connect. Nobody who serves a
+/// file system is asked: this is on the accept path.
 fn exe_path(recorded: &Recorded) -> Option<String> {
-    let link = format!("/proc/{}/exe", recorded.tgid);
-    let now = std::fs::metadata(&link).ok()?;
-    let same = now.ino() == recorded.exe.ino && now.dev() == recorded.exe.dev;
-    let path = same.then(|| std::fs::read_link(&link).ok())??;
+    let held = file::hold(&PathBuf::from(format!("/proc/{}/exe", recorded.tgid))).ok()?;
+    let now = file::stamp(&held, Sync::Never).ok()?;
+    let same = now.ino == recorded.exe.ino && now.dev == recorded.exe.dev;
+    let path = same.then(|| file::path(&held).ok())??;
     Some(path.to_string_lossy().into_owned())
-}
-
-/// The one workload that `origin` is of.
-///
-/// # Errors
-/// [`Unidentified`]: no workload matches, or more than one, or the `exec` claim is contradicted.
-pub fn caller(origin: &Origin, resources: &Resources, trust_domain: &str) -> Result<Identity, Unidentified> {
-    let process = origin.process.as_ref().ok_or(Unidentified::Unknown)?;
-    let claim = workload::exec_claim(&process.cgroup, trust_domain);
-    workload::identify(process, &resources.workloads, claim.as_ref())
 }

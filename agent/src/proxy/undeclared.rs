@@ -99,7 +99,7 @@ impl Turn<'_> {
             Decision::Permitted(permitted) => {
                 entry.permitted(&permitted);
                 let expected = Expected::unread(request.head.method);
-                let sent = forward::send_undeclared(permitted, own, self.address(), &node.limits).await;
+                let sent = forward::send_undeclared(permitted, own, self.beyond(), &node.limits).await;
                 Undeclared::Sent(sent, expected)
             }
         }
@@ -134,7 +134,7 @@ impl Turn<'_> {
         entry.permitted(&way.passage);
         let expected = Expected::passing(head.http_method);
         let upstream = way.upstream.take();
-        let sent = forward::pass(&way.passage, client, head, body, upstream, self.address(), limits).await;
+        let sent = forward::pass(&way.passage, client, head, body, upstream, self.beyond(), limits).await;
         let whole = sent.as_ref().is_ok_and(|upstream| !upstream.cut);
         let head = &head.going_on_if(whole);
         let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
@@ -184,7 +184,7 @@ impl Turn<'_> {
         passage: Permitted<Passage>,
     ) -> Opening {
         let limits = &self.worker.node.limits;
-        let mut upstream = match forward::dial(&passage, self.address(), limits).await {
+        let mut upstream = match forward::dial(&passage, self.beyond(), limits).await {
             Ok(upstream) => upstream,
             Err(error) => {
                 let (reason, _) = forward_reason(&error);

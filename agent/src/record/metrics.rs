@@ -31,6 +31,8 @@ pub struct Metrics {
     refused: IntCounterVec,
     /// Configurations that were not taken over because of an error in them.
     pub reload_failures: IntCounter,
+    /// Connections that were older than their capture, by what became of them.
+    older: IntCounterVec,
     labels: Mutex<Labels>,
 }
 
@@ -85,7 +87,13 @@ impl Metrics {
             &["reason"],
         )
         .expect("valid name");
-        let all: [Box<dyn Collector>; 6] = [
+        let older = IntCounterVec::new(
+            Opts::new("toolgate_connections_older", "Connections found that were older than their capture"),
+            &["result"],
+        )
+        .expect("valid name");
+        let all: [Box<dyn Collector>; 7] = [
+            Box::new(older.clone()),
             Box::new(requests.clone()),
             Box::new(durations.clone()),
             Box::new(refused.clone()),
@@ -104,6 +112,7 @@ impl Metrics {
             audit_lost,
             refused,
             reload_failures,
+            older,
             labels: Mutex::default(),
         }
     }
@@ -111,6 +120,22 @@ impl Metrics {
     /// A connection is closed before anything is read, or a message has no entry that could tell.
     pub fn refused(&self, reason: Reason) {
         self.refused.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Connections older than their capture were found: `reported`, `ended`, or `not_ended`.
+    pub fn older_found(&self, result: &'static str, count: usize) {
+        self.older.with_label_values(&[result]).inc_by(count as u64);
+    }
+
+    /// How many connections older than their capture were found, by what became of them.
+    #[must_use]
+    pub fn older(&self) -> Vec<(String, u64)> {
+        let families = self.older.collect();
+        let series = families.iter().flat_map(|family| family.get_metric());
+        let result = |metric: &prometheus::proto::Metric| {
+            metric.get_label().first().map(|pair| pair.value().to_owned()).unwrap_or_default()
+        };
+        series.map(|metric| (result(metric), whole(metric.get_counter().get_value()))).collect()
     }
 
     pub(super) fn count(&self, line: &Line) {
@@ -150,17 +175,20 @@ impl Metrics {
                 let labels =
                     metric.get_label().iter().map(|pair| (pair.name().to_owned(), pair.value().into()));
                 let mut row: serde_json::Map<String, serde_json::Value> = labels.collect();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a counter of messages is a whole number far below 2^53"
-                )]
-                let count = metric.get_counter().get_value() as u64;
-                row.insert("count".to_owned(), count.into());
+                row.insert("count".to_owned(), whole(metric.get_counter().get_value()).into());
                 row.into()
             })
             .collect()
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a counter of messages is a whole number far below 2^53"
+)]
+fn whole(count: f64) -> u64 {
+    count as u64
 }
 
 impl Labels {

@@ -25,7 +25,8 @@ use toolgate_core::mcp::{Call, Message, Method};
 
 use crate::identify::Origin;
 use crate::parse::{Asked, Request};
-use writer::Queue;
+use serde::Serialize;
+use writer::{Item, Queue};
 
 /// No entry can be opened: the message must be denied (`audit.on_failure: deny`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -111,11 +112,36 @@ impl Recorder {
         Ok(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Writes a line of the agent's own life: what the operator did that changes what the audit sees.
+    ///
+    /// # Errors
+    /// [`NoSlot`]: it is not recorded, and should not be done.
+    pub fn event(&self, event: &impl Serialize) -> Result<(), NoSlot> {
+        let taken = self.take_slot();
+        if taken.is_err() && self.deny_on_failure {
+            return taken.map(drop);
+        }
+        let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+        let mut text = Vec::new();
+        // Strings and numbers always serialise, and a Vec takes all.
+        let _ = serde_json::to_writer(&mut text, &Timed { time, event });
+        text.push(b'\n');
+        self.queue.push(Item::Event(text), taken.is_ok());
+        Ok(())
+    }
+
     /// The HMAC of a call's arguments, as the audit shows it.
     #[must_use]
     pub fn digest(&self, call: &Call<'_>) -> Option<[u8; 32]> {
         call.arguments.map(|arguments| self.digester.digest(arguments.text().as_bytes()))
     }
+}
+
+#[derive(Serialize)]
+struct Timed<'e, E> {
+    time: String,
+    #[serde(flatten)]
+    event: &'e E,
 }
 
 /// The record of one message. What is not said of it before it is dropped did not happen.
@@ -284,7 +310,7 @@ impl Entry {
             let mut opened = line.clone();
             opened.phase = Phase::Opened;
             line.phase = Phase::Closed;
-            queue.push(Box::new(opened), false);
+            queue.push(Item::Message(Box::new(opened)), false);
         });
     }
 }
@@ -297,7 +323,7 @@ impl Drop for Entry {
             line.reason = Some(Reason::ClientLeft);
         }
         line.duration = self.started.elapsed();
-        self.queue.push(line, true);
+        self.queue.push(Item::Message(line), true);
     }
 }
 

@@ -45,6 +45,14 @@ pub enum AuditError {
     },
 }
 
+/// What the writer writes.
+pub(super) enum Item {
+    /// One message.
+    Message(Box<Line>),
+    /// Something of the agent's own life, as JSON with its newline: no metric counts it.
+    Event(Vec<u8>),
+}
+
 /// Entries on their way to the writer. Bounded by the slots that they hold.
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
@@ -55,7 +63,7 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Waiting {
     /// Each with whether it holds a slot.
-    lines: Vec<(Box<Line>, bool)>,
+    lines: Vec<(Item, bool)>,
     closing: bool,
 }
 
@@ -64,7 +72,7 @@ impl Queue {
         Self { waiting: Mutex::default(), arrived: Condvar::new(), slots }
     }
 
-    pub(super) fn push(&self, line: Box<Line>, holds_slot: bool) {
+    pub(super) fn push(&self, line: Item, holds_slot: bool) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.lines.push((line, holds_slot));
         // One wake for a batch: the writer takes all that came until it looks.
@@ -88,7 +96,7 @@ impl Queue {
     }
 
     /// Takes all that waits; at the latest after `wait`. The flag: no more will come.
-    fn take(&self, wait: Duration) -> (Vec<(Box<Line>, bool)>, bool) {
+    fn take(&self, wait: Duration) -> (Vec<(Item, bool)>, bool) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let nothing = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.closing;
         let (waiting, _) =
@@ -167,9 +175,14 @@ impl Work {
             let (lines, closing) = self.queue.take(self.file.sync_in());
             for (index, (line, _)) in lines.iter().enumerate() {
                 let start = self.text.len();
-                line.write(&mut self.text);
-                if line.phase != Phase::Opened {
-                    self.metrics.count(line);
+                match line {
+                    Item::Message(line) => {
+                        line.write(&mut self.text);
+                        if line.phase != Phase::Opened {
+                            self.metrics.count(line);
+                        }
+                    }
+                    Item::Event(text) => self.text.extend_from_slice(text),
                 }
                 if lines.len() - index <= RECENT_MAX {
                     self.show(&self.text[start..]);

@@ -1,23 +1,33 @@
-//! An agent that does nothing but capture a cgroup, to be killed: `capturer CGROUP_DIRECTORY`.
+//! An agent that does nothing but capture a cgroup, to be killed: `capturer CGROUP_DIRECTORY [PORT]`.
 //!
-//! It captures all destinations, says `ready PORT`, then `took ORIGINAL` for each connection, and
+//! It captures all destinations, says `capturing at PORT`, then `took ORIGINAL` for each connection, and
 //! leaves in order at the end of its input.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use toolgate::capture::{CapturedCgroup, Destinations, Kernel, Plan, Scope, cgroup};
+use anyhow::{Context as _, Result};
+use toolgate::capture::{CapturedCgroup, Destinations, Kernel, Loss, Plan, Scope, Settings, cgroup};
+
+/// It does not beat: whoever kills it does not wait for so long.
+const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(3600);
 
 fn main() -> Result<()> {
-    let cgroup = std::env::args_os().nth(1).context("which cgroup?")?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    let SocketAddr::V4(address) = listener.local_addr().context("no address")? else {
-        bail!("not IPv4");
+    let mut arguments = std::env::args().skip(1);
+    let cgroup = arguments.next().context("which cgroup?")?;
+    let port = match arguments.next() {
+        Some(port) => port.parse().context("not a port")?,
+        None => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(),
     };
-    let kernel = Kernel::attach(&plan(address, Path::new(&cgroup))?, &[listener.try_clone()?])?;
+    let settings = Settings { port, agent_loss: Loss::Closed, heartbeat_age_max: HEARTBEAT_AGE_MAX };
+    let kernel = Kernel::attach(&settings)?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("cannot listen")?;
+    let home = kernel.namespace_of(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)?;
+    kernel.serve(home, false, &[listener.try_clone()?], &[])?;
+    kernel.update(&plan(Path::new(&cgroup))?)?;
     let mut taker = kernel.taker()?;
-    println!("ready {}", address.port());
+    println!("capturing at {port}");
     std::thread::spawn(move || {
         while let Ok((stream, peer)) = listener.accept() {
             match taker.take(&stream, peer) {
@@ -31,14 +41,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn plan(listener: SocketAddrV4, cgroup: &Path) -> Result<Plan> {
+fn plan(cgroup: &Path) -> Result<Plan> {
     let captured =
         CapturedCgroup { id: cgroup::id(cgroup)?, scope: Scope::Subtree, destinations: Destinations::All };
-    Ok(Plan {
-        listener,
-        cgroups: vec![captured],
-        capture: Vec::new(),
-        exclude: Vec::new(),
-        refuse: Vec::new(),
-    })
+    Ok(Plan { cgroups: vec![captured], ..Plan::default() })
 }

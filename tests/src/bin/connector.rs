@@ -1,12 +1,15 @@
 //! A captured process, as the tests need one: it connects where it is told and hands the connection over.
 //!
 //! Its standard input is a Unix socket. A line `ADDRESS` is answered by `+PEER` with the connected socket attached (the
-//! address that `getpeername` gives here), or by `-ERROR`. At the end of the input it leaves.
+//! address that `getpeername` gives here), or by `-ERROR`. A line `exec PATH` is answered, and makes another
+//! program of it, which answers the next line. At the end of the input it leaves.
 
 use std::io::{BufRead as _, BufReader, IoSlice, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +24,11 @@ fn main() -> Result<()> {
     let lines = BufReader::new(channel.try_clone().context("cannot share the channel")?);
     for line in lines.lines() {
         let line = line.context("cannot read an address")?;
+        if let Some(program) = line.strip_prefix("exec ") {
+            // What is sent before the answer would be read here, and lost.
+            channel.write_all(b"executing\n").context("cannot answer")?;
+            return Err(Command::new(program).exec()).context("cannot execute it");
+        }
         match connect(&line) {
             Ok((stream, peer)) => {
                 let answer = format!("+{peer}\n");

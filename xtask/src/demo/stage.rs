@@ -35,6 +35,8 @@ pub(super) struct Stage<'p> {
     audit: PathBuf,
     metrics: SocketAddr,
     pub(super) server: SocketAddr,
+    /// What the client said before there was an agent: from then on the server's port accepts the agent alone.
+    pub(super) outside: Vec<String>,
     // In the order in which they are dropped.
     agent_process: Process,
     server_process: Process,
@@ -67,32 +69,26 @@ impl<'p> Stage<'p> {
         let mut server_process = Process::start("the MCP server", &mut node)?;
         server_process.wait_for("listening on port")?;
 
+        say("running the client without an agent");
+        let [python, client, url] = client_words(prepared, server);
+        let outside =
+            Process::start("the client outside", Command::new(python).args([client, url]))?.finish()?;
+
         say("starting the agent");
         let mut run = Command::new(&prepared.agent);
         run.arg("run").arg("--config").arg(&config);
         let mut agent_process = Process::start("the agent", &mut run)?;
         agent_process.wait_for("toolgate: ready")?;
         leftovers.note_held_by(agent_process.id())?;
-        Ok(Self { prepared, config, audit, metrics, server, agent_process, server_process })
+        Ok(Self { prepared, config, audit, metrics, server, outside, agent_process, server_process })
     }
 
     /// The client, started by `toolgate exec`: that is all that makes it a captured one.
     pub(super) fn client_captured(&self) -> Result<Vec<String>> {
         let mut exec = Command::new(&self.prepared.agent);
         exec.args(["exec", "--app-id", APP_ID, "--config"]).arg(&self.config).arg("--");
-        exec.args(self.client_words());
+        exec.args(client_words(self.prepared, self.server));
         Process::start("the captured client", &mut exec)?.finish()
-    }
-
-    /// The very same words without `toolgate exec`.
-    pub(super) fn client_outside(&self) -> Result<Vec<String>> {
-        let [python, client, url] = self.client_words();
-        Process::start("the client outside", Command::new(python).args([client, url]))?.finish()
-    }
-
-    fn client_words(&self) -> [PathBuf; 3] {
-        let client = root().join("xtask/src/demo/client.py");
-        [self.prepared.python.clone(), client, format!("http://{}/mcp", self.server).into()]
     }
 
     /// One audit line for each of the captured client's messages, in the order in which they began. A line is written
@@ -144,6 +140,12 @@ impl<'p> Stage<'p> {
         }
         Ok(())
     }
+}
+
+/// The same words with `toolgate exec` and without.
+fn client_words(prepared: &Prepared, server: SocketAddr) -> [PathBuf; 3] {
+    let client = root().join("xtask/src/demo/client.py");
+    [prepared.python.clone(), client, format!("http://{server}/mcp").into()]
 }
 
 /// The example's resources, with the address that the server has here.

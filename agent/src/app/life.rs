@@ -1,0 +1,328 @@
+//! The agent's life once all is built: it serves until a signal, or until it hands over to another.
+
+use std::convert::Infallible;
+use std::net::TcpListener as StdListener;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::canary::Patrol;
+use super::exec_root::ExecRoot;
+use super::follow::Follow;
+use super::handover::{Estate, Predecessor, Role};
+use super::heartbeat::Heart;
+use super::older::Older;
+use super::upgrade::{Attempt, Takeover};
+use super::worker::Phase;
+use super::{AgentLock, AppError, Node, Options, RESOURCES, exec_root, plan, systemd, worker};
+use crate::admin;
+use crate::capture::Kernel;
+use crate::config;
+use crate::netns::{self, Keeper, Keeping, Listeners};
+use crate::record::Writer;
+
+/// How often stale records, empty cgroups and bypasses that are over are looked for.
+const CHORES_EVERY: Duration = Duration::from_secs(1);
+/// How long the answer to a last question of the operator's may take.
+const LAST_ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// The signals that the agent answers.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// All that was built.
+pub(super) struct Life {
+    pub(super) node: Arc<Node>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) options: Options,
+    pub(super) lock: AgentLock,
+    pub(super) sockets: admin::Sockets,
+    pub(super) exec_root: ExecRoot,
+    pub(super) heart: Heart,
+    /// The agent that hands over to this one.
+    pub(super) predecessor: Option<Predecessor>,
+}
+
+/// The threads of the data path.
+struct Running {
+    phase: watch::Sender<Phase>,
+    workers: Vec<JoinHandle<()>>,
+    keeping: Keeping,
+    /// The listeners at home once more, for the next agent.
+    home: Vec<StdListener>,
+}
+
+/// Why the agent ends.
+enum End {
+    /// It is told to.
+    Stop,
+    /// Another has taken over.
+    Leave,
+}
+
+impl Life {
+    /// Serves, and ends in order.
+    ///
+    /// # Errors
+    /// It could not begin, or not end as it should.
+    pub(super) async fn live(
+        mut self,
+        listeners: Listeners,
+        signals: Signals,
+        writer: Writer,
+    ) -> Result<(), AppError> {
+        let running = self.start(listeners)?;
+        let taken_over = self.take_over(&running).await;
+        let (answering, answered) = mpsc::channel(1);
+        let was_agent = taken_over.is_ok();
+        let served = match taken_over {
+            Ok(()) => self.serve(&running, signals, answering).await,
+            Err(error) => Err(error),
+        };
+        let Self { node, kernel, options, mut sockets, mut exec_root, heart, .. } = self;
+        drop(heart);
+        let is_left = matches!(served, Ok(End::Leave));
+        if !is_left {
+            systemd::stopping();
+        }
+        let stays = is_left || options.stay_attached || !was_agent;
+        // From here on captured processes reach their servers directly: an orderly end is the operator's wish.
+        let detached = if stays { Ok(()) } else { kernel.detach().map(drop).map_err(AppError::Detach) };
+        if is_left {
+            sockets.own(false);
+        }
+        if stays {
+            exec_root.own(false);
+        }
+        running.end(&node, if is_left { Phase::Leaving } else { Phase::Stopping }).await;
+        if stays && let Err(error) = kernel.retire() {
+            tracing::warn!(%error, "this process stays known as an agent until the next start");
+        }
+        writer.finish();
+        last_answers(answered).await;
+        served?;
+        detached?;
+        tracing::info!(
+            "ended; {}",
+            match (is_left, options.stay_attached) {
+                (true, _) => "the agent that took over goes on",
+                (false, true) => "what is captured is refused until the next run, or `toolgate detach`",
+                (false, false) => "nothing is captured any more",
+            }
+        );
+        Ok(())
+    }
+
+    /// Starts the workers, serves the network namespaces of what is captured, and only then begins to capture: in other
+    /// namespaces connections are refused. A successor accepts nothing yet.
+    fn start(&self, listeners: Listeners) -> Result<Running, AppError> {
+        let (node, kernel) = (&self.node, &self.kernel);
+        let all = listeners.v4.iter().chain(&listeners.v6).map(StdListener::try_clone);
+        let failed = |cause| AppError::Start { what: "share the listeners", cause };
+        let home = all.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let first = if self.predecessor.is_some() { Phase::Waiting } else { Phase::Serving };
+        let (phase, phases) = watch::channel(first);
+        let workers = worker::spawn(node, kernel, listeners, &phases)?;
+        let keeping = keep(node, kernel, workers.orders)?;
+        if let Err(error) = node.capture(kernel, &node.resources.load()) {
+            keeping.stop();
+            return Err(error.into());
+        }
+        Ok(Running { phase, workers: workers.threads, keeping, home })
+    }
+
+    /// Waits for the predecessor's word, if there is one, and is the agent from then on.
+    async fn take_over(&mut self, running: &Running) -> Result<(), AppError> {
+        let Some(predecessor) = self.predecessor.clone() else { return Ok(()) };
+        let node = Arc::clone(&self.node);
+        let its = predecessor.clone();
+        let heard = tokio::task::spawn_blocking(move || its.wait_for_its_word(&node.sessions)).await;
+        heard.map_err(|error| AppError::Start { what: "take over", cause: error.into() })??;
+        running.phase.send_replace(Phase::Serving);
+        self.lock.sign()?;
+        self.sockets.own(true);
+        self.exec_root.own(true);
+        self.node.bypasses.reload();
+        let node = Arc::clone(&self.node);
+        let follow = move || predecessor.follow(&node.sessions);
+        let thread = std::thread::Builder::new().name("toolgate-heir".to_owned()).spawn(follow);
+        thread.map(drop).map_err(|cause| AppError::Start { what: "follow the agent before", cause })
+    }
+
+    /// Serves until a signal or a hand-over.
+    async fn serve(
+        &self,
+        running: &Running,
+        mut signals: Signals,
+        answering: mpsc::Sender<Infallible>,
+    ) -> Result<End, AppError> {
+        let (node, kernel) = (&self.node, &self.kernel);
+        let (changed, mut changes) = mpsc::channel(1);
+        let _watch = match &node.config {
+            Some(dir) => Some(config::watch::watch(&dir.join(RESOURCES), move || {
+                // A change that finds the channel full is seen with the one before it.
+                let _ = changed.try_send(());
+            })?),
+            None => None,
+        };
+        let (upgrades, mut asked) = mpsc::channel(1);
+        let context =
+            admin::Context { node: Arc::clone(node), kernel: Arc::clone(kernel), upgrades, answering };
+        let admin = admin::serve(context, &self.sockets);
+        let mut follow = Follow::start(node)?;
+        let mut older = Older::new(self.predecessor.is_some());
+        let mut patrol = Patrol::new(node);
+        let mut takeover = Takeover::default();
+        let (log, chores) = (read_log(kernel), chores(node, kernel));
+        tokio::pin!(admin, log, chores);
+        let mut is_announced = false;
+        let end = loop {
+            tokio::select! {
+                _ = signals.interrupt.recv() => break End::Stop,
+                _ = signals.terminate.recv() => break End::Stop,
+                // The next agent reads everything anew; should it fail, this one looks again.
+                _ = signals.hangup.recv(), if takeover.is_idle() => node.reload(kernel),
+                Some(()) = changes.recv(), if takeover.is_idle() => node.reload(kernel),
+                () = follow.changed(), if takeover.is_idle() => {
+                    follow.update(node, kernel);
+                    older.look(node);
+                }
+                Some((binary, outcome)) = asked.recv() => {
+                    takeover.begin(|| self.attempt(running, binary), outcome);
+                }
+                attached = takeover.attached() => {
+                    if attached.take_over(node) {
+                        break End::Leave;
+                    }
+                    node.reload(kernel);
+                }
+                () = patrol.back(node) => if !is_announced {
+                    is_announced = true;
+                    announce(node);
+                    systemd::ready();
+                } else {
+                    systemd::status(&node.unready().unwrap_or_else(|| "ready".to_owned()));
+                },
+                () = &mut admin => break End::Stop,
+                () = &mut log => break End::Stop,
+                () = &mut chores => break End::Stop,
+            }
+        };
+        takeover.give_up().await;
+        Ok(end)
+    }
+
+    fn attempt(&self, running: &Running, binary: Option<PathBuf>) -> Result<Attempt, AppError> {
+        let binary = binary.unwrap_or_else(|| self.options.binary.clone());
+        let failed = |cause| AppError::Start { what: "share the sockets", cause };
+        let own = |socket: BorrowedFd<'_>| socket.try_clone_to_owned().map_err(failed);
+        let home = running.home.iter().map(|listener| (Role::Outbound, listener.as_fd()));
+        let all = home.chain(self.sockets.estate());
+        let listeners =
+            all.map(|(role, socket)| Ok((role, own(socket)?))).collect::<Result<_, AppError>>()?;
+        let estate =
+            Estate { lock: own(self.lock.as_fd())?, port: self.node.agent.listen.outbound, listeners };
+        Ok(Attempt::start(binary, estate)?)
+    }
+}
+
+impl Running {
+    /// Ends the threads when their requests have ended.
+    async fn end(self, node: &Node, phase: Phase) {
+        tracing::info!("ending: running requests have {:?} (drain_time_max)", node.limits.drain_time_max);
+        self.keeping.stop();
+        // Nobody serves what would still wait in them.
+        drop(self.home);
+        let _ = self.phase.send(phase); // no receiver: every worker has ended by itself
+        for worker in self.workers {
+            if !matches!(tokio::task::spawn_blocking(move || worker.join()).await, Ok(Ok(()))) {
+                tracing::error!("a worker thread panicked: its connections were closed");
+            }
+        }
+    }
+}
+
+/// Who has asked for an upgrade is to hear of it.
+async fn last_answers(mut answered: mpsc::Receiver<Infallible>) {
+    if tokio::time::timeout(LAST_ANSWER_MAX, answered.recv()).await.is_err() {
+        tracing::debug!("an operator did not wait for the answer");
+    }
+}
+
+/// Follows the network namespaces of what is captured; those that are there are served when this returns.
+fn keep(
+    node: &Arc<Node>,
+    kernel: &Arc<Kernel>,
+    workers: Vec<mpsc::Sender<netns::Order>>,
+) -> Result<Keeping, AppError> {
+    let roots = plan::named(&node.agent, node.mode)?.iter().map(plan::Named::root).collect::<Result<_, _>>();
+    let keeper = Keeper {
+        namespaces: Arc::clone(&node.namespaces),
+        kernel: Arc::clone(kernel),
+        roots: roots.map_err(AppError::Capture)?,
+        port: node.agent.listen.outbound,
+        workers,
+    };
+    Ok(keeper.start()?)
+}
+
+/// Carries the programs' log on, for ever.
+async fn read_log(kernel: &Kernel) {
+    if let Some(log) = kernel.log_task() {
+        log.await;
+        tracing::warn!("the log of the BPF programs ended");
+    }
+    std::future::pending().await
+}
+
+/// What is to be looked at now and then: stale records, empty `exec` cgroups, bypasses.
+async fn chores(node: &Node, kernel: &Kernel) {
+    let mut every = tokio::time::interval(CHORES_EVERY);
+    loop {
+        every.tick().await;
+        node.bypasses.look(kernel, &node.record);
+        match kernel.sweep() {
+            Ok(0) => {}
+            Ok(records) => tracing::debug!(records, "stale kernel records removed"),
+            Err(error) => tracing::warn!(%error, "stale kernel records stay"),
+        }
+        exec_root::sweep();
+    }
+}
+
+fn announce(node: &Node) {
+    if node.mode.observe {
+        tracing::warn!("dangerous: --observe lets pass what policy would deny; it is recorded as `observe`");
+    }
+    for setting in node.agent.dangerous() {
+        tracing::warn!("dangerous: {setting}");
+    }
+    let resources = node.resources.load();
+    let from = node.config.as_ref().map_or("embedded default".into(), |dir| dir.display().to_string());
+    tracing::info!(
+        target: "toolgate",
+        config = %from,
+        workloads = resources.workloads.len(),
+        servers = resources.servers.len(),
+        admin = %node.agent.listen.admin.display(),
+        "ready"
+    );
+}

@@ -1,0 +1,114 @@
+//! An upgrade under way: the next agent starts beside this one.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::handover::{Estate, HandoverError, Line, Successor};
+use super::{AppError, Node, systemd};
+
+/// Where the outcome is told.
+type Outcome = oneshot::Sender<Result<u32, String>>;
+
+/// A next agent that starts.
+pub(super) struct Attempt {
+    task: JoinHandle<Result<Successor, HandoverError>>,
+    /// The same socket as its line: closed, the start ends.
+    line: Line,
+}
+
+impl Attempt {
+    /// # Errors
+    /// No socket.
+    pub(super) fn start(binary: PathBuf, estate: Estate) -> Result<Self, HandoverError> {
+        let (line, its_end): (Line, OwnedFd) = Line::pair()?;
+        let ours = line.clone_of()?;
+        tracing::info!(binary = %binary.display(), "upgrade: the next agent starts");
+        let task = tokio::task::spawn_blocking(move || Successor::start(&binary, ours, its_end, &estate));
+        Ok(Self { task, line })
+    }
+}
+
+/// At most one attempt.
+#[derive(Default)]
+pub(super) struct Takeover(Option<(Attempt, Outcome)>);
+
+impl Takeover {
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Starts `attempt`, unless one is under way.
+    pub(super) fn begin(&mut self, attempt: impl FnOnce() -> Result<Attempt, AppError>, outcome: Outcome) {
+        let refused = if self.is_idle() {
+            match attempt() {
+                Ok(attempt) => return self.0 = Some((attempt, outcome)),
+                Err(error) => error.to_string(),
+            }
+        } else {
+            "another upgrade is under way".to_owned()
+        };
+        // Who asked has left: then nobody misses it.
+        let _ = outcome.send(Err(refused));
+    }
+
+    /// Returns when the next agent is attached, or has failed.
+    pub(super) async fn attached(&mut self) -> Attached {
+        let Some((attempt, _)) = &mut self.0 else { return std::future::pending().await };
+        let started = match (&mut attempt.task).await {
+            Ok(started) => started.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic.to_string()),
+        };
+        Attached { started, outcome: self.0.take().map(|(_, outcome)| outcome) }
+    }
+
+    /// This agent is to end: the next one must not go on without it.
+    pub(super) async fn give_up(&mut self) {
+        if let Some((attempt, outcome)) = self.0.take() {
+            attempt.line.close();
+            // Whatever became of it is dropped, and killed by that.
+            let _ = attempt.task.await;
+            let _ = outcome.send(Err("the agent ends".to_owned()));
+        }
+    }
+}
+
+/// What became of an attempt.
+pub(super) struct Attached {
+    started: Result<Successor, String>,
+    outcome: Option<Outcome>,
+}
+
+impl Attached {
+    /// Gives the next agent the sessions and the word. True: this one accepts nothing more from now on.
+    pub(super) fn take_over(self, node: &Node) -> bool {
+        let given =
+            self.started.and_then(|successor| give(successor, node).map_err(|error| error.to_string()));
+        match &given {
+            Ok(pid) => tracing::info!(pid, "upgrade: the next agent has taken over"),
+            Err(error) => tracing::error!("upgrade failed, this agent goes on: {error}"),
+        }
+        let is_over = given.is_ok();
+        // Who asked has left: then nobody misses it.
+        let _ = self.outcome.map(|outcome| outcome.send(given));
+        is_over
+    }
+}
+
+fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
+    let (pid, successor) = (successor.pid(), Arc::new(successor));
+    let its = Arc::clone(&successor);
+    // Told before the reply that brings the client its session.
+    let bindings = node.sessions.export(Box::new(move |binding| {
+        if let Err(error) = its.bind(std::slice::from_ref(binding)) {
+            tracing::warn!(%error, "the next agent does not know a session");
+        }
+    }));
+    successor.bind(&bindings)?;
+    successor.over()?;
+    systemd::main_process_is(pid);
+    Ok(pid)
+}

@@ -1,0 +1,111 @@
+//! Captured cgroups -> their processes -> the network namespaces of these.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toolgate_ebpf_common::CGROUP_LEVELS_MAX;
+
+/// A captured cgroup, by its directory: it may come and go.
+#[derive(Debug, Clone)]
+pub struct Root {
+    /// Where it is when it is there.
+    pub directory: PathBuf,
+    /// Only what is below it is captured.
+    pub below_only: bool,
+}
+
+/// The captured processes now, by thread group in the host's PID namespace. `each` sees every directory on the way.
+pub(super) fn processes(roots: &[Root], mut each: impl FnMut(&Path)) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    for root in roots {
+        let mut left = vec![(root.directory.clone(), 0)];
+        while let Some((directory, level)) = left.pop() {
+            // Before its content is looked at: what comes meanwhile is seen by the watch.
+            each(&directory);
+            if level > 0 || !root.below_only {
+                found.extend(in_cgroup(&directory));
+            }
+            if level < CGROUP_LEVELS_MAX {
+                left.extend(children(&directory).map(|child| (child, level + 1)));
+            }
+        }
+    }
+    found
+}
+
+/// A cgroup that was removed meanwhile, or whose processes its parent lists (a threaded one), holds none.
+fn in_cgroup(directory: &Path) -> Vec<u32> {
+    let listed = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    listed.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+/// The namespaces of processes by their inodes, each with a process in it.
+pub(super) fn by_inode(processes: &BTreeSet<u32>) -> BTreeMap<u64, u32> {
+    let of = |&process: &u32| Some((inode(Path::new(&format!("/proc/{process}/ns/net")))?, process));
+    processes.iter().filter_map(of).collect()
+}
+
+/// Whether a thread of any of the processes is in a namespace that its leader is not in.
+pub(super) fn has_thread_in(processes: &BTreeSet<u32>, namespace: u64) -> bool {
+    let mut threads = processes.iter().flat_map(|&process| threads(process));
+    threads.any(|thread| inode(&thread) == Some(namespace))
+}
+
+/// `ns/net` of every thread of a process, its leader's first.
+pub(super) fn threads(process: u32) -> impl Iterator<Item = PathBuf> {
+    let leader = PathBuf::from(format!("/proc/{process}/ns/net"));
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    std::iter::once(leader).chain(tasks.map(|task| task.path().join("ns/net")))
+}
+
+/// `net:[4026531840]`. None: the process or thread has ended.
+fn inode(link: &Path) -> Option<u64> {
+    let target = fs::read_link(link).ok()?;
+    target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_below_a_cgroup() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str, processes: &str| {
+            let directory = folder.path().join(name);
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("cgroup.procs"), processes).unwrap();
+        };
+        make("a", "1\n2\n");
+        make("a/b", "3\n");
+        make("a/b/c", "");
+        make("d", "4\n");
+        let check = |below_only: bool, expected: &[u32], directories: usize| {
+            let mut seen = Vec::new();
+            let root = Root { directory: folder.path().join("a"), below_only };
+            let found = processes(&[root], |directory| seen.push(directory.to_owned()));
+            assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
+            assert_eq!(seen.len(), directories, "{seen:?}");
+        };
+        check(false, &[1, 2, 3], 3);
+        check(true, &[3], 3);
+        let away = Root { directory: folder.path().join("gone"), below_only: false };
+        assert!(processes(&[away], |_| ()).is_empty());
+    }
+
+    #[test]
+    fn own_namespace() {
+        let own = std::process::id();
+        let found = by_inode(&BTreeSet::from([own, u32::MAX]));
+        assert_eq!(found.values().copied().collect::<Vec<_>>(), [own]);
+        let namespace = *found.keys().next().unwrap();
+        assert!(has_thread_in(&BTreeSet::from([own]), namespace));
+        assert!(!has_thread_in(&BTreeSet::from([own]), 1));
+    }
+}

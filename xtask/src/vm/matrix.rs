@@ -1,0 +1,183 @@
+//! What every kernel came to, as a table.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::report::{Outcome, Report};
+
+/// The step that makes every BPF program run.
+pub(super) const FIRED: &str = "fires";
+/// The step that shows an unmodified client.
+pub(super) const DEMO: &str = "demo";
+
+/// All kernels.
+#[derive(Default)]
+pub(super) struct Matrix {
+    rows: Vec<Row>,
+}
+
+/// One kernel.
+pub(super) struct Row {
+    release: String,
+    /// How long it took until everything was mounted.
+    booted: Option<Duration>,
+    steps: Vec<(String, Outcome, Duration)>,
+    /// Its last report has come.
+    pub(super) ended: bool,
+    /// Why it did not.
+    broken: Option<String>,
+}
+
+impl Row {
+    pub(super) fn new(release: &str) -> Self {
+        Self { release: release.to_owned(), booted: None, steps: Vec::new(), ended: false, broken: None }
+    }
+
+    /// Takes in a report that came `after` the last one, and says in words what it was.
+    pub(super) fn take(&mut self, report: Report, after: Duration) -> String {
+        let seconds = after.as_secs_f32();
+        match report {
+            Report::Booted => {
+                self.booted = Some(after);
+                format!("{}: booted in {seconds:.0} s", self.release)
+            }
+            Report::Step { name, outcome } => {
+                let said = format!("{}: {name}: {} in {seconds:.0} s", self.release, counts(&outcome));
+                self.steps.push((name, outcome, after));
+                said
+            }
+            Report::End => {
+                self.ended = true;
+                format!("{}: all steps have ended", self.release)
+            }
+        }
+    }
+
+    /// It ended in another way than it should.
+    pub(super) fn broke(&mut self, why: &str) {
+        self.broken = Some(why.to_owned());
+    }
+
+    /// A cell: the steps that `which` names, added up.
+    fn cell(&self, which: impl Fn(&str) -> bool) -> String {
+        let mut sum = Outcome::default();
+        let mut time = Duration::ZERO;
+        for (_, outcome, took) in self.steps.iter().filter(|(name, ..)| which(name)) {
+            sum.passed.extend_from_slice(&outcome.passed);
+            sum.failed.extend_from_slice(&outcome.failed);
+            time += *took;
+        }
+        if time == Duration::ZERO {
+            return "-".to_owned();
+        }
+        format!("{}, {:.0} s", counts(&sum), time.as_secs_f32())
+    }
+
+    fn cells(&self) -> [String; 5] {
+        let boot = match self.booted {
+            Some(took) if self.broken.is_none() => format!("ok, {:.0} s", took.as_secs_f32()),
+            Some(took) => format!("BROKE OFF after {:.0} s", took.as_secs_f32()),
+            None => "FAILED".to_owned(),
+        };
+        [
+            self.release.clone(),
+            boot,
+            self.cell(|name| name == FIRED),
+            self.cell(|name| name == DEMO),
+            self.cell(|name| name != FIRED && name != DEMO),
+        ]
+    }
+
+    fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for (name, outcome, _) in &self.steps {
+            failures
+                .extend(outcome.failed.iter().map(|failed| format!("{}: {name}: {failed}", self.release)));
+        }
+        failures.extend(self.broken.iter().map(|why| format!("{}: {why}", self.release)));
+        failures
+    }
+}
+
+/// `19 ok`, or `18 ok, 1 FAILED`.
+fn counts(outcome: &Outcome) -> String {
+    match outcome.failed.len() {
+        0 => format!("{} ok", outcome.passed.len()),
+        failed => format!("{} ok, {failed} FAILED", outcome.passed.len()),
+    }
+}
+
+impl Matrix {
+    pub(super) fn add(&mut self, row: Row) {
+        self.rows.push(row);
+    }
+
+    /// An error that names all that is red.
+    pub(super) fn verdict(&self) -> Result<()> {
+        let failures: Vec<_> = self.rows.iter().flat_map(Row::failures).collect();
+        if !failures.is_empty() {
+            bail!("not on every kernel:\n  {}", failures.join("\n  "));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = ["kernel", "boot", "programs fired", "demo calls", "bypass tests"].map(str::to_owned);
+        let rows: Vec<_> = std::iter::once(heading).chain(self.rows.iter().map(Row::cells)).collect();
+        for (number, row) in rows.iter().enumerate() {
+            for (column, cell) in row.iter().enumerate() {
+                let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+                write!(f, "| {cell:width$} ")?;
+            }
+            writeln!(f, "|")?;
+            if number == 0 {
+                writeln!(f, "{}", "| --- ".repeat(row.len()) + "|")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Matrix, Row};
+    use crate::vm::report::{Outcome, Report};
+
+    fn row(failed: &[&str]) -> Row {
+        let mut row = Row::new("6.1");
+        row.take(Report::Booted, Duration::from_secs(7));
+        let failed = failed.iter().map(|&name| name.to_owned()).collect();
+        let outcome = Outcome { passed: vec!["a".to_owned(), "b".to_owned()], failed };
+        row.take(Report::Step { name: "capture".to_owned(), outcome }, Duration::from_secs(3));
+        row
+    }
+
+    #[test]
+    fn green_is_green_and_red_is_named() {
+        let mut matrix = Matrix::default();
+        let mut green = row(&[]);
+        green.take(Report::End, Duration::ZERO);
+        matrix.add(green);
+        assert!(matrix.verdict().is_ok());
+        let table = matrix.to_string();
+        assert_eq!(
+            table.lines().last(),
+            Some("| 6.1    | ok, 7 s | -              | -          | 2 ok, 3 s    |")
+        );
+
+        matrix.add(row(&["c"]));
+        let mut broken = row(&[]);
+        broken.broke("the virtual machine hangs");
+        matrix.add(broken);
+        let red = matrix.verdict().expect_err("two are red").to_string();
+        assert!(red.contains("6.1: capture: c") && red.contains("hangs"), "{red}");
+        assert!(matrix.to_string().contains("2 ok, 1 FAILED, 3 s"));
+        assert!(matrix.to_string().contains("BROKE OFF after 7 s"));
+    }
+}
