@@ -147,7 +147,9 @@ fn mount_all() -> Result<()> {
     mount_one("sysfs", "/sys", "sysfs")?;
     mount_one("cgroup2", "/sys/fs/cgroup", "cgroup2")?;
     mount_one("bpf", "/sys/fs/bpf", "bpf")?;
-    for folder in ["/tmp", "/run"] {
+    let this = std::env::current_exe().context("cannot tell where this program is")?;
+    // A checkout below one of them lies on the disk, and would be hidden.
+    for folder in ["/tmp", "/run"].into_iter().filter(|folder| !this.starts_with(folder)) {
         mount_one("tmpfs", folder, "tmpfs")?;
     }
     fs::create_dir_all("/dev/pts")
