@@ -5,7 +5,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -331,24 +330,13 @@ pub fn get(address: SocketAddr, path: &str) -> Result<String> {
     Ok(reply)
 }
 
-/// An address on loopback that nobody uses now, of a port that the kernel gives to nobody by itself
-/// (`net.ipv4.ip_local_port_range` begins at 32768): a connection of another test could have got it meanwhile.
+/// An address on loopback that nobody uses now.
 ///
 /// # Errors
 /// There is none.
 pub fn free_address() -> Result<SocketAddr> {
-    const FIRST: u32 = 20_000;
-    const PORTS: u32 = 12_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    for _ in 0..PORTS {
-        // Test binaries run one after the other; each begins elsewhere.
-        let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(FIRST + number % PORTS)?));
-        if TcpListener::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no free port on 127.0.0.1")
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1")?;
+    listener.local_addr().context("a listener without address")
 }
 
 /// A `toolgate.yaml` whose files are all in `folder`.
