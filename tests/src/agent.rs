@@ -50,7 +50,7 @@ pub struct Agent {
     pub outbound: SocketAddr,
     folder: TempDir,
     // Last: the next test's turn begins when all else is gone.
-    _host: Host,
+    host: Option<Host>,
 }
 
 /// An agent that did not get ready.
@@ -76,8 +76,26 @@ impl Agent {
     /// # Errors
     /// It does not get ready; with what it said.
     pub fn start_in(host: Host, setup: Setup<'_>) -> Result<Self> {
-        let folder = tempfile::tempdir().context("cannot make a folder")?;
-        let [outbound, metrics, ready] = [free_address()?, free_address()?, free_address()?];
+        loop {
+            let folder = tempfile::tempdir().context("cannot make a folder")?;
+            let ports = [free_address()?, free_address()?, free_address()?];
+            match Self::start_at(ports, folder, setup) {
+                // The ports are of those that the kernel gives to any connection: one had been faster.
+                Err(error) if format!("{error:#}").contains("Address already in use") => {}
+                started => {
+                    let mut agent = started?;
+                    agent.host = Some(host);
+                    return Ok(agent);
+                }
+            }
+        }
+    }
+
+    fn start_at(
+        [outbound, metrics, ready]: [SocketAddr; 3],
+        folder: TempDir,
+        setup: Setup<'_>,
+    ) -> Result<Self> {
         let settings = settings(folder.path(), [outbound, metrics, ready], setup);
         write_config(folder.path(), &settings, setup.resources)?;
         let given = [(setup.observe, "--observe"), (setup.stay_attached, "--stay-attached")];
@@ -85,7 +103,7 @@ impl Agent {
         let mut command = run_command(folder.path());
         command.args(&flags).envs(setup.environment.iter().copied());
         let process = Process::start(&mut command)?;
-        let agent = Self { process, successor: None, flags, metrics, ready, outbound, folder, _host: host };
+        let agent = Self { process, successor: None, flags, metrics, ready, outbound, folder, host: None };
         agent.process.line(READY)?;
         Ok(agent)
     }
