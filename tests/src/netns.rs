@@ -1,8 +1,8 @@
 //! A network namespace of a test's own.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,29 +13,40 @@ use crate::{Cgroup, wait};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
+/// Where `ip netns` keeps its names.
+const NAMES: &str = "/run/netns";
+
 /// A namespace under a name, so that it lives without processes. `lo` is up.
 #[derive(Debug)]
 pub struct Netns {
     /// As `ip netns` has it.
     pub name: String,
     number: u32,
+    /// The host's end of its link.
+    device: String,
 }
 
 impl Netns {
+    /// What a test left that was killed goes first: its links have the same addresses.
+    ///
     /// # Errors
     /// It cannot be made.
     pub fn new() -> Result<Self> {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let new = Self { name: format!("tg{}-{number}", std::process::id()), number };
+        remove_left()?;
+        let new = Self::of(std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         run(&["ip", "netns", "add", &new.name])?;
         new.run(&["ip", "link", "set", "lo", "up"])?;
         Ok(new)
     }
 
+    fn of(pid: u32, number: u32) -> Self {
+        Self { name: format!("tg{pid}-{number}"), number, device: format!("tg{pid}v{number}") }
+    }
+
     /// The device at the host's end of its link.
     #[must_use]
-    pub fn device(&self) -> String {
-        format!("tg{}v{}", std::process::id(), self.number)
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Links it to the host: 10.231.N.1 there, 10.231.N.2 here. No route leads further.
@@ -45,9 +56,9 @@ impl Netns {
     pub fn link(&self) -> Result<[IpAddr; 2]> {
         let [host, inside] = [1, 2].map(|end| format!("10.231.{}.{end}", self.number));
         let device = self.device();
-        run(&["ip", "link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &self.name])?;
-        run(&["ip", "address", "add", &format!("{host}/24"), "dev", &device])?;
-        run(&["ip", "link", "set", &device, "up"])?;
+        run(&["ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", &self.name])?;
+        run(&["ip", "address", "add", &format!("{host}/24"), "dev", device])?;
+        run(&["ip", "link", "set", device, "up"])?;
         self.run(&["ip", "address", "add", &format!("{inside}/24"), "dev", "eth0"])?;
         self.run(&["ip", "link", "set", "eth0", "up"])?;
         Ok([host.parse()?, inside.parse()?])
@@ -59,7 +70,7 @@ impl Netns {
     /// It has no link.
     pub fn link6(&self) -> Result<[IpAddr; 2]> {
         let [host, inside] = [1, 2].map(|end| format!("2001:db8:{:x}::{end}", self.number));
-        run(&["ip", "address", "add", &format!("{host}/64"), "dev", &self.device(), "nodad"])?;
+        run(&["ip", "address", "add", &format!("{host}/64"), "dev", self.device(), "nodad"])?;
         self.run(&["ip", "address", "add", &format!("{inside}/64"), "dev", "eth0", "nodad"])?;
         Ok([host.parse()?, inside.parse()?])
     }
@@ -112,22 +123,48 @@ impl Netns {
     /// # Errors
     /// It has no name any more.
     pub fn unname(self) -> Result<Link> {
-        let device = self.device();
-        drop(self);
+        let device = self.device.clone();
+        // Not dropped: the link would go before the namespace.
+        std::mem::ManuallyDrop::new(self).delete_name()?;
         Ok(Link(device))
     }
 
     /// Its file, for setns(2).
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/run/netns/{}", self.name))
+        Path::new(NAMES).join(&self.name)
+    }
+
+    fn delete_name(&self) -> Result<String> {
+        run(&["ip", "netns", "del", &self.name])
     }
 }
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _gone_already = run(&["ip", "netns", "del", &self.name]);
+        // The kernel ends a namespace some time after its last name: the next test has the same addresses.
+        let _has_none = run(&["ip", "link", "del", self.device()]);
+        let _gone_already = self.delete_name();
     }
+}
+
+/// Removes the namespaces of tests that were killed, and their links.
+fn remove_left() -> Result<()> {
+    for entry in fs::read_dir(NAMES).into_iter().flatten() {
+        let name = entry.context("cannot read the names")?.file_name();
+        let Some((pid, number)) = name.to_str().and_then(of_test) else { continue };
+        if Path::new(&format!("/proc/{pid}")).exists() {
+            continue;
+        }
+        drop(Netns::of(pid, number));
+    }
+    Ok(())
+}
+
+/// The process that made a namespace of this name, and its number there.
+fn of_test(name: &str) -> Option<(u32, u32)> {
+    let (pid, number) = name.strip_prefix("tg")?.split_once('-')?;
+    Some((pid.parse().ok()?, number.parse().ok()?))
 }
 
 /// The host's end of a namespace's link.

@@ -646,7 +646,7 @@ impl Stage {
     }
 
     fn filled(&self, how: &str) -> Result<String> {
-        let index = nix::net::if_::if_nametoindex(self.netns.device().as_str())?;
+        let index = nix::net::if_::if_nametoindex(self.netns.device())?;
         let mut how = how.to_owned();
         if how.contains("{agent_pid}") {
             how = how.replace("{agent_pid}", &self.agent_pid()?.to_string());
@@ -661,9 +661,9 @@ impl Stage {
             .replace("{spare}", &self.spare_port.to_string())
             .replace("{near}", &self.near.to_string())
             .replace("{near6}", &self.near6.to_string())
-            .replace("{link_local}", &link_local(&self.netns.device())?)
+            .replace("{link_local}", &link_local(self.netns.device())?)
             .replace("{index}", &index.to_string())
-            .replace("{device}", &self.netns.device())
+            .replace("{device}", self.netns.device())
             .replace("{beside}", &self.beside.path().display().to_string())
             .replace("{namespace}", &self.netns.path().display().to_string()))
     }
