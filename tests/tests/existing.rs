@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::json;
 use toolgate_tests::scene::{call, is_result, resources};
 use toolgate_tests::{Agent, Cgroup, Connection, Host, Peer, Process, Scene, Setup, wait};
@@ -31,6 +31,12 @@ impl Holder {
         self.server.send(format!("{word}\n").as_bytes())?;
         self.process.line(word).map(drop)
     }
+}
+
+/// A shell has children.
+fn all_go(from: &Cgroup, to: &Cgroup) -> Result<()> {
+    let processes = std::fs::read_to_string(from.path().join("cgroup.procs"))?;
+    processes.lines().try_for_each(|process| to.add(process.parse()?))
 }
 
 /// Starts an agent after the connections were made, and waits until it has counted `count` as `result`.
@@ -92,6 +98,40 @@ fn a_process_that_was_moved_is_found_by_what_it_holds() -> Result<()> {
     holder.process.line("connection abort")?;
     assert_eq!(agent.metric("toolgate_connections_older", &[])?, 1.0, "the one outside is not looked at");
     Ok(())
+}
+
+#[test]
+fn what_a_bypass_permits_is_left_alone_by_the_next_agent_and_in_a_restarted_unit() -> Result<()> {
+    let host = Host::turn()?;
+    let (cgroup, declared) = (Cgroup::new("let-through.slice")?, Peer::start()?);
+    let name = cgroup.name()?;
+    let capture = format!("{{ cgroups: [\"{name}\"], existing: end }}");
+    let resources = resources(declared.address);
+    let setup = Setup { resources: &resources, capture: &capture, stay_attached: true, ..Setup::default() };
+    let mut agent = Agent::start_in(host, setup)?;
+    let bypass = |agent: &Agent, more: &[&str]| -> Result<()> {
+        let output = agent.toolgate("bypass").args(more).args(["--cgroup", &name]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    bypass(&agent, &["--for", "10m", "--reason", "test"])?;
+    let mut holder = Holder::start(Some(&cgroup), &cgroup, &declared)?;
+    agent.stop()?;
+    // As a unit is restarted: its cgroup is removed, and made again under the same name.
+    let elsewhere = Cgroup::new("meanwhile.slice")?;
+    all_go(&cgroup, &elsewhere)?;
+    drop(cgroup);
+    let again = Cgroup::new("let-through.slice")?;
+    all_go(&elsewhere, &again)?;
+    agent.start_again()?;
+    holder.hears("still there")?;
+    assert_eq!(agent.metric("toolgate_connections_older", &[])?, 0.0);
+
+    bypass(&agent, &["--end"])?;
+    agent.stop()?;
+    agent.start_again()?;
+    agent.counts("toolgate_connections_older", &["result=\"ended\""], 1.0)?;
+    holder.process.line("connection abort").map(drop)
 }
 
 #[test]

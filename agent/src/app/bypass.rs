@@ -165,7 +165,13 @@ impl Bypasses {
 
     /// Whether a cgroup, by its name, is let through by one of its own or of a cgroup above it.
     pub(super) fn covers(&self, name: &str) -> bool {
-        self.lock().iter().any(|bypass| Path::new(name).starts_with(bypass.cgroup.trim_matches('/')))
+        self.names().iter().any(|cgroup| Path::new(name).starts_with(cgroup.trim_matches('/')))
+    }
+
+    /// The cgroups that are let through now.
+    pub(super) fn names(&self) -> Vec<String> {
+        let now = now_ns();
+        self.lock().iter().filter(|one| one.until_ns > now).map(|one| one.cgroup.clone()).collect()
     }
 
     /// Begins one for each of `cgroups`, or sets its end anew. Audited before it is done.

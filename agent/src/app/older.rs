@@ -37,8 +37,14 @@ impl Older {
         let (node, agents) = (Arc::clone(node), self.agents.clone());
         tokio::task::spawn_blocking(move || {
             let end = node.agent.capture.existing == Existing::End;
-            let search =
-                Search { plan: &plan, listener_port: node.agent.listen.outbound, agents: &agents, end };
+            let bypassed = node.bypasses.names();
+            let search = Search {
+                plan: &plan,
+                listener_port: node.agent.listen.outbound,
+                agents: &agents,
+                bypassed: &bypassed,
+                end,
+            };
             match search.run() {
                 Ok(found) => report(&node, &found),
                 Err(error) => tracing::error!(%error, "connections older than their capture are not known"),

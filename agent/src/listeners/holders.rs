@@ -7,6 +7,7 @@ use std::path::Path;
 use toolgate_core::workload::{FileId, Process};
 
 use crate::file::{self, Sync};
+use crate::sockdiag::inode_of;
 
 /// A process that holds a listening socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub(super) struct Holder {
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     /// By the socket's inode.
-    by_inode: HashMap<u32, Vec<Holder>>,
+    by_inode: HashMap<u64, Vec<Holder>>,
     /// Processes that may not be looked at: there may be more holders.
     pub(super) hidden: usize,
 }
@@ -33,7 +34,7 @@ impl Holders {
     ///
     /// # Errors
     /// `/proc` is not there.
-    pub(super) fn of(inodes: &[u32]) -> io::Result<Self> {
+    pub(super) fn of(inodes: &[u64]) -> io::Result<Self> {
         let mut holders = Self::default();
         for entry in std::fs::read_dir("/proc")? {
             let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -55,23 +56,19 @@ impl Holders {
     }
 
     /// Those of one socket.
-    pub(super) fn holding(&self, inode: u32) -> Vec<Holder> {
+    pub(super) fn holding(&self, inode: u64) -> Vec<Holder> {
         self.by_inode.get(&inode).cloned().unwrap_or_default()
     }
 }
 
 /// Inodes of the sockets that a process holds.
-fn held(pid: u32) -> io::Result<Vec<u32>> {
+fn held(pid: u32) -> io::Result<Vec<u64>> {
     let mut inodes = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
         let link = std::fs::read_link(entry?.path()).unwrap_or_default(); // closed meanwhile
-        inodes.extend(link.to_str().and_then(socket_inode));
+        inodes.extend(link.to_str().and_then(inode_of));
     }
     Ok(inodes)
-}
-
-fn socket_inode(link: &str) -> Option<u32> {
-    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 fn look(pid: u32) -> io::Result<Holder> {

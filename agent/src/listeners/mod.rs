@@ -5,7 +5,6 @@
 //! guarded for the wrong cgroup: the kernel goes by the cgroup that a socket was made in.
 
 mod holders;
-mod sockets;
 mod units;
 
 use std::fmt;
@@ -16,9 +15,9 @@ use std::path::Path;
 use toolgate_core::workload::{Process, Workload, exec_claim};
 
 use self::holders::{Holder, Holders};
-use self::sockets::Socket;
 use crate::capture::{CaptureError, cgroup};
 use crate::config::{Diagnostic, LocalWorkload, Resources, Severity};
+use crate::sockdiag::{Diag, Socket};
 
 /// Where the service manager's units lie, the first that has one wins (systemd.unit(5)).
 const UNITS: [&str; 4] =
@@ -74,10 +73,10 @@ pub fn check(resources: &Resources, trust_domain: &str) -> io::Result<Vec<Diagno
     if resources.local_workloads.is_empty() {
         return Ok(Vec::new());
     }
-    let sockets = sockets::listening()?;
+    let sockets = Diag::open()?.listening()?;
     let chosen: Vec<Vec<&Socket>> =
         resources.local_workloads.iter().map(|local| serving(&sockets, local.address)).collect();
-    let inodes: Vec<u32> = chosen.iter().flatten().map(|socket| socket.inode).collect();
+    let inodes: Vec<u64> = chosen.iter().flatten().map(|socket| socket.inode).collect();
     let holders = Holders::of(&inodes)?;
     let mut findings = Vec::new();
     for (local, sockets) in resources.local_workloads.iter().zip(chosen) {
@@ -362,9 +361,9 @@ mod tests {
         let any = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = any.local_addr().unwrap().port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let sockets = || sockets::listening().unwrap();
+        let sockets = || Diag::open().unwrap().listening().unwrap();
         let chosen =
-            |sockets: &[Socket]| serving(sockets, address).iter().map(|one| one.address).collect::<Vec<_>>();
+            |sockets: &[Socket]| serving(sockets, address).iter().map(|one| one.local()).collect::<Vec<_>>();
         assert_eq!(chosen(&sockets()), [any.local_addr().unwrap()]);
         assert_eq!(chosen(&[]), []);
         let own = Holders::of(&[serving(&sockets(), address)[0].inode]).unwrap();

@@ -13,6 +13,11 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, 
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
+/// What `/proc/PID/fd` says of a socket: `socket:[INODE]`.
+pub(crate) fn inode_of(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
 /// `INET_DIAG_CGROUP_ID` (linux/inet_diag.h, since 5.9): the cgroup that the socket was made in.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
@@ -21,14 +26,16 @@ const TALKING: StateFlags = StateFlags::ESTABLISHED.union(StateFlags::SYN_SENT).
 
 /// One socket.
 #[derive(Debug, Clone)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     family: u8,
     id: SocketId,
     /// As `/proc/PID/fd` shows it.
-    pub(super) inode: u64,
-    /// Where it was made.
-    pub(super) cgroup_id: Option<u64>,
+    pub(crate) inode: u64,
+    /// The cgroup that it was made in, which is what the kernel's programs go by.
+    pub(crate) cgroup_id: Option<u64>,
     listens: bool,
+    /// Where it listens, `::` stands for IPv6 alone.
+    only_v6: bool,
 }
 
 impl Socket {
@@ -38,9 +45,10 @@ impl Socket {
             let mut id = [0; 8];
             let fits = other.kind() == INET_DIAG_CGROUP_ID && other.value_len() == id.len();
             fits.then(|| other.emit_value(&mut id))?;
-            Some(u64::from_ne_bytes(id))
+            Some(u64::from_ne_bytes(id)).filter(|&id| id > 0)
         });
         Self {
+            only_v6: response.nlas.contains(&Nla::SkV6Only(true)),
             family: response.header.family,
             id: response.header.socket_id.clone(),
             inode: response.header.inode.into(),
@@ -50,13 +58,34 @@ impl Socket {
     }
 
     /// Where it goes; IPv4 in an IPv6 socket as IPv4.
-    pub(super) fn remote(&self) -> SocketAddr {
+    pub(crate) fn remote(&self) -> SocketAddr {
         address(self.id.destination_address, self.id.destination_port)
     }
 
-    /// Where it comes from.
-    pub(super) fn local(&self) -> SocketAddr {
+    /// Where it comes from, or listens.
+    pub(crate) fn local(&self) -> SocketAddr {
         address(self.id.source_address, self.id.source_port)
+    }
+
+    /// How well a listener fits a connect to an address; the best serves it. `None`: not at all.
+    pub(crate) fn serves(&self, address: SocketAddr) -> Option<u8> {
+        serves(SocketAddr::new(self.id.source_address, self.id.source_port), self.only_v6, address)
+    }
+}
+
+fn serves(own: SocketAddr, only_v6: bool, address: SocketAddr) -> Option<u8> {
+    let wanted = address.ip().to_canonical();
+    if own.port() != address.port() {
+        return None;
+    }
+    if own.ip().to_canonical() == wanted {
+        return Some(2);
+    }
+    match (own.ip(), wanted) {
+        (IpAddr::V4(any), IpAddr::V4(_)) if any.is_unspecified() => Some(1),
+        (IpAddr::V6(any), IpAddr::V6(_)) if any.is_unspecified() => Some(1),
+        (IpAddr::V6(any), IpAddr::V4(_)) if any.is_unspecified() && !only_v6 => Some(0),
+        (IpAddr::V4(_) | IpAddr::V6(_), IpAddr::V4(_) | IpAddr::V6(_)) => None,
     }
 }
 
@@ -65,16 +94,26 @@ fn address(ip: IpAddr, port: u16) -> SocketAddr {
 }
 
 /// A conversation with the kernel about the sockets of one namespace.
-pub(super) struct Diag(netlink_sys::Socket);
+pub(crate) struct Diag(netlink_sys::Socket);
 
 impl Diag {
     /// # Errors
     /// No netlink, or the kernel has no `CONFIG_INET_DIAG`: then [`Diag::clients`] says so.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = netlink_sys::Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
         socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
         Ok(Self(socket))
+    }
+
+    /// All TCP sockets that listen.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn listening(&self) -> io::Result<Vec<Socket>> {
+        let mut all = self.dump(AF_INET, StateFlags::LISTEN)?;
+        all.extend(self.dump(AF_INET6, StateFlags::LISTEN)?);
+        Ok(all)
     }
 
     /// All TCP sockets that connected somewhere. What was accepted by a listener is left out: its own port is the
@@ -82,19 +121,19 @@ impl Diag {
     ///
     /// # Errors
     /// What the kernel said.
-    pub(super) fn clients(&self) -> io::Result<Vec<Socket>> {
-        let mut all = self.dump(AF_INET)?;
-        all.extend(self.dump(AF_INET6)?);
+    pub(crate) fn clients(&self) -> io::Result<Vec<Socket>> {
+        let states = || TALKING.union(StateFlags::LISTEN);
+        let mut all = self.dump(AF_INET, states())?;
+        all.extend(self.dump(AF_INET6, states())?);
         let listening: std::collections::HashSet<u16> =
             all.iter().filter(|socket| socket.listens).map(|socket| socket.id.source_port).collect();
         all.retain(|socket| !socket.listens && !listening.contains(&socket.id.source_port));
         Ok(all)
     }
 
-    fn dump(&self, family: u8) -> io::Result<Vec<Socket>> {
+    fn dump(&self, family: u8, states: StateFlags) -> io::Result<Vec<Socket>> {
         let id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-        let wanted = request(family, TALKING.union(StateFlags::LISTEN), id);
-        self.send(NLM_F_REQUEST | NLM_F_DUMP, wanted)?;
+        self.send(NLM_F_REQUEST | NLM_F_DUMP, request(family, states, id))?;
         let mut found = Vec::new();
         loop {
             let whole = self.replies(|payload| match payload {
@@ -117,7 +156,7 @@ impl Diag {
     ///
     /// # Errors
     /// `Unsupported`: a kernel without `CONFIG_INET_DIAG_DESTROY`. `NotFound`: it has ended already.
-    pub(super) fn destroy(&self, socket: &Socket) -> io::Result<()> {
+    pub(crate) fn destroy(&self, socket: &Socket) -> io::Result<()> {
         let wanted = SockDiagDestroy::new(request(socket.family, StateFlags::all(), socket.id.clone()));
         self.send(NLM_F_REQUEST | NLM_F_ACK, wanted)?;
         self.replies(|payload| {
@@ -169,13 +208,46 @@ fn request(family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessa
 mod tests {
     use std::io::Read as _;
     use std::net::{TcpListener, TcpStream};
-    use std::os::unix::fs::MetadataExt as _;
+    use std::os::fd::AsRawFd;
 
     use super::*;
 
-    fn inode(stream: &TcpStream) -> u64 {
-        use std::os::fd::AsRawFd as _;
-        std::fs::metadata(format!("/proc/self/fd/{}", stream.as_raw_fd())).unwrap().ino()
+    fn inode(socket: &impl AsRawFd) -> u64 {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+        inode_of(link.to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_most_special_listener_serves() {
+        let table = [
+            ("127.0.0.1:80", false, "127.0.0.1:80", Some(2)),
+            ("127.0.0.1:80", false, "127.0.0.1:81", None),
+            ("127.0.0.2:80", false, "127.0.0.1:80", None),
+            ("0.0.0.0:80", false, "127.0.0.1:80", Some(1)),
+            ("0.0.0.0:80", false, "[::1]:80", None),
+            ("[::]:80", false, "127.0.0.1:80", Some(0)),
+            ("[::]:80", true, "127.0.0.1:80", None),
+            ("[::]:80", true, "[::1]:80", Some(1)),
+            ("[::ffff:127.0.0.1]:80", false, "127.0.0.1:80", Some(2)),
+        ];
+        for (own, only_v6, wanted, expected) in table {
+            let found = serves(own.parse().unwrap(), only_v6, wanted.parse().unwrap());
+            assert_eq!(found, expected, "{own} {wanted}");
+        }
+    }
+
+    #[test]
+    fn own_listeners_are_found() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let address = listener.local_addr().unwrap();
+            let listening = || Diag::open().unwrap().listening().unwrap();
+            let found = listening().into_iter().find(|one| one.local() == address).unwrap();
+            assert_eq!(found.inode, inode(&listener));
+            assert!(found.cgroup_id.is_some());
+            drop(listener);
+            assert!(listening().iter().all(|one| one.local() != address));
+        }
     }
 
     #[test]

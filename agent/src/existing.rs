@@ -4,8 +4,6 @@
 //! socket, and by who holds it now (a process may have been moved since, or got the socket from another). What the agent
 //! has captured goes to its listeners, and is none of them.
 
-mod diag;
-
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
@@ -13,10 +11,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use diag::{Diag, Socket};
 use nix::sched::{CloneFlags, setns};
 
 use crate::capture::{CaptureError, CapturedCgroup, Destination, Destinations, Plan, Scope, cgroup};
+use crate::sockdiag::{Diag, Socket, inode_of};
 
 /// Why nobody knows of older connections.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +64,8 @@ pub struct Search<'p> {
     pub listener_port: u16,
     /// The agent's own processes: two while one hands over to the other.
     pub agents: &'p [u32],
+    /// Cgroups that have a bypass, by name: theirs and what is below is left alone.
+    pub bypassed: &'p [String],
     /// Whether what is found is ended.
     pub end: bool,
 }
@@ -97,7 +97,7 @@ impl Search<'_> {
         // The deepest of nested ones has the last word, as in the kernel.
         places.sort_by_key(|(_, (_, name))| name.matches('/').count());
         for (place, (captured, name)) in places.into_iter().filter(|(_, (_, name))| !name.is_empty()) {
-            held.walk(&mount.join(name.trim_start_matches('/')), captured, place, self.agents);
+            held.walk(&mount.join(name.trim_start_matches('/')), captured, place, self, &mount);
         }
         let spared: HashSet<u64> = self.agents.iter().flat_map(|pid| sockets_of(*pid)).collect();
         let mut found = self.here(&held, &names, &spared)?;
@@ -177,14 +177,27 @@ fn covers(destination: &Destination, address: SocketAddr) -> bool {
 
 impl Holdings {
     /// A captured cgroup and all below it.
-    fn walk(&mut self, directory: &Path, captured: &CapturedCgroup, place: usize, agents: &[u32]) {
+    fn walk(
+        &mut self,
+        directory: &Path,
+        captured: &CapturedCgroup,
+        place: usize,
+        search: &Search<'_>,
+        mount: &Path,
+    ) {
+        let let_through = |name: &String| {
+            directory.strip_prefix(mount).is_ok_and(|own| own.starts_with(name.trim_matches('/')))
+        };
+        if search.bypassed.iter().any(let_through) {
+            return;
+        }
         let is_top = fs::metadata(directory).is_ok_and(|top| top.ino() == captured.id);
         if !(is_top && captured.scope == Scope::BelowOnly) {
-            self.cgroup(directory, place, agents);
+            self.cgroup(directory, place, search.agents);
         }
         for below in fs::read_dir(directory).into_iter().flatten().flatten() {
             if below.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.walk(&below.path(), captured, place, agents);
+                self.walk(&below.path(), captured, place, search, mount);
             }
         }
     }
@@ -216,7 +229,5 @@ fn namespace(pid: u32) -> Option<u64> {
 fn sockets_of(pid: u32) -> Vec<u64> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let links = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
-    links
-        .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
-        .collect()
+    links.filter_map(|link| inode_of(link.to_str()?)).collect()
 }
