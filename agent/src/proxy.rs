@@ -417,7 +417,7 @@ fn forward_reason(error: &ForwardError) -> (Reason, u16) {
         ForwardError::Connect { .. } | ForwardError::Send { .. } | ForwardError::Namespace { .. } => {
             (Reason::ServerUnreachable, 502)
         }
-        ForwardError::Guarded { .. } => (Reason::Undeclared, 403),
+        ForwardError::Guarded { .. } | ForwardError::LinkLocal { .. } => (Reason::Undeclared, 403),
         ForwardError::ConnectTimeout { .. } | ForwardError::SendTimeout { .. } => {
             (Reason::ServerTimeout, 504)
         }

@@ -52,7 +52,10 @@ enum Verdict {
 enum Planned {
     Refused,
     Excluded,
+    /// This port of it.
     Captured,
+    /// Whatever its port.
+    CapturedWhole,
     /// Nothing: it depends on the cgroup.
     Unnamed,
 }
@@ -149,7 +152,7 @@ fn stream(ctx: &SockAddrContext, config: &Config, target: &Target, captured: Cap
         Planned::Unnamed if captured.flags & DESTINATIONS_ALL == 0 => {
             return Verdict::Pass(Counter::ConnectOther);
         }
-        Planned::Captured | Planned::Unnamed => {}
+        Planned::Captured | Planned::CapturedWhole | Planned::Unnamed => {}
     }
     if is_lost(config) {
         let open = config.flags & LOSS_OPEN != 0;
@@ -190,12 +193,14 @@ fn has_declared_sibling(target: &Target) -> bool {
     holds(&DESTINATIONS, &key)
 }
 
-/// Datagrams are not captured: where TCP would be, they are refused, so that QUIC falls back.
+/// Datagrams are not captured: to a port that is captured by name, and to QUIC's where TCP would be captured, they are
+/// refused, so that clients fall back to TCP. Whole networks go on to be asked for names and time.
 #[inline(always)]
 pub fn is_refused_datagram(captured: Captured, target: &Target) -> bool {
     match planned(target) {
         Planned::Refused | Planned::Captured => true,
         Planned::Excluded => false,
+        Planned::CapturedWhole => target.port == HTTPS,
         Planned::Unnamed => captured.flags & DESTINATIONS_ALL != 0 && target.port == HTTPS,
     }
 }
@@ -333,7 +338,10 @@ fn planned(target: &Target) -> Planned {
     if excluded || holds(&EXCLUDED, &key) {
         return Planned::Excluded;
     }
-    if captured || holds(&DESTINATIONS, &key) { Planned::Captured } else { Planned::Unnamed }
+    if captured {
+        return Planned::Captured;
+    }
+    if holds(&DESTINATIONS, &key) { Planned::CapturedWhole } else { Planned::Unnamed }
 }
 
 /// By the value, which is never 0: of two pointers the compiler would make one by `|`, which the verifier refuses.

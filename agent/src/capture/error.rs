@@ -180,6 +180,20 @@ pub enum CaptureError {
         /// aya's words.
         cause: Box<aya::maps::MapError>,
     },
+    /// What is new must be there before what is old goes.
+    #[error(
+        "no room for {wanted} entries in the BPF map `{name}` beside {stale} old ones: at most {max} are possible at once; change the configuration in two steps, or restart the agent"
+    )]
+    NoRoom {
+        /// Which map.
+        name: &'static str,
+        /// How many the new plan has.
+        wanted: usize,
+        /// How many of the old one it does without.
+        stale: usize,
+        /// The limit.
+        max: u32,
+    },
     /// More entries than a map holds.
     #[error("{count} entries for the BPF map `{name}`: at most {max} are possible")]
     TooMany {

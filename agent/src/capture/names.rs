@@ -9,7 +9,7 @@ use super::{
     CaptureError,
     abi::Abi,
     cgroup,
-    plan::{Plan, flags, limit, map_error},
+    plan::{Plan, flags, map_error, room},
 };
 
 /// The map of names, and which they are now.
@@ -25,11 +25,7 @@ impl Names {
 
     /// Before the cgroups themselves: what is made meanwhile is captured by one of the two.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), CaptureError> {
-        let names = plan.names.iter().filter(|(name, ..)| !name.is_empty());
-        let wanted: BTreeMap<Name, u32> = names
-            .filter_map(|(name, scope, destinations)| Some((key(name)?, flags(*scope, *destinations))))
-            .collect();
-        limit("NAMES", wanted.len(), NAMES_MAX)?;
+        let wanted = wanted(plan);
         let failed = map_error("NAMES");
         for (name, flags) in &wanted {
             self.map.insert(Abi(*name), flags, 0).map_err(&failed)?;
@@ -42,10 +38,22 @@ impl Names {
         Ok(())
     }
 
+    /// Whether the names of a plan have room beside those that it does without.
+    pub(super) fn check_room(&self, plan: &Plan) -> Result<(), CaptureError> {
+        let wanted = wanted(plan);
+        let is_wanted = |Abi(name): &Abi<Name>| wanted.contains_key(name);
+        room("NAMES", self.map.keys(), is_wanted, wanted.len(), NAMES_MAX)
+    }
+
     /// Whether the kernel captured this cgroup by its name, perhaps after the plan was made.
     pub(super) fn holds(&self, id: u64) -> bool {
         cgroup::path_of(id).is_ok_and(|path| key(&path).is_some_and(|name| self.wanted.contains_key(&name)))
     }
+}
+
+fn wanted(plan: &Plan) -> BTreeMap<Name, u32> {
+    let names = plan.names.iter().filter(|(name, ..)| !name.is_empty());
+    names.filter_map(|(name, scope, destinations)| Some((key(name)?, flags(*scope, *destinations)))).collect()
 }
 
 /// Nothing for a name that is too long: the agent follows it by inotify alone.

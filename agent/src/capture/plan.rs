@@ -99,6 +99,8 @@ impl PlanMaps {
         let destinations = trie_entries("DESTINATIONS", plan.capture.iter().map(key))?;
         let excluded = trie_entries("EXCLUDED", plan.exclude.iter().map(key))?;
         let guarded = guarded_keys(&plan.guarded)?;
+        self.check_room(&captured, &refused, &destinations, &excluded, &guarded)?;
+        self.names.check_room(plan)?;
         for key in &guarded {
             self.guarded.insert(Abi(*key), 1, 0).map_err(map_error("GUARDED"))?;
         }
@@ -118,6 +120,29 @@ impl PlanMaps {
         remove_stale(&mut self.refused, "REFUSED", &refused)?;
         insert(&mut self.excluded, "EXCLUDED", &excluded)?;
         self.remove_unguarded(&guarded)
+    }
+
+    /// What is new is inserted before what is old is removed: there must be room for both, or half of a plan would hold.
+    fn check_room(
+        &self,
+        captured: &BTreeMap<u64, u32>,
+        refused: &Entries,
+        destinations: &Entries,
+        excluded: &Entries,
+        guarded: &[Guarded],
+    ) -> Result<(), CaptureError> {
+        room("CAPTURED", self.captured.keys(), |id| captured.contains_key(id), captured.len(), CGROUPS_MAX)?;
+        let of_guarded = |Abi(key): &Abi<Guarded>| guarded.contains(key);
+        room("GUARDED", self.guarded.keys(), of_guarded, guarded.len(), GUARDED_MAX)?;
+        for (name, trie, wanted) in [
+            ("REFUSED", &self.refused, refused),
+            ("DESTINATIONS", &self.destinations, destinations),
+            ("EXCLUDED", &self.excluded, excluded),
+        ] {
+            let is_wanted = |key: &Key<AbiKey>| wanted.contains(&entry(key));
+            room(name, trie.keys(), is_wanted, wanted.len(), DESTINATIONS_MAX)?;
+        }
+        Ok(())
     }
 
     fn remove_unguarded(&mut self, wanted: &[Guarded]) -> Result<(), CaptureError> {
@@ -184,7 +209,22 @@ fn trie_entries(name: &'static str, entries: impl Iterator<Item = Entry>) -> Res
     Ok(entries)
 }
 
-pub(super) fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
+/// Whether a map has room for `wanted` entries beside those in it that are not among them.
+pub(super) fn room<K>(
+    name: &'static str,
+    known: impl Iterator<Item = Result<K, MapError>>,
+    is_wanted: impl Fn(&K) -> bool,
+    wanted: usize,
+    max: u32,
+) -> Result<(), CaptureError> {
+    let stale = known.filter_map(Result::ok).filter(|key| !is_wanted(key)).count();
+    if wanted + stale > max as usize {
+        return Err(CaptureError::NoRoom { name, wanted, stale, max });
+    }
+    Ok(())
+}
+
+fn limit(name: &'static str, count: usize, max: u32) -> Result<(), CaptureError> {
     if count > max as usize { Err(CaptureError::TooMany { name, count, max }) } else { Ok(()) }
 }
 
@@ -217,6 +257,11 @@ fn trie_key(&(bits, port, address): &Entry) -> Key<AbiKey> {
     Key::new(bits, Abi(toolgate_ebpf_common::Destination { port, address }))
 }
 
+fn entry(key: &Key<AbiKey>) -> Entry {
+    let Abi(destination) = key.data();
+    (key.prefix_len(), destination.port, destination.address)
+}
+
 fn insert(trie: &mut Trie, name: &'static str, entries: &Entries) -> Result<(), CaptureError> {
     entries.iter().try_for_each(|key| trie.insert(&trie_key(key), 1, 0)).map_err(map_error(name))
 }
@@ -224,8 +269,7 @@ fn insert(trie: &mut Trie, name: &'static str, entries: &Entries) -> Result<(), 
 fn remove_stale(trie: &mut Trie, name: &'static str, wanted: &Entries) -> Result<(), CaptureError> {
     let known: Vec<Key<AbiKey>> = trie.keys().collect::<Result<_, _>>().map_err(map_error(name))?;
     for key in known {
-        let Abi(destination) = key.data();
-        if !wanted.contains(&(key.prefix_len(), destination.port, destination.address)) {
+        if !wanted.contains(&entry(&key)) {
             trie.remove(&key).map_err(map_error(name))?;
         }
     }

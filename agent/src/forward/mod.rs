@@ -60,6 +60,15 @@ pub enum ForwardError {
         /// Where the client wanted to go.
         address: SocketAddr,
     },
+    /// The kernel's programs are not told which link a client means.
+    #[error(
+        "{address} is a link-local address, and which link the client meant is not recorded: let it use another \
+         address of the server, or exclude this one (capture.exclude)"
+    )]
+    LinkLocal {
+        /// Where the client wanted to go.
+        address: SocketAddr,
+    },
     /// The client's body broke off or is no HTTP while it was streamed.
     #[error("the client's body broke off: {problem}")]
     ClientBody {
@@ -110,6 +119,9 @@ impl Undeclared<'_> {
         // The guard lets the agent pass: what is not decided as for that server must not.
         if namespaces.guards(namespace, address) {
             return Err(ForwardError::Guarded { address });
+        }
+        if matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local()) {
+            return Err(ForwardError::LinkLocal { address });
         }
         let from = namespaces.get(namespace).map_err(|source| ForwardError::Namespace { address, source })?;
         connect(address, &from, limits).await

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use toolgate::capture::{CaptureError, Kernel, Loss, Plan, Settings};
-use toolgate_tests::{Cgroup, Host};
+use toolgate_tests::{Cgroup, Host, pinned};
 
 use crate::client::Client;
-use crate::rig::{NOBODY, NOWHERE, Rig, destination, here, listeners, pin_folder, pins, plain_server};
+use crate::rig::{
+    NOBODY, NOWHERE, Rig, declared_of, destination, here, listeners, pin_folder, pins, plain_server,
+};
 
 fn attach() -> Result<Kernel, CaptureError> {
     let heartbeat_age_max = Duration::from_secs(3600);
@@ -55,6 +57,46 @@ fn an_error_leaves_nothing_behind() -> Result<()> {
     drop(kernel);
     ensure!(!pin_folder()?.exists(), "a plan that is too large");
     Ok(())
+}
+
+/// What is new is in the maps before what is old goes: both must fit, or half of a plan would be left.
+#[test]
+fn a_plan_without_room_beside_the_old_one_changes_nothing() -> Result<()> {
+    let cgroup = Cgroup::new("no-room")?;
+    let mut rig = Rig::start(Plan {
+        cgroups: vec![declared_of(&cgroup)?],
+        capture: vec![destination("192.0.2.7/32 8000")?],
+        ..Plan::default()
+    })?;
+    let mut client = Client::inside(&cgroup)?;
+    client.must(&format!("tcp {NOWHERE}"))?;
+    rig.next()?;
+    let many = |net: &str| -> Result<Vec<_>> {
+        (1..=10_000).map(|port| destination(&format!("{net} {port}"))).collect()
+    };
+    let (one, other) = (many("198.51.100.1/32")?, many("198.51.100.2/32")?);
+    rig.update(|plan| plan.capture.extend(one))?;
+    let (before, home, own) = (entries()?, rig.home, destination("192.0.2.7/32 8000")?);
+    // Each fits alone.
+    let refused = rig.update(|plan| {
+        plan.capture = other;
+        plan.exclude = vec![own];
+        plan.guarded = vec![(home, 8_000)];
+    });
+    let refused = refused.err().context("20,000 fit into 16,384")?;
+    ensure!(format!("{refused:#}").contains("no room for 10000"), "{refused:#}");
+    assert_eq!(entries()?, before);
+    client.must(&format!("tcp {NOWHERE}"))?;
+    rig.next().map(drop)
+}
+
+/// Entries of the maps that a plan fills.
+fn entries() -> Result<[usize; 3]> {
+    Ok([
+        pinned::entries::<8, 4>("CAPTURED")?,
+        pinned::entries::<16, 4>("GUARDED")?,
+        pinned::entries::<256, 4>("NAMES")?,
+    ])
 }
 
 /// The mount is open to all on many hosts: whoever owned the directory could detach.

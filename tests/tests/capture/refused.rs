@@ -109,7 +109,11 @@ fn datagrams_do_not_go_where_connections_are_captured() -> Result<()> {
     let (all, declared) = (Cgroup::new("udp-all")?, Cgroup::new("udp-declared")?);
     let rig = Rig::start(Plan {
         cgroups: vec![all_of(&all)?, declared_of(&declared)?],
-        capture: vec![destination("192.0.2.0/24 8000")?, destination("2001:db8::/32 8000")?],
+        capture: vec![
+            destination("192.0.2.0/24 8000")?,
+            destination("2001:db8::/32 8000")?,
+            destination("198.51.100.0/24")?,
+        ],
         exclude: vec![destination("127.0.0.1/32 443")?],
         ..Plan::default()
     })?;
@@ -136,6 +140,9 @@ fn datagrams_do_not_go_where_connections_are_captured() -> Result<()> {
         check(client, NOWHERE, true)?;
         check(client, NOWHERE6, true)?;
         check(client, "::ffff:192.0.2.7 8000", true)?;
+        // Whole networks are asked for names and time, and for QUIC in vain.
+        check(client, "198.51.100.7 53", false)?;
+        check(client, "198.51.100.7 443", true)?;
         check(client, "127.0.0.1 53", false)?;
         check(client, "127.0.0.1 443", false)?;
     }
