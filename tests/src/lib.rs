@@ -10,6 +10,7 @@
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
 //! - `peer`: a server whose every byte is the test's own
 //! - `pinned`: the maps that the programs and the agent share, as the kernel holds them
+//! - `pid_max`: how many process ids the host has
 //! - `port_range`: the host's ephemeral ports
 //! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
@@ -24,6 +25,7 @@ mod host;
 pub mod http;
 pub mod netns;
 mod peer;
+mod pid_max;
 pub mod pinned;
 pub mod port_range;
 mod process;
@@ -41,6 +43,7 @@ pub use host::{Host, cgroup2};
 pub use http::Connection;
 pub use netns::Netns;
 pub use peer::Peer;
+pub use pid_max::PidMax;
 pub use port_range::PortRange;
 pub use process::Process;
 pub use refusal::{kernel, refusal};

@@ -12,13 +12,15 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use toolgate_ebpf_common::{CONNECTIONS_MAX, CONNECTIONS_PER_CGROUP_MAX, Record};
 use toolgate_tests::scene::text;
-use toolgate_tests::{Agent, Cgroup, Host, Netns, Process, Setup, Witness, free_address, pinned};
+use toolgate_tests::{Agent, Cgroup, Host, Netns, PidMax, Process, Setup, Witness, free_address, pinned};
 
 /// Who the attacker is, and who runs beside it.
 const ATTACKER: &str = "attacker";
 const BESIDE: &str = "beside";
 /// QUIC's port.
 const HTTPS: u16 = 443;
+/// Process ids where there are few: the kernel gives none below 300 twice. The machine goes on with them for a second.
+const PIDS: u32 = 1_024;
 /// When a record was made that no sweep takes for a left one.
 const NEVER_OLD: u64 = u64::MAX;
 
@@ -63,6 +65,8 @@ enum Given {
     GuardGone,
     /// So with the captured cgroup.
     CaptureGone,
+    /// The host has few process ids, so that each comes again soon.
+    FewPids,
 }
 
 use Outcome::{Captured, Done, Nobody, Reached, Refused};
@@ -205,6 +209,12 @@ const WAYS: &[Way] = &[
     both("a connection handed on to a process outside", "handed-on to=127.0.0.1:{port}", CAPTURED),
     both("exec between connect and first byte", "becomes-another start=inside to=127.0.0.1:{port}", CAPTURED),
     both("a reused process id", "reuses-pid to=127.0.0.1:{port}", CAPTURED),
+    given(
+        Given::FewPids,
+        "a process id that comes again by itself",
+        "reuses-pid comes-again=1 to=127.0.0.1:{port}",
+        CAPTURED,
+    ),
     both("a thread whose first thread has ended", "leaderless start=inside to=127.0.0.1:{port}", CAPTURED),
     both("a new user namespace", "unshared namespace=user start=inside to=127.0.0.1:{port}", CAPTURED),
     both("a new cgroup namespace", "unshared namespace=cgroup start=inside to=127.0.0.1:{port}", CAPTURED),
@@ -388,6 +398,7 @@ struct Stage {
     /// Guarded ports that were taken away, and the flags of the cgroup that was.
     taken: Vec<[u8; 16]>,
     flags: [u8; 4],
+    few_pids: Option<PidMax>,
     /// Last: the turn ends with it.
     agent: Option<Agent>,
     /// The agent has it, if there is one.
@@ -458,6 +469,7 @@ impl Stage {
             filled_with: 0,
             taken: Vec::new(),
             flags: [0; 4],
+            few_pids: None,
             _turn: turn,
         })
     }
@@ -480,7 +492,9 @@ impl Stage {
     }
 
     fn check(&mut self, way: &Way) -> Result<()> {
-        if self.mode == Mode::Off || way.given == Given::Nothing {
+        // What is done to the agent or its maps needs one.
+        let is_given = way.given == Given::FewPids || self.mode != Mode::Off;
+        if !is_given || way.given == Given::Nothing {
             return self.try_it(way, self.expected(way), &self.tool(way));
         }
         self.give(way.given)?;
@@ -530,6 +544,10 @@ impl Stage {
                 ensure!(!self.taken.is_empty(), "nothing is guarded");
                 Ok(())
             }
+            Given::FewPids => {
+                self.few_pids = Some(PidMax::set(PIDS)?);
+                Ok(())
+            }
             Given::CaptureGone => {
                 let (mut captured, id) = (pinned::map::<8, 4>("CAPTURED")?, self.inside.id()?.to_ne_bytes());
                 self.flags = captured.get(&id, 0)?;
@@ -557,6 +575,10 @@ impl Stage {
             Given::GuardGone => {
                 let mut guarded = pinned::map::<16, 4>("GUARDED")?;
                 self.taken.drain(..).try_for_each(|key| Ok(guarded.insert(key, 1_u32.to_ne_bytes(), 0)?))
+            }
+            Given::FewPids => {
+                self.few_pids = None;
+                Ok(())
             }
             Given::CaptureGone => {
                 let mut captured = pinned::map::<8, 4>("CAPTURED")?;

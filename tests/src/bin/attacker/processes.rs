@@ -11,13 +11,17 @@ use io_uring::IoUring;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid, fork};
 use socket2::Socket;
 
 use crate::ask::{Ask, At as _, Stopped, Tried, ended, enter, host_pid, stopped};
 use crate::{passed, speak, tcp};
 
 const POLLER_MS: u32 = 200;
+/// Forks until a process id must have come again, where there are a thousand.
+const FORKS_MAX: u32 = 1_500;
+/// Processes whose id is waited for.
+const TRIES_MAX: u32 = 5;
 
 /// The socket is made before this process joins the captured cgroup.
 pub(crate) fn joins_late(ask: &Ask) -> Tried {
@@ -160,16 +164,35 @@ pub(crate) fn leaderless(ask: Ask) -> Tried {
 
 /// One process connects, hands the connection over and ends. Another one, captured in `beside=`, gets its process id
 /// and makes a call of its own. Then the first one's connection says the call.
+///
+/// `comes-again=`: the kernel gives the process id again by itself, when all others have been given.
 pub(crate) fn reuses_pid(ask: &Ask) -> Tried {
-    let (child, channel) = passed::helper(ask, "connects-inside")?;
-    let pid = child.id();
-    let socket = passed::receive(&channel)?;
-    ended(child)?;
-    let (own, its) = std::os::unix::net::UnixStream::pair().at("pair")?;
-    let mut successor = ask.again("calls-beside")?;
-    successor.stdin(std::os::fd::OwnedFd::from(its));
-    let successor_pid = spawn_as(pid, successor)?;
-    let mut own = own;
+    for _ in 0..TRIES_MAX {
+        let (child, channel) = passed::helper(ask, "connects-inside")?;
+        let pid = child.id();
+        let socket = passed::receive(&channel)?;
+        ended(child)?;
+        let (own, its) = std::os::unix::net::UnixStream::pair().at("pair")?;
+        let mut successor = ask.again("calls-beside")?;
+        successor.stdin(std::os::fd::OwnedFd::from(its));
+        let successor = match ask.find("comes-again") {
+            Some(_) => spawn_when_it_comes(pid, successor)?,
+            None => Some(spawn_as(pid, successor)?),
+        };
+        if let Some(successor) = successor {
+            return both_speak(ask, pid, socket, successor, own);
+        }
+    }
+    Err(stopped("pid", "somebody else gets it each time"))
+}
+
+fn both_speak(
+    ask: &Ask,
+    pid: u32,
+    socket: Socket,
+    successor_pid: Pid,
+    mut own: std::os::unix::net::UnixStream,
+) -> Tried {
     own.set_read_timeout(Some(speak::SILENCE)).at("timeout")?;
     // It has made its call, and lives.
     own.read_exact(&mut [0]).at("the successor's call")?;
@@ -210,6 +233,29 @@ pub(crate) fn under_pid(ask: &Ask) -> Tried {
     waitpid(successor, None).at("wait")?;
     // It has said what came of it.
     Ok(String::new())
+}
+
+/// Starts a program under a process id when the kernel gives that. None: somebody else got it.
+fn spawn_when_it_comes(pid: u32, mut command: Command) -> Result<Option<Pid>, Stopped> {
+    for _ in 0..FORKS_MAX {
+        // SAFETY: no thread but this one; the child calls nothing but exec, and ends.
+        match unsafe { fork() }.at("fork")? {
+            ForkResult::Child => {
+                if std::process::id() == pid {
+                    let _error = command.exec();
+                }
+                // SAFETY: ends the child without its parent's duties.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } if u32::try_from(child.as_raw()) == Ok(pid) => {
+                return Ok(Some(child));
+            }
+            ForkResult::Parent { child } => {
+                waitpid(child, None).at("wait")?;
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Starts a program under a process id that is free (clone3(2), `set_tid`, kernel 5.5).
