@@ -6,6 +6,7 @@
 
 mod digest;
 mod line;
+mod marks;
 mod metrics;
 mod writer;
 
@@ -25,6 +26,7 @@ use toolgate_core::mcp::{Call, Message, Method};
 
 use crate::identify::Origin;
 use crate::parse::{Asked, Request};
+use marks::Mark;
 use serde::Serialize;
 use writer::{Item, Queue};
 
@@ -49,6 +51,8 @@ pub struct Recorder {
     digester: Digester,
     metrics: Arc<Metrics>,
     deny_on_failure: bool,
+    mark: Arc<Mark>,
+    sync: Duration,
 }
 
 /// Entries in use, and whether the file takes them.
@@ -78,10 +82,18 @@ impl Slots {
 
 impl Recorder {
     /// A recorder in front of `queue`. Request ids go on from the clock, so that a restart repeats none.
-    fn new(queue: Arc<Queue>, digester: Digester, metrics: Arc<Metrics>, deny_on_failure: bool) -> Self {
+    fn new(plan: &AuditPlan, queue: Arc<Queue>, digester: Digester, writer: &Writer) -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let first_id = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
-        Self { queue, next_id: AtomicU64::new(first_id), digester, metrics, deny_on_failure }
+        Self {
+            queue,
+            next_id: AtomicU64::new(first_id),
+            digester,
+            metrics: Arc::clone(&writer.metrics),
+            deny_on_failure: plan.deny_on_failure,
+            mark: Arc::clone(&writer.mark),
+            sync: plan.sync,
+        }
     }
 
     /// Opens the entry of one message, or of one connection that carries none.
@@ -121,7 +133,7 @@ impl Recorder {
         if taken.is_err() && self.deny_on_failure {
             return taken.map(drop);
         }
-        let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+        let time = shown(SystemTime::now());
         let mut text = Vec::new();
         // Strings and numbers always serialise, and a Vec takes all.
         let _ = serde_json::to_writer(&mut text, &Timed { time, event });
@@ -130,11 +142,52 @@ impl Recorder {
         Ok(())
     }
 
+    /// Writes a line where agents died since the last look: what they had not written by then is missing. A line is
+    /// written when its message ends; what was under way at the death has none.
+    fn note_deaths(&self, since: SystemTime) {
+        let gap = Gap { event: "audit_gap", missing_since: shown(since) };
+        let noted = match self.mark.remove_dead() {
+            Ok(0) => return,
+            Ok(agents) => {
+                tracing::warn!(agents, since = %gap.missing_since, "an agent died: audit lines may be missing");
+                self.event(&gap).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = noted {
+            tracing::error!(%error, "whether audit lines are missing is not recorded");
+        }
+    }
+
+    /// The agent that handed over to this one has ended. It may have died.
+    pub fn predecessor_ended(&self) {
+        self.note_deaths(SystemTime::now() - self.sync);
+    }
+
+    /// The agent that was to take over has failed. It had nothing to write.
+    pub fn successor_failed(&self) {
+        if let Err(error) = self.mark.remove_dead() {
+            tracing::warn!(%error, "the next agent will take one that failed to start for one that died");
+        }
+    }
+
     /// The HMAC of a call's arguments, as the audit shows it.
     #[must_use]
     pub fn digest(&self, call: &Call<'_>) -> Option<[u8; 32]> {
         call.arguments.map(|arguments| self.digester.digest(arguments.text().as_bytes()))
     }
+}
+
+/// A line of the audit.
+#[derive(Serialize)]
+struct Gap {
+    event: &'static str,
+    /// Until the time of this line.
+    missing_since: String,
+}
+
+fn shown(time: SystemTime) -> String {
+    humantime::format_rfc3339_micros(time).to_string()
 }
 
 #[derive(Serialize)]
@@ -350,7 +403,12 @@ pub fn start(plan: &AuditPlan) -> Result<(Recorder, Writer), AuditError> {
     let digester = Digester::open(&plan.state_directory)?;
     let slots = Slots { used: AtomicUsize::new(0), max: plan.entries_max, failing: AtomicBool::new(false) };
     let queue = Arc::new(Queue::new(slots));
-    let writer = Writer::start(plan, Arc::clone(&queue))?;
-    let recorder = Recorder::new(queue, digester, Arc::clone(&writer.metrics), plan.deny_on_failure);
+    // What was written last is not on disk for as long as a sync may take; without a file nothing was ever written.
+    let last = std::fs::metadata(&plan.file).and_then(|file| file.modified());
+    let mark = |cause| AuditError::Mark { folder: plan.state_directory.clone(), cause };
+    let mark = Arc::new(Mark::make(&plan.state_directory).map_err(mark)?);
+    let writer = Writer::start(plan, Arc::clone(&queue), mark)?;
+    let recorder = Recorder::new(plan, queue, digester, &writer);
+    recorder.note_deaths(last.unwrap_or_else(|_| SystemTime::now()) - plan.sync);
     Ok((recorder, writer))
 }

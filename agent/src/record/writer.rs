@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::marks::Mark;
 use super::{AuditPlan, Line, Metrics, Phase, Slots};
 
 /// Lines that `status` shows.
@@ -36,6 +37,14 @@ pub enum AuditError {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// No mark of this agent.
+    #[error("cannot note below `{}` that this agent writes the audit: {cause}", folder.display())]
+    Mark {
+        /// The state directory.
+        folder: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
     },
     /// No thread.
     #[error("cannot start the audit thread: {cause}")]
@@ -117,6 +126,7 @@ pub type Recent = Arc<Mutex<VecDeque<String>>>;
 pub struct Writer {
     queue: Arc<Queue>,
     thread: JoinHandle<()>,
+    pub(super) mark: Arc<Mark>,
     /// Counters and histograms of what was written.
     pub metrics: Arc<Metrics>,
     /// The last entries.
@@ -124,7 +134,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(plan: &AuditPlan, queue: Arc<Queue>) -> Result<Self, AuditError> {
+    pub(super) fn start(plan: &AuditPlan, queue: Arc<Queue>, mark: Arc<Mark>) -> Result<Self, AuditError> {
         let file = open(&plan.file)?;
         let metrics = Arc::new(Metrics::new());
         let recent = Recent::default();
@@ -140,15 +150,16 @@ impl Writer {
             .name("toolgate-audit".to_owned())
             .spawn(move || work.run())
             .map_err(|cause| AuditError::Thread { cause })?;
-        Ok(Self { queue, thread, metrics, recent })
+        Ok(Self { queue, thread, mark, metrics, recent })
     }
 
     /// Writes what is left, and ends.
     pub fn finish(self) {
         self.queue.close();
         if self.thread.join().is_err() {
-            tracing::error!("the audit thread panicked: its last entries may be missing");
+            return tracing::error!("the audit thread panicked: its last entries may be missing");
         }
+        self.mark.remove();
     }
 }
 
