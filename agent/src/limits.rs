@@ -40,6 +40,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// The same of one captured cgroup: none can use up the others' share.
     pub connections_per_cgroup_max: usize,
+    /// Network namespaces of one captured cgroup that are served: none can use up the others' share.
+    pub namespaces_per_cgroup_max: usize,
     /// Sessions bound at once on the node.
     pub sessions_max: usize,
     /// How long a session lasts without a request.
@@ -73,6 +75,7 @@ impl Default for Limits {
             upstream_idle_count_max: 64,
             connections_max: 16_384,
             connections_per_cgroup_max: 8_192,
+            namespaces_per_cgroup_max: 1_024,
             sessions_max: 65_536,
             session_idle_max: Duration::from_secs(24 * 3600),
             audit_entries_max: 16_384,

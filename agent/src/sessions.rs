@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ pub struct Sessions {
     shard_max: usize,
     idle_max: Duration,
     /// Who is told of new bindings, too: this process hands over.
-    successor: OnceLock<Tell>,
+    successor: RwLock<Option<Tell>>,
 }
 
 impl Sessions {
@@ -80,21 +80,26 @@ impl Sessions {
             hasher: RandomState::new(),
             shard_max: count_max.div_ceil(SHARDS),
             idle_max,
-            successor: OnceLock::new(),
+            successor: RwLock::default(),
         }
     }
 
-    /// All bindings; `successor` is told of what is bound from now on. The first call counts.
+    /// All bindings; `successor` is told of what is bound from now on.
     #[must_use]
     pub fn export(&self, successor: Tell) -> Vec<Binding> {
         // Before the look at the shards: what is bound in between is told twice, not never.
-        let _ = self.successor.set(successor);
+        *self.successor.write().unwrap_or_else(PoisonError::into_inner) = Some(successor);
         let mut all = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             all.extend(shard.iter().map(|(key, bound)| binding(key, bound)));
         }
         all
+    }
+
+    /// Nobody is told any more: the successor has failed.
+    pub fn export_no_more(&self) {
+        *self.successor.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Binds what another process had bound. A session that is bound already stays as it is.
@@ -133,7 +138,7 @@ impl Sessions {
         }
         self.make_room(&mut shard, caller, now);
         let bound = Bound { caller: caller.clone(), used: now };
-        if let Some(successor) = self.successor.get() {
+        if let Some(successor) = &*self.successor.read().unwrap_or_else(PoisonError::into_inner) {
             successor(&binding(&key, &bound));
         }
         shard.insert(key, bound);

@@ -9,9 +9,9 @@ use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
-use toolgate_tests::scene::{call, is_result};
+use toolgate_tests::scene::{call, is_result, text};
 use toolgate_tests::{Caller, PATIENCE, Peer, Scene, Setup, get, toolgate, wait};
 
 /// Whether the agent decides on what `caller` sends: an unchecked server would answer.
@@ -74,7 +74,11 @@ fn who_got_the_port_of_a_dead_agent_gets_nothing_and_keeps_none_from_coming_back
     let mut captured = scene.caller("reader")?;
     assert!(is_governed(&scene, &mut captured)?);
     scene.agent.kill()?;
-    let impostor = listen_without_bind(scene.agent.outbound.port())?;
+    let port = scene.agent.outbound.port();
+    assert!(listen_without_bind(port).is_err(), "it is reserved");
+    // Somebody writes a list of their own.
+    fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "\n")?;
+    let impostor = listen_without_bind(port)?;
     impostor.set_nonblocking(true).context("cannot set a flag")?;
     assert!(is_refused(&scene, &mut captured)?);
     scene.agent.start_again()?;
@@ -82,6 +86,30 @@ fn who_got_the_port_of_a_dead_agent_gets_nothing_and_keeps_none_from_coming_back
     assert!(is_governed(&scene, &mut captured)?);
     let nothing = impostor.accept().map(drop).map_err(|error| error.kind());
     assert_eq!(nothing, Err(std::io::ErrorKind::WouldBlock));
+    Ok(())
+}
+
+#[test]
+fn the_audit_says_after_a_death_and_only_then_that_lines_may_be_missing() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let served = |scene: &Scene| is_governed(scene, &mut scene.caller("reader")?);
+    assert!(served(&scene)?);
+    let gaps = |lines: &[Value]| lines.iter().filter(|line| text(line, "event") == "audit_gap").count();
+    scene.agent.upgrade(&[])?;
+    assert!(scene.agent.stop_after_signal()?.success());
+    scene.agent.stop_successor()?;
+    scene.agent.start_again()?;
+    assert!(served(&scene)?);
+    assert_eq!(gaps(&scene.agent.audit(4)?), 0, "each has ended in order");
+
+    scene.agent.kill()?;
+    scene.agent.start_again()?;
+    assert!(served(&scene)?);
+    let lines = scene.agent.audit_until("a gap and two more calls", |lines| lines.len() == 7)?;
+    assert_eq!(gaps(&lines), 1);
+    let gap = &lines[4];
+    assert_eq!(text(gap, "event"), "audit_gap", "the first line of the next agent");
+    ensure!(text(gap, "missing_since") < text(gap, "time"), "{gap}");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
@@ -10,8 +11,8 @@ use socket2::{Domain, Socket, Type};
 use toolgate_tests::netns::in_cgroup;
 use toolgate_tests::scene::{call, is_result, resources, text};
 use toolgate_tests::{
-    Agent, Caller, Cgroup, Connected, Connection, Host, Netns, Peer, Process, Scene, Server, Setup, pinned,
-    wait,
+    Agent, Caller, Cgroup, Connected, Connection, Host, Netns, Peer, Process, Scene, Server, Setup, cgroup2,
+    pinned, toolgate, wait,
 };
 
 /// A name of `localhost`, which every namespace has.
@@ -277,6 +278,148 @@ fn namespaces_that_vanish_while_they_are_found_leave_nothing() -> Result<()> {
     let said = agent.process().said();
     assert!(!said.contains("panicked") && !said.contains("is left in the kernel"), "{said}");
     drop(agent);
+    Ok(())
+}
+
+#[test]
+fn a_namespace_that_is_removed_while_connects_run_in_it_leaves_nothing() -> Result<()> {
+    let stage = Stage::set("{}")?;
+    let before = held(&stage.agent)?;
+    let left = || -> Result<[usize; 3]> {
+        Ok([
+            pinned::entries::<8, 8>("NAMESPACES")?,
+            pinned::entries::<32, 96>("CONNECTIONS")?,
+            pinned::entries::<48, 8>("ADMITTED")?,
+        ])
+    };
+    let entries = left()?;
+    let to = stage.server.address;
+    // Several at once, one after the other, and each is cut wherever it is.
+    let connects = format!(
+        "echo begun; while :; do for n in 1 2 3 4; do (exec 3<>/dev/tcp/{}/{}) 2>/dev/null & done; wait; done",
+        to.ip(),
+        to.port()
+    );
+    let mut at_home = stage.agent.caller("writer")?;
+    for _ in 0..6 {
+        let netns = Netns::new()?;
+        netns.link()?;
+        let mut caller = caller_in(&stage.agent, &netns, "reader")?;
+        connect(&mut caller, to)?;
+        let slice = Cgroup::made_by_another(cgroup_of(caller.id())?);
+        let mut many = netns.in_cgroup(&slice);
+        let many = Process::start(many.args(["bash", "-c", &connects]))?;
+        many.line("begun")?;
+        let seen = stage.server.connections();
+        connect(&mut caller, to)?;
+        wait::until("connects of it", || Ok((stage.server.connections() >= seen).then_some(())))?;
+        let link = netns.unname()?;
+        // All of them at once, in the middle of what they do.
+        fs::write(slice.path().join("cgroup.kill"), "1").context("cannot kill a cgroup")?;
+        drop((many, caller));
+        link.is_gone()?;
+        assert!(may(&mut http(&mut at_home, to)?, "echo")?, "the agent hangs");
+    }
+    drop(at_home);
+    wait::until("the agent to hold what it held before", || {
+        Ok((held(&stage.agent)? == before && left()? == entries).then_some(()))
+    })
+    .with_context(|| format!("before {before:?} {entries:?}, now {:?} {:?}", held(&stage.agent), left()))?;
+    let said = stage.agent.process().said();
+    ensure!(!said.contains("panicked") && !said.contains("is left in the kernel"), "{said}");
+    Ok(())
+}
+
+/// The directory of the cgroup that a process is in.
+fn cgroup_of(process: u32) -> Result<PathBuf> {
+    let listed = fs::read_to_string(format!("/proc/{process}/cgroup"))?;
+    let own = listed.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2")?;
+    Ok(cgroup2()?.join(own))
+}
+
+/// A list of reserved ports, of the namespace that the thread is in.
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+fn reserved() -> Result<String> {
+    Ok(fs::read_to_string(RESERVED).context("cannot read it")?.trim().to_owned())
+}
+
+/// Puts the host's list back.
+struct Reserved(String);
+
+impl Reserved {
+    fn with(list: &str) -> Result<Self> {
+        let before = reserved()?;
+        fs::write(RESERVED, list).context("cannot set it")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let _told_by_later_tests = fs::write(RESERVED, format!("{}\n", self.0));
+    }
+}
+
+#[test]
+fn the_agents_port_is_reserved_where_it_serves_beside_what_others_reserved() -> Result<()> {
+    let host = Host::turn()?;
+    let before = Reserved::with("7,9-11")?;
+    let netns = Netns::new()?;
+    let [outside, _] = netns.link()?;
+    netns.run(&["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=8080"])?;
+    let server = Server::at(SocketAddr::new(outside, 0))?;
+    let mut agent =
+        Agent::start_in(host, Setup { resources: &resources(server.address), ..Setup::default() })?;
+    let port = agent.outbound.port();
+    let mut caller = caller_in(&agent, &netns, "reader")?;
+    connect(&mut caller, server.address)?;
+    let inside = || netns.within(reserved);
+    assert_eq!((reserved()?, inside()?), (format!("7,9-11,{port}"), format!("8080,{port}")));
+    // Nobody gets it who does not ask for it by name.
+    netns.within(|| {
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("{port} {}", port + 1))?;
+        let one = std::net::TcpListener::bind("127.0.0.1:0")?;
+        ensure!(one.local_addr()?.port() == port + 1, "it got the agent's port");
+        ensure!(std::net::TcpListener::bind("127.0.0.1:0").is_err(), "there was another port");
+        Ok(())
+    })?;
+    // Another's change is left as it is.
+    netns.run(&["sysctl", "-qw", &format!("net.ipv4.ip_local_reserved_ports=8081,{port}")])?;
+    agent.upgrade(&[])?;
+    assert_eq!((reserved()?, inside()?), (format!("7,9-11,{port}"), format!("8081,{port}")));
+    agent.stop_successor()?;
+    assert_eq!((reserved()?, inside()?), ("7,9-11".to_owned(), "8081".to_owned()));
+    agent.stop_after_signal()?;
+
+    // So after a death; and the port of an operator's own list stays in it.
+    agent.start_again()?;
+    connect(&mut caller_in(&agent, &netns, "reader")?, server.address)?;
+    assert_eq!(inside()?, format!("8081,{port}"));
+    agent.kill()?;
+    assert_eq!(reserved()?, format!("7,9-11,{port}"), "also while the agent is dead");
+    let output = toolgate().arg("detach").output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((reserved()?, inside()?), ("7,9-11".to_owned(), "8081".to_owned()));
+    fs::write(RESERVED, port.to_string())?;
+    agent.start_again()?;
+    agent.stop()?;
+    assert_eq!(reserved()?, port.to_string());
+    drop((caller, before));
+    Ok(())
+}
+
+#[test]
+fn a_link_local_destination_is_refused_at_once_and_the_audit_says_why() -> Result<()> {
+    let stage = Stage::set("{ destinations: all, unrecognised: pass }")?;
+    // With a route, so that IPv6 is not refused as a whole.
+    stage.netns.link6()?;
+    let mut caller = stage.caller("reader")?;
+    connect(&mut caller, stage.server.address)?;
+    comes_to_nothing(&mut caller, "[fe80::7%2]:80".parse()?)?;
+    let lines = stage.agent.audit(1)?;
+    let told = lines.iter().any(|line| text(line, "detail").contains("link-local"));
+    ensure!(told, "{lines:#?}");
     Ok(())
 }
 

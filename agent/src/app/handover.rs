@@ -3,9 +3,11 @@
 //! them, are the same sockets.
 //!
 //! Both talk over a Unix socket at the child's standard input, one JSON message a datagram, descriptors attached:
-//! predecessor: `lock`, `listener`..., `whole`; successor: `attached`, or `failed`; predecessor, which accepts no more:
-//! `sessions`..., `over`; from then on the successor serves, and `sessions` go on as long as the predecessor drains.
+//! predecessor: `lock`, `listener`..., `whole`; successor: `attached`, or `failed`; predecessor: `sessions`..., `over`;
+//! successor, of which nothing can fail any more: `taken`, or `failed`; from then on the successor serves, the predecessor
+//! accepts no more, and `sessions` go on as long as it drains.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -24,15 +26,18 @@ use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use super::AgentLock;
+use crate::capture::Cookie;
 use crate::netns::Listeners;
 use crate::sessions::{Binding, Sessions};
 
 /// The flag that tells a process that its standard input is a predecessor.
 const FLAG: &str = "--handover";
 /// Spoken by both; another number is another language.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// From the start of the successor until it is attached.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
+/// Until the other end takes a message, or answers one that needs no work.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// From the end of its socket to its own end.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often its end is looked for meanwhile.
@@ -95,8 +100,10 @@ pub enum HandoverError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
-    /// Captured connections.
+    /// Captured connections at home.
     Outbound,
+    /// Captured connections in another network namespace.
+    Namespace(Cookie),
     /// `listen.admin`
     Admin(PathBuf),
     /// `listen.metrics`
@@ -115,6 +122,7 @@ enum Message {
     Failed { error: String },
     Sessions { bindings: Vec<Binding> },
     Over,
+    Taken,
 }
 
 /// What the predecessor passes on.
@@ -129,6 +137,8 @@ pub struct Heritage {
     port: u16,
     /// Captured connections at home.
     outbound: Vec<TcpListener>,
+    /// Captured connections elsewhere.
+    namespaces: BTreeMap<Cookie, Vec<TcpListener>>,
     others: Vec<(Role, OwnedFd)>,
 }
 
@@ -148,11 +158,10 @@ impl Heritage {
         if port == self.port { Ok(()) } else { Err(HandoverError::Port { from: self.port, to: port }) }
     }
 
-    /// The listeners at home.
-    pub(super) fn outbound(self) -> Listeners {
-        let is_v4 = |listener: &TcpListener| listener.local_addr().is_ok_and(|address| address.is_ipv4());
-        let (v4, v6) = self.outbound.into_iter().partition(is_v4);
-        Listeners { v4, v6 }
+    /// The listeners at home, and those of each other namespace.
+    pub(super) fn listeners(self) -> (Listeners, BTreeMap<Cookie, Listeners>) {
+        let others = self.namespaces.into_iter().map(|(cookie, all)| (cookie, Listeners::sorted(all)));
+        (Listeners::sorted(self.outbound), others.collect())
     }
 
     /// A listener for that role, if the predecessor had it at the same place.
@@ -180,7 +189,14 @@ impl Line {
     pub(super) fn pair() -> Result<(Self, OwnedFd), HandoverError> {
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
         let (ours, its) = pair.map_err(|errno| HandoverError::Channel { cause: errno.into() })?;
-        Ok((Self(ours), its))
+        Ok((Self::new(ours)?, its))
+    }
+
+    /// Who does not take what is said to it holds nobody up for long.
+    fn new(end: OwnedFd) -> Result<Self, HandoverError> {
+        let limited = SockRef::from(&end).set_write_timeout(Some(ANSWER_TIME_MAX));
+        limited.map_err(|cause| HandoverError::Channel { cause })?;
+        Ok(Self(end))
     }
 
     /// The same end once more.
@@ -201,9 +217,10 @@ impl Line {
         let attached = [ControlMessage::ScmRights(&raw)];
         let attached = if raw.is_empty() { &attached[..0] } else { &attached[..] };
         let flags = MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&text)], attached, flags, None)
-            .map(drop)
-            .map_err(|errno| failed(errno.into()))
+        match sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&text)], attached, flags, None) {
+            Err(nix::Error::EAGAIN) => Err(failed(io::ErrorKind::TimedOut.into())),
+            sent => sent.map(drop).map_err(|errno| failed(errno.into())),
+        }
     }
 
     /// `None`: the other end has gone.
@@ -278,11 +295,17 @@ impl Successor {
         let successor = Self { child: Mutex::new(Some(child)), line };
         match successor.hand_over(estate) {
             Ok(()) => Ok(successor),
-            // It may not even have read what it was given: how it ended says more.
-            Err(HandoverError::Channel { cause }) if cause.kind() != io::ErrorKind::TimedOut => {
-                Err(successor.ended().unwrap_or(HandoverError::Channel { cause }))
+            Err(error) => Err(successor.explained(error)),
+        }
+    }
+
+    /// It may not even have read what it was given: how it ended says more.
+    fn explained(&self, error: HandoverError) -> HandoverError {
+        match error {
+            HandoverError::Channel { cause } if cause.kind() != io::ErrorKind::TimedOut => {
+                self.ended().unwrap_or(HandoverError::Channel { cause })
             }
-            Err(error) => Err(error),
+            other => other,
         }
     }
 
@@ -294,10 +317,16 @@ impl Successor {
         }
         line.say(&Message::Whole { port: estate.port }, &[])?;
         line.patience(Some(START_TIME_MAX))?;
-        match line.hear()? {
-            Some((Message::Attached, _)) => Ok(()),
+        match self.answer()? {
+            Message::Attached => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn answer(&self) -> Result<Message, HandoverError> {
+        match self.line.hear()? {
             Some((Message::Failed { error }, _)) => Err(HandoverError::Refused { error }),
-            Some((other, _)) => Err(unexpected(&other)),
+            Some((other, _)) => Ok(other),
             None => Err(HandoverError::Channel { cause: io::ErrorKind::UnexpectedEof.into() }),
         }
     }
@@ -332,10 +361,20 @@ impl Successor {
         Ok(())
     }
 
-    /// From now on it is the agent, and outlives this process.
+    /// Gives it the word. When it has taken it, it is the agent, and outlives this process.
+    ///
+    /// # Errors
+    /// [`HandoverError`]: this process still is the agent.
     pub(super) fn over(&self) -> Result<(), HandoverError> {
-        self.line.say(&Message::Over, &[])?;
-        *self.child() = None;
+        let answer = || {
+            self.line.say(&Message::Over, &[])?;
+            self.line.patience(Some(ANSWER_TIME_MAX))?;
+            self.answer()
+        };
+        match answer().map_err(|error| self.explained(error))? {
+            Message::Taken => *self.child() = None,
+            other => return Err(unexpected(&other)),
+        }
         Ok(())
     }
 }
@@ -361,7 +400,7 @@ impl Predecessor {
     /// [`HandoverError`]: this process was not started by an agent.
     pub(super) fn meet() -> Result<Inherited, HandoverError> {
         let failed = |cause| HandoverError::Channel { cause };
-        let line = Line(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?);
+        let line = Line::new(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)?;
         line.patience(Some(START_TIME_MAX))?;
         let gone = || HandoverError::Channel { cause: io::ErrorKind::UnexpectedEof.into() };
         let lock = match line.hear()?.ok_or_else(gone)? {
@@ -370,17 +409,22 @@ impl Predecessor {
             }
             (other, _) => return Err(unexpected(&other)),
         };
-        let (mut outbound, mut others) = (Vec::new(), Vec::new());
+        let (mut outbound, mut namespaces, mut others) =
+            (Vec::new(), BTreeMap::<_, Vec<_>>::new(), Vec::new());
         loop {
             match line.hear()?.ok_or_else(gone)? {
                 (Message::Listener { role: Role::Outbound }, descriptors) => {
                     outbound.extend(descriptors.into_iter().map(TcpListener::from));
                 }
+                (Message::Listener { role: Role::Namespace(cookie) }, descriptors) => {
+                    let listeners = descriptors.into_iter().map(TcpListener::from);
+                    namespaces.entry(cookie).or_default().extend(listeners);
+                }
                 (Message::Listener { role }, descriptors) => {
                     others.extend(descriptors.into_iter().map(|descriptor| (role.clone(), descriptor)));
                 }
                 (Message::Whole { port }, _) => {
-                    let heritage = Heritage { port, outbound, others };
+                    let heritage = Heritage { port, outbound, namespaces, others };
                     return Ok(Inherited { predecessor: Self(Arc::new(line)), lock, heritage });
                 }
                 (other, _) => return Err(unexpected(&other)),
@@ -394,15 +438,15 @@ impl Predecessor {
         let _ = self.0.say(&Message::Failed { error: error.to_owned() }, &[]);
     }
 
-    /// Says that all is attached, and waits until the predecessor accepts nothing more; its sessions are known then.
-    /// One that died meanwhile has nothing more to say. Blocks.
+    /// Says that all is attached, and waits for the word; the predecessor's sessions are known then. One that died
+    /// meanwhile has nothing more to say. Blocks.
     ///
     /// # Errors
     /// [`HandoverError`]
     pub(super) fn wait_for_its_word(&self, sessions: &Sessions) -> Result<(), HandoverError> {
         // Died: the next line says so.
         let _ = self.0.say(&Message::Attached, &[]);
-        self.0.patience(None)?;
+        self.0.patience(Some(ANSWER_TIME_MAX))?;
         loop {
             match self.0.hear()? {
                 Some((Message::Sessions { bindings }, _)) => sessions.import(&bindings),
@@ -412,8 +456,25 @@ impl Predecessor {
         }
     }
 
+    /// Takes the word: from now on this process is the agent.
+    ///
+    /// # Errors
+    /// [`HandoverError`]: the predecessor still is.
+    pub(super) fn taken(&self) -> Result<(), HandoverError> {
+        match self.0.say(&Message::Taken, &[]) {
+            Err(HandoverError::Channel { cause }) if cause.kind() == io::ErrorKind::TimedOut => {
+                Err(HandoverError::Channel { cause })
+            }
+            // Died: then there is nobody else.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Takes over what the predecessor still binds while it drains. Returns at its end. Blocks.
     pub(super) fn follow(&self, sessions: &Sessions) {
+        if let Err(error) = self.0.patience(None) {
+            tracing::warn!(%error, "the last sessions of the agent before may be lost");
+        }
         loop {
             match self.0.hear() {
                 Ok(Some((Message::Sessions { bindings }, _))) => sessions.import(&bindings),
@@ -424,5 +485,25 @@ impl Predecessor {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_neither_takes_nor_answers_holds_nobody_up() {
+        let (line, _its_end) = Line::pair().unwrap();
+        // As one that was started, and is stopped.
+        let successor = Successor { child: Mutex::default(), line };
+        let begun = Instant::now();
+        let unanswered = successor.over().unwrap_err();
+        let is_late = |error| matches!(error, HandoverError::Channel { cause } if cause.kind() == io::ErrorKind::TimedOut);
+        assert!(is_late(unanswered));
+        let message = Message::Failed { error: "x".repeat(MESSAGE_BYTES_MAX / 2) };
+        let full = (0..1_000).find_map(|_| successor.line.say(&message, &[]).err());
+        assert!(full.is_some_and(is_late), "it takes all that");
+        assert!(begun.elapsed() < 4 * ANSWER_TIME_MAX, "{:?}", begun.elapsed());
     }
 }

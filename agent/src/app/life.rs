@@ -1,15 +1,15 @@
 //! The agent's life once all is built: it serves until a signal, or until it hands over to another.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::TcpListener as StdListener;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch as watched};
 
 use super::canary::Patrol;
 use super::exec_root::ExecRoot;
@@ -19,10 +19,12 @@ use super::heartbeat::Heart;
 use super::older::Older;
 use super::upgrade::{Attempt, Takeover};
 use super::worker::Phase;
-use super::{AgentLock, AppError, Node, Options, RESOURCES, exec_root, plan, systemd, worker};
+use super::{
+    AgentLock, AppError, Node, Options, PlanError, RESOURCES, exec_root, plan, systemd, upgrade, worker,
+};
 use crate::admin;
-use crate::capture::Kernel;
-use crate::config;
+use crate::capture::{Cookie, Kernel};
+use crate::config::watch::{Watch, watch};
 use crate::netns::{self, Keeper, Keeping, Listeners};
 use crate::record::Writer;
 
@@ -61,13 +63,18 @@ pub(super) struct Life {
     pub(super) predecessor: Option<Predecessor>,
 }
 
-/// The threads of the data path.
+/// The threads of the data path, and what watches over what they serve.
 struct Running {
-    phase: watch::Sender<Phase>,
+    phase: watched::Sender<Phase>,
     workers: Vec<JoinHandle<()>>,
     keeping: Keeping,
-    /// The listeners at home once more, for the next agent.
-    home: Vec<StdListener>,
+    /// The listeners at home once more, for the next agent, and to serve home again after one that failed.
+    home: Listeners,
+    follow: Follow,
+    /// The directory of the resources, if there is one.
+    _watch: Option<Watch>,
+    /// Hears of its changes.
+    changes: mpsc::Receiver<()>,
 }
 
 /// Why the agent ends.
@@ -86,15 +93,22 @@ impl Life {
     pub(super) async fn live(
         mut self,
         listeners: Listeners,
+        others: BTreeMap<Cookie, Listeners>,
         signals: Signals,
         writer: Writer,
     ) -> Result<(), AppError> {
-        let running = self.start(listeners)?;
+        let mut running = match self.start(listeners, others) {
+            Ok(running) => running,
+            Err(error) => {
+                writer.finish();
+                return Err(error);
+            }
+        };
         let taken_over = self.take_over(&running).await;
         let (answering, answered) = mpsc::channel(1);
         let was_agent = taken_over.is_ok();
         let served = match taken_over {
-            Ok(()) => self.serve(&running, signals, answering).await,
+            Ok(()) => self.serve(&mut running, signals, answering).await,
             Err(error) => Err(error),
         };
         let Self { node, kernel, options, mut sockets, mut exec_root, heart, .. } = self;
@@ -112,7 +126,7 @@ impl Life {
         if stays {
             exec_root.own(false);
         }
-        running.end(&node, if is_left { Phase::Leaving } else { Phase::Stopping }).await;
+        running.end(&node, if is_left { Phase::Leaving } else { Phase::Stopping }, !stays).await;
         if stays && let Err(error) = kernel.retire() {
             tracing::warn!(%error, "this process stays known as an agent until the next start");
         }
@@ -132,21 +146,31 @@ impl Life {
     }
 
     /// Starts the workers, serves the network namespaces of what is captured, and only then begins to capture: in other
-    /// namespaces connections are refused. A successor accepts nothing yet.
-    fn start(&self, listeners: Listeners) -> Result<Running, AppError> {
+    /// namespaces connections are refused. A successor accepts nothing yet; all that can fail of it is done here.
+    fn start(&self, listeners: Listeners, others: BTreeMap<Cookie, Listeners>) -> Result<Running, AppError> {
         let (node, kernel) = (&self.node, &self.kernel);
-        let all = listeners.v4.iter().chain(&listeners.v6).map(StdListener::try_clone);
         let failed = |cause| AppError::Start { what: "share the listeners", cause };
-        let home = all.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let home = Listeners::sorted(listeners.again().map_err(failed)?);
         let first = if self.predecessor.is_some() { Phase::Waiting } else { Phase::Serving };
-        let (phase, phases) = watch::channel(first);
+        let (phase, phases) = watched::channel(first);
         let workers = worker::spawn(node, kernel, listeners, &phases)?;
-        let keeping = keep(node, kernel, workers.orders)?;
-        if let Err(error) = node.capture(kernel, &node.resources.load()) {
-            keeping.stop();
-            return Err(error.into());
+        let keeping = keep(node, kernel, workers.orders, others)?;
+        let captured = || {
+            node.capture(kernel, &node.resources.load())?;
+            if self.predecessor.is_none() {
+                kernel.lead().map_err(AppError::Capture)?;
+            }
+            Ok((watch_resources(node)?, Follow::start(node)?))
+        };
+        match captured() {
+            Ok(((changes, _watch), follow)) => {
+                Ok(Running { phase, workers: workers.threads, keeping, home, follow, _watch, changes })
+            }
+            Err(error) => {
+                keeping.stop(self.predecessor.is_none());
+                Err(error)
+            }
         }
-        Ok(Running { phase, workers: workers.threads, keeping, home })
     }
 
     /// Waits for the predecessor's word, if there is one, and is the agent from then on.
@@ -156,38 +180,38 @@ impl Life {
         let its = predecessor.clone();
         let heard = tokio::task::spawn_blocking(move || its.wait_for_its_word(&node.sessions)).await;
         heard.map_err(|error| AppError::Start { what: "take over", cause: error.into() })??;
-        running.phase.send_replace(Phase::Serving);
         self.lock.sign()?;
+        let (node, its) = (Arc::clone(&self.node), predecessor.clone());
+        let follow = move || {
+            its.follow(&node.sessions);
+            node.record.predecessor_ended();
+        };
+        let thread = std::thread::Builder::new().name("toolgate-heir".to_owned()).spawn(follow);
+        thread.map_err(|cause| AppError::Start { what: "follow the agent before", cause })?;
+        // Last: an agent that takes the word and fails would leave nobody.
+        predecessor.taken()?;
+        if let Err(error) = self.kernel.lead() {
+            tracing::error!(%error, "what the agent before left in the kernel stays: restart this one");
+        }
+        running.phase.send_replace(Phase::Serving);
         self.sockets.own(true);
         self.exec_root.own(true);
         self.node.bypasses.reload();
-        let node = Arc::clone(&self.node);
-        let follow = move || predecessor.follow(&node.sessions);
-        let thread = std::thread::Builder::new().name("toolgate-heir".to_owned()).spawn(follow);
-        thread.map(drop).map_err(|cause| AppError::Start { what: "follow the agent before", cause })
+        Ok(())
     }
 
     /// Serves until a signal or a hand-over.
     async fn serve(
-        &self,
-        running: &Running,
+        &mut self,
+        running: &mut Running,
         mut signals: Signals,
         answering: mpsc::Sender<Infallible>,
     ) -> Result<End, AppError> {
-        let (node, kernel) = (&self.node, &self.kernel);
-        let (changed, mut changes) = mpsc::channel(1);
-        let _watch = match &node.config {
-            Some(dir) => Some(config::watch::watch(&dir.join(RESOURCES), move || {
-                // A change that finds the channel full is seen with the one before it.
-                let _ = changed.try_send(());
-            })?),
-            None => None,
-        };
+        let (node, kernel) = (&Arc::clone(&self.node), &Arc::clone(&self.kernel));
         let (upgrades, mut asked) = mpsc::channel(1);
         let context =
             admin::Context { node: Arc::clone(node), kernel: Arc::clone(kernel), upgrades, answering };
         let admin = admin::serve(context, &self.sockets);
-        let mut follow = Follow::start(node)?;
         let mut older = Older::new(self.predecessor.is_some());
         let mut patrol = Patrol::new(node);
         let mut takeover = Takeover::default();
@@ -200,19 +224,27 @@ impl Life {
                 _ = signals.terminate.recv() => break End::Stop,
                 // The next agent reads everything anew; should it fail, this one looks again.
                 _ = signals.hangup.recv(), if takeover.is_idle() => node.reload(kernel),
-                Some(()) = changes.recv(), if takeover.is_idle() => node.reload(kernel),
-                () = follow.changed(), if takeover.is_idle() => {
-                    follow.update(node, kernel);
+                Some(()) = running.changes.recv(), if takeover.is_idle() => node.reload(kernel),
+                () = running.follow.changed(), if takeover.is_idle() => {
+                    running.follow.update(node, kernel);
                     older.look(node);
                 }
                 Some((binary, outcome)) = asked.recv() => {
-                    takeover.begin(|| self.attempt(running, binary), outcome);
+                    if !takeover.is_idle() {
+                        upgrade::refuse(outcome, "another upgrade is under way".to_owned());
+                    } else if !takeover.begin(self.attempt(running, binary).await, outcome) {
+                        running.keeping.go_on().await;
+                    }
                 }
                 attached = takeover.attached() => {
                     if attached.take_over(node) {
                         break End::Leave;
                     }
-                    node.reload(kernel);
+                    if let Err(error) = self.lock.sign() {
+                        tracing::error!(%error, "this agent goes on, and its lock file names another");
+                    }
+                    go_on(node, kernel, running).await;
+                    log.set(read_log(kernel));
                 }
                 () = patrol.back(node) => if !is_announced {
                     is_announced = true;
@@ -230,14 +262,17 @@ impl Life {
         Ok(end)
     }
 
-    fn attempt(&self, running: &Running, binary: Option<PathBuf>) -> Result<Attempt, AppError> {
+    /// From here on nothing else is served by this agent than what it passes on.
+    async fn attempt(&self, running: &Running, binary: Option<PathBuf>) -> Result<Attempt, AppError> {
         let binary = binary.unwrap_or_else(|| self.options.binary.clone());
         let failed = |cause| AppError::Start { what: "share the sockets", cause };
         let own = |socket: BorrowedFd<'_>| socket.try_clone_to_owned().map_err(failed);
-        let home = running.home.iter().map(|listener| (Role::Outbound, listener.as_fd()));
-        let all = home.chain(self.sockets.estate());
-        let listeners =
-            all.map(|(role, socket)| Ok((role, own(socket)?))).collect::<Result<_, AppError>>()?;
+        let home = running.home.again().map_err(failed)?.into_iter().map(|socket| (Role::Outbound, socket));
+        let others = running.keeping.rest().await.map_err(failed)?.into_iter();
+        let others = others.map(|(namespace, socket)| (Role::Namespace(namespace), socket));
+        let operators = self.sockets.estate().map(|(role, socket)| Ok((role, own(socket)?)));
+        let captured = home.chain(others).map(|(role, socket)| Ok((role, OwnedFd::from(socket))));
+        let listeners = captured.chain(operators).collect::<Result<_, AppError>>()?;
         let estate =
             Estate { lock: own(self.lock.as_fd())?, port: self.node.agent.listen.outbound, listeners };
         Ok(Attempt::start(binary, estate)?)
@@ -246,9 +281,9 @@ impl Life {
 
 impl Running {
     /// Ends the threads when their requests have ended.
-    async fn end(self, node: &Node, phase: Phase) {
+    async fn end(self, node: &Node, phase: Phase, detached: bool) {
         tracing::info!("ending: running requests have {:?} (drain_time_max)", node.limits.drain_time_max);
-        self.keeping.stop();
+        self.keeping.stop(detached);
         // Nobody serves what would still wait in them.
         drop(self.home);
         let _ = self.phase.send(phase); // no receiver: every worker has ended by itself
@@ -258,6 +293,35 @@ impl Running {
             }
         }
     }
+}
+
+/// After a next agent that failed: whatever it changed becomes again what it was.
+async fn go_on(node: &Node, kernel: &Kernel, running: &Running) {
+    let Listeners { v4, v6 } = &running.home;
+    let again = kernel
+        .reinstate()
+        .and_then(|()| kernel.serve(node.namespaces.home().cookie, netns::ipv6_leads_out(), v4, v6))
+        .map_err(PlanError::from)
+        .and_then(|()| node.capture(kernel, &node.resources.load()))
+        .and_then(|_plan| Ok(kernel.lead()?));
+    if let Err(error) = again {
+        tracing::error!(%error, "this agent goes on with what the next one left: restart it");
+    }
+    node.record.successor_failed();
+    running.keeping.go_on().await;
+    // What was changed meanwhile was left to the next one.
+    node.reload(kernel);
+}
+
+/// Tells of changed resources, if they are files.
+fn watch_resources(node: &Node) -> Result<(mpsc::Receiver<()>, Option<Watch>), AppError> {
+    let (changed, changes) = mpsc::channel(1);
+    let Some(dir) = &node.config else { return Ok((changes, None)) };
+    let watch = watch(&dir.join(RESOURCES), move || {
+        // A change that finds the channel full is seen with the one before it.
+        let _ = changed.try_send(());
+    });
+    Ok((changes, Some(watch?)))
 }
 
 /// Who has asked for an upgrade is to hear of it.
@@ -272,6 +336,7 @@ fn keep(
     node: &Arc<Node>,
     kernel: &Arc<Kernel>,
     workers: Vec<mpsc::Sender<netns::Order>>,
+    heritage: BTreeMap<Cookie, Listeners>,
 ) -> Result<Keeping, AppError> {
     let roots = plan::named(&node.agent, node.mode)?.iter().map(plan::Named::root).collect::<Result<_, _>>();
     let keeper = Keeper {
@@ -279,7 +344,9 @@ fn keep(
         kernel: Arc::clone(kernel),
         roots: roots.map_err(AppError::Capture)?,
         port: node.agent.listen.outbound,
+        per_cgroup_max: node.limits.namespaces_per_cgroup_max,
         workers,
+        heritage,
     };
     Ok(keeper.start()?)
 }

@@ -25,6 +25,7 @@ pub use worker::{Worker, Working};
 
 pub(crate) use handover::{Heritage, Role};
 
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -237,15 +238,15 @@ async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppE
     let pulse = Arc::<Pulse>::default();
     let heart = Heart::start(Arc::clone(&pulse), Arc::clone(&kernel))?;
     let namespaces = Arc::new(Namespaces::at_home(&kernel)?);
-    let listeners = match heritage {
-        Some(heritage) => heritage.outbound(),
-        None => worker::listen(port, threads, kernel.is_adopted())?,
+    let (listeners, others) = match heritage {
+        Some(heritage) => heritage.listeners(),
+        None => (worker::listen(port, threads, kernel.is_adopted())?, BTreeMap::new()),
     };
     let home = namespaces.home().cookie;
     kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;
     let (node, writer) = build(&options, agent, resources, mode, namespaces, pulse)?;
     let life = Life { node, kernel, options, lock, sockets, exec_root, heart, predecessor };
-    life.live(listeners, signals, writer).await
+    life.live(listeners, others, signals, writer).await
 }
 
 fn settings(agent: &AgentConfig) -> Settings {

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -41,18 +42,13 @@ impl Takeover {
         self.0.is_none()
     }
 
-    /// Starts `attempt`, unless one is under way.
-    pub(super) fn begin(&mut self, attempt: impl FnOnce() -> Result<Attempt, AppError>, outcome: Outcome) {
-        let refused = if self.is_idle() {
-            match attempt() {
-                Ok(attempt) => return self.0 = Some((attempt, outcome)),
-                Err(error) => error.to_string(),
-            }
-        } else {
-            "another upgrade is under way".to_owned()
-        };
-        // Who asked has left: then nobody misses it.
-        let _ = outcome.send(Err(refused));
+    /// Begins with `attempt`, unless that could not be made. Whether it has.
+    pub(super) fn begin(&mut self, attempt: Result<Attempt, AppError>, outcome: Outcome) -> bool {
+        match attempt {
+            Ok(attempt) => self.0 = Some((attempt, outcome)),
+            Err(error) => refuse(outcome, error.to_string()),
+        }
+        !self.is_idle()
     }
 
     /// Returns when the next agent is attached, or has failed.
@@ -74,6 +70,12 @@ impl Takeover {
             let _ = outcome.send(Err("the agent ends".to_owned()));
         }
     }
+}
+
+/// Says why there is no attempt.
+pub(super) fn refuse(outcome: Outcome, why: String) {
+    // Who asked has left: then nobody misses it.
+    let _ = outcome.send(Err(why));
 }
 
 /// What became of an attempt.
@@ -100,15 +102,21 @@ impl Attached {
 
 fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
     let (pid, successor) = (successor.pid(), Arc::new(successor));
-    let its = Arc::clone(&successor);
-    // Told before the reply that brings the client its session.
+    let (its, hears) = (Arc::clone(&successor), AtomicBool::new(true));
+    // Told before the reply that brings the client its session. One that does not hear is not waited for twice.
     let bindings = node.sessions.export(Box::new(move |binding| {
-        if let Err(error) = its.bind(std::slice::from_ref(binding)) {
-            tracing::warn!(%error, "the next agent does not know a session");
+        if hears.load(Ordering::Relaxed)
+            && let Err(error) = its.bind(std::slice::from_ref(binding))
+        {
+            hears.store(false, Ordering::Relaxed);
+            tracing::warn!(%error, "the next agent does not know of new sessions");
         }
     }));
-    successor.bind(&bindings)?;
-    successor.over()?;
+    if let Err(error) = successor.bind(&bindings).and_then(|()| successor.over()) {
+        // Held there it would go on, and attach.
+        node.sessions.export_no_more();
+        return Err(error);
+    }
     systemd::main_process_is(pid);
     Ok(pid)
 }

@@ -155,8 +155,11 @@ impl Worker {
     /// One connection after another. At the end of the agent what has come already is served, too.
     async fn accept(self: Rc<Self>, listener: TcpListener) {
         let mut phase = self.phase.clone();
-        // No sender: the agent did not get to the end of its start.
-        let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
+        match phase.wait_for(|phase| *phase != Phase::Waiting).await.map(|phase| *phase) {
+            Ok(Phase::Serving) => {}
+            // It has not taken over: what waits is for the agent that still serves.
+            Ok(Phase::Waiting | Phase::Stopping | Phase::Leaving) | Err(_) => return,
+        }
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {

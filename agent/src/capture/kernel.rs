@@ -1,6 +1,7 @@
 //! The programs in the kernel, from load to detach.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     net::TcpListener,
     os::fd::AsFd,
@@ -68,6 +69,8 @@ const LOG_BYTES_MIN: u32 = 4_096;
 /// Dropped without [`Kernel::detach`] the pins stay, and captured connections are refused: as when
 /// the agent is killed. [`super::detach`] removes them. Dropped before the first [`Kernel::update`], as when the
 /// start fails, it takes with it what it attached newly; what it found goes on refusing.
+///
+/// While another agent hands over, what that one needs is left as it is until [`Kernel::lead`].
 pub struct Kernel {
     pins: Pins,
     offsets: Offsets,
@@ -82,8 +85,6 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, u64>,
     accepted: MapData,
     seen: Mutex<Option<Map>>,
-    /// What others serve is a dead agent's: until the first plan, so that its port stays kept for the agent.
-    alone: AtomicBool,
     retired: Arc<AtomicBool>,
     log: Mutex<Option<LogTask>>,
 }
@@ -99,8 +100,7 @@ impl Kernel {
             return Err(CaptureError::NoObject);
         }
         preflight()?;
-        let root = cgroup::mount()?;
-        let root = File::open(&root).map_err(|source| CaptureError::Cgroup { path: root, cause: source })?;
+        let root = root()?;
         let offsets = btf::offsets()?;
         let pins = Pins::open()?;
         let mut ebpf = load(&pins, &offsets, None)?;
@@ -141,7 +141,6 @@ impl Kernel {
             counters: take(&mut ebpf, "COUNTERS")?,
             accepted,
             seen: Mutex::new(ebpf.take_map("SEEN")),
-            alone: AtomicBool::new(alone),
             retired: Arc::default(),
             log: Mutex::new(log),
             pins,
@@ -206,19 +205,36 @@ impl Kernel {
     }
 
     /// Captures by another plan from now on; established connections go on. The first one ends the start: what was
-    /// attached stays from then on, and programs of other versions go.
+    /// attached stays from then on.
     pub fn update(&self, plan: &Plan) -> Result<(), CaptureError> {
         lock(&self.plan).apply(plan)?;
-        lock(&self.switches).settle()?;
         self.pins.keep();
-        if self.alone.swap(false, Ordering::Relaxed) {
-            lock(&self.namespaces).forget_others()?;
-        }
+        Ok(())
+    }
+
+    /// No other agent lives from now on: this one's settings hold, and what others served or attached, and this one did
+    /// not take over, goes.
+    pub fn lead(&self) -> Result<(), CaptureError> {
+        lock(&self.switches).settle()?;
+        let served = lock(&self.namespaces).forget_others()?;
+        let links: BTreeSet<String> = served.into_iter().map(link_name).collect();
+        self.pins.remove_but(programs::SK_LOOKUP, &links)?;
         let replaced = self.pins.remove_others()?;
         if replaced.links > 0 {
             tracing::info!(programs = replaced.links, "removed the programs of another version");
         }
         Ok(())
+    }
+
+    /// Puts this agent's own programs back in the place of those of another that was to take over, and failed. The
+    /// namespaces are to be served again, too: [`Kernel::serve`].
+    pub fn reinstate(&self) -> Result<(), CaptureError> {
+        let mut ebpf = load(&self.pins, &self.offsets, None)?;
+        let log = log::task(&mut ebpf);
+        programs::attach(&mut ebpf, &root()?, &self.pins)?;
+        // The one before reads a ring that nothing is written to any more.
+        *lock(&self.log) = log;
+        lock(&self.agents).claim().map(drop)
     }
 
     /// A taker of records for one thread.
@@ -264,7 +280,7 @@ impl Kernel {
         Ok(lock(&self.waiting).count())
     }
 
-    /// The programs' log, for a runtime to run. The first call has it.
+    /// The programs' log, for a runtime to run. The first call has it, and the first after [`Kernel::reinstate`].
     pub fn log_task(&self) -> Option<LogTask> {
         lock(&self.log).take()
     }
@@ -285,6 +301,11 @@ impl Kernel {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn root() -> Result<File, CaptureError> {
+    let path = cgroup::mount()?;
+    File::open(&path).map_err(|cause| CaptureError::Cgroup { path, cause })
 }
 
 fn link_name(cookie: Cookie) -> String {

@@ -11,13 +11,14 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData, SkStorage, SockMap},
 };
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef};
 use toolgate_ebpf_common::{LISTENERS_MAX, Namespace, ROUTES_IPV6, Record};
 
 use super::{CaptureError, abi::Abi, plan::map_error, settings::is_absent};
 
 /// A network namespace, by the number that the kernel gave it. None is given twice before the next boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cookie(pub(super) u64);
 
 impl std::fmt::Display for Cookie {
@@ -44,13 +45,14 @@ impl Namespaces {
         Self { served, learned, accepted, own: BTreeSet::new() }
     }
 
-    /// What a dead agent served and this one does not: captured processes there are seen again, and refused until they
-    /// are served.
-    pub(super) fn forget_others(&mut self) -> Result<(), CaptureError> {
+    /// What another agent served and this one does not: captured processes there are seen again, and refused until they
+    /// are served. Returns what is served.
+    pub(super) fn forget_others(&mut self) -> Result<BTreeSet<Cookie>, CaptureError> {
         let failed = map_error("NAMESPACES");
         let found: Vec<u64> = self.served.keys().collect::<Result<_, _>>().map_err(&failed)?;
         let others = found.into_iter().map(Cookie).filter(|cookie| !self.own.contains(cookie));
-        others.collect::<Vec<_>>().into_iter().try_for_each(|cookie| self.remove(cookie))
+        others.collect::<Vec<_>>().into_iter().try_for_each(|cookie| self.remove(cookie))?;
+        Ok(self.own.clone())
     }
 
     /// The program that sees the connect notes the cookie before there is a route: this needs neither an address nor a

@@ -139,6 +139,17 @@ impl Pins {
         Ok(())
     }
 
+    /// Removes the links of `prefix` but those.
+    pub(super) fn remove_but(&self, prefix: &str, but: &BTreeSet<String>) -> Result<(), CaptureError> {
+        for path in entries(&self.directory.join(LINKS))? {
+            let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            if name.starts_with(prefix) && !but.contains(name) {
+                remove_link(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes links of these names that programs of other layouts left.
     pub(super) fn remove_others_links(&self, names: &[&str]) -> Result<(), CaptureError> {
         let mut directories = entries(&self.folder)?;

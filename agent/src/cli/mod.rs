@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::client::{self, UpgradeRequest};
-use crate::{app, capture, config, listeners};
+use crate::{app, capture, config, listeners, netns};
 
 /// Where the configuration is looked for when `--config` does not say.
 const CONFIG_DIR: &str = "/etc/toolgate";
@@ -212,6 +212,7 @@ fn detach() -> anyhow::Result<()> {
     }
     let removed = capture::detach().context("cannot detach")?;
     let cgroup = app::exec_root::remove();
+    netns::give_back_all();
     let mut out = std::io::stdout().lock();
     match (removed.links, cgroup) {
         (0, false) => writeln!(out, "nothing was attached")?,

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use toolgate_ebpf_common::CGROUP_LEVELS_MAX;
 
+use crate::capture::cgroup;
+
 /// A captured cgroup, by its directory: it may come and go.
 #[derive(Debug, Clone)]
 pub struct Root {
@@ -43,6 +45,15 @@ fn in_cgroup(directory: &Path) -> Vec<u32> {
 fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+/// The captured cgroup that a process is in, of nested ones the deepest. None: it is in none, or has ended.
+pub(super) fn captured_in(process: u32, roots: &[Root]) -> Option<PathBuf> {
+    let listed = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+    let own = listed.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let own = cgroup::mount().ok()?.join(own.trim_start_matches('/'));
+    let above = roots.iter().map(|root| &root.directory).filter(|root| own.starts_with(root));
+    above.max_by_key(|root| root.components().count()).cloned()
 }
 
 /// The namespaces of processes by their inodes, each with a process in it.

@@ -1,6 +1,7 @@
 //! Why a network namespace is not served.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::capture::CaptureError;
 
@@ -34,6 +35,17 @@ pub enum NetnsError {
     TooMany {
         /// The limit.
         max: u32,
+    },
+    /// As many as one captured cgroup may have: others are to have theirs.
+    #[error(
+        "captured cgroup `{}` has {max} network namespaces already (namespaces_per_cgroup_max): this one stays refused",
+        cgroup.display()
+    )]
+    Share {
+        /// Its directory; empty: what is in none by now.
+        cgroup: PathBuf,
+        /// The limit.
+        max: usize,
     },
     /// A connection outlived the service of its namespace.
     #[error("network namespace {cookie} is not served any more: no captured process is in it")]

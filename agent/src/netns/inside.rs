@@ -44,10 +44,20 @@ impl Listeners {
         Ok(Self { v4: vec![v4], v6 })
     }
 
-    /// All of them.
+    /// By their addresses.
     #[must_use]
-    pub fn all(self) -> Vec<TcpListener> {
-        self.v4.into_iter().chain(self.v6).collect()
+    pub fn sorted(all: Vec<TcpListener>) -> Self {
+        let is_v4 = |listener: &TcpListener| listener.local_addr().is_ok_and(|address| address.is_ipv4());
+        let (v4, v6) = all.into_iter().partition(is_v4);
+        Self { v4, v6 }
+    }
+
+    /// The same sockets once more.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn again(&self) -> io::Result<Vec<TcpListener>> {
+        self.v4.iter().chain(&self.v6).map(TcpListener::try_clone).collect()
     }
 }
 

@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, RawFd};
-use std::path::Path;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -19,11 +18,12 @@ use toolgate_ebpf_common::NAMESPACES_MAX;
 
 use super::discover::{self, Root};
 use super::inside::{self, Listeners};
-use super::{Door, Namespace, Namespaces, NetnsError, Order};
-use crate::capture::{Cookie, Kernel, Seen, SeenReader};
+use super::reserve::Reserve;
+use super::{Door, Namespace, Namespaces, NetnsError, Order, events};
+use crate::capture::{Cookie, Kernel, SeenReader};
 
 /// How often it looks without being told: a process that enters a namespace makes no event.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// After cgroups changed, and from then on after twice as long each time: what enters a cgroup is often not in its
 /// namespace yet.
@@ -39,22 +39,53 @@ pub struct Keeper {
     pub roots: Vec<Root>,
     /// Of `listen.outbound`.
     pub port: u16,
+    /// Namespaces of one captured cgroup.
+    pub per_cgroup_max: usize,
     /// One for each worker.
     pub workers: Vec<mpsc::Sender<Order>>,
+    /// What the agent before listens with in other namespaces.
+    pub heritage: BTreeMap<Cookie, Listeners>,
 }
 
 /// The running thread. Dropped: it ends by itself.
 #[derive(Debug)]
 pub struct Keeping {
-    stop: oneshot::Sender<()>,
+    words: mpsc::Sender<Word>,
     thread: JoinHandle<()>,
+    detached: Arc<AtomicBool>,
+}
+
+/// What the thread is told. No more words: it ends.
+enum Word {
+    /// Serve nothing anew and leave nothing: another agent may do so. Answered with all listeners.
+    Rest(oneshot::Sender<io::Result<Vec<(Cookie, TcpListener)>>>),
+    /// Serve all again as before the rest, whatever another agent did meanwhile.
+    GoOn,
 }
 
 impl Keeping {
-    /// Ends it: nothing is served anew when this returns, and what is served stays so.
-    pub fn stop(self) {
-        // No receiver: it has ended by itself.
-        let _ = self.stop.send(());
+    /// Lets it rest, and returns the listeners of all namespaces that are served.
+    ///
+    /// # Errors
+    /// No descriptor is left, or the thread has ended.
+    pub async fn rest(&self) -> io::Result<Vec<(Cookie, TcpListener)>> {
+        let ended = || io::Error::other("the thread that follows network namespaces has ended");
+        let (answer, answered) = oneshot::channel();
+        self.words.send(Word::Rest(answer)).await.map_err(|_no_receiver| ended())?;
+        answered.await.map_err(|_no_sender| ended())?
+    }
+
+    /// Ends its rest: all is served as before.
+    pub async fn go_on(&self) {
+        // No receiver: it has panicked, which its end tells.
+        let _ = self.words.send(Word::GoOn).await;
+    }
+
+    /// Ends it: nothing is served anew when this returns, and what is served stays so. `detached`: nobody serves any
+    /// more, so that the agent's port is given back.
+    pub fn stop(self, detached: bool) {
+        self.detached.store(detached, Ordering::Release);
+        drop(self.words);
         if self.thread.join().is_err() {
             tracing::error!("the thread that follows network namespaces panicked: no new ones were served");
         }
@@ -69,17 +100,22 @@ impl Keeper {
     pub fn start(self) -> Result<Keeping, NetnsError> {
         let failed = |cause| NetnsError::Thread { cause };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (stop, stopped) = oneshot::channel();
+        let (words, told) = mpsc::channel(1);
+        let detached = Arc::new(AtomicBool::new(false));
+        let gives_back = Arc::clone(&detached);
         let (looked, first) = std::sync::mpsc::channel();
         let run = move || {
             runtime.block_on(async move {
                 let mut follower = Follower::new(self);
+                let home = Arc::clone(follower.given.namespaces.home());
+                follower.reserve.take(&home);
+                follower.inherit().await;
                 follower.look().await;
-                // No receiver: the start has failed meanwhile, and `stopped` says so.
+                // No receiver: the start has failed meanwhile, and there are no words.
                 let _ = looked.send(());
-                tokio::select! {
-                    () = follower.run() => {}
-                    _ = stopped => {}
+                follower.run(told).await;
+                if gives_back.load(Ordering::Acquire) {
+                    follower.give_back();
                 }
             });
         };
@@ -87,7 +123,7 @@ impl Keeper {
             std::thread::Builder::new().name("toolgate-netns".to_owned()).spawn(run).map_err(failed)?;
         // An error is a panic of the thread, which its end tells.
         let _ = first.recv();
-        Ok(Keeping { stop, thread })
+        Ok(Keeping { words, thread, detached })
     }
 }
 
@@ -95,45 +131,32 @@ impl Keeper {
 struct Served {
     namespace: Arc<Namespace>,
     ipv6_routes: bool,
+    /// The captured cgroup that it counts for: that of a process in it.
+    cgroup: Option<PathBuf>,
+    /// For the next agent, and to serve it again after one that failed.
+    listeners: Listeners,
 }
 
 struct Follower {
     given: Keeper,
     seen: Option<AsyncFd<SeenReader>>,
-    inotify: Option<AsyncFd<Fd>>,
+    inotify: Option<AsyncFd<events::Fd>>,
     served: BTreeMap<Cookie, Served>,
     home_ipv6_routes: bool,
+    reserve: Reserve,
     /// Namespaces that could not be served, by inode: told once.
     failing: BTreeSet<u64>,
     /// What the ring told of and was not found, until the next look.
     missed: BTreeSet<(u32, Cookie)>,
 }
 
-struct Fd(Inotify);
-
-impl AsRawFd for Fd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 impl Follower {
     fn new(given: Keeper) -> Self {
-        let seen = given.kernel.seen().and_then(|reader| {
-            // SAFETY: the reader owns its descriptor, and gives the same one as long as it lives.
-            let ring = unsafe { AsyncFd::register_with_interest(reader, Interest::READABLE) };
-            told("the ring of unknown namespaces", ring.map_err(io::Error::from))
-        });
-        let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-        let inotify = told("inotify", Inotify::init(flags).map_err(io::Error::from)).and_then(|inotify| {
-            // SAFETY: it owns its descriptor, and gives the same one as long as it lives.
-            let watch = unsafe { AsyncFd::register_with_interest(Fd(inotify), Interest::READABLE) };
-            told("inotify", watch.map_err(io::Error::from))
-        });
         Self {
+            seen: events::ring(&given.kernel),
+            inotify: events::inotify(),
+            reserve: Reserve::new(given.port),
             given,
-            seen,
-            inotify,
             served: BTreeMap::new(),
             home_ipv6_routes: inside::ipv6_leads_out(),
             failing: BTreeSet::new(),
@@ -141,13 +164,26 @@ impl Follower {
         }
     }
 
-    async fn run(&mut self) {
+    async fn run(&mut self, mut told: mpsc::Receiver<Word>) {
         let mut pause = LOOK_EVERY;
         let mut next = Instant::now() + pause;
         loop {
             tokio::select! {
-                events = seen(&mut self.seen) => self.meet(&events).await,
-                () = cgroups_changed(&self.inotify) => {
+                word = told.recv() => match word {
+                    None => return,
+                    Some(Word::GoOn) => {}
+                    Some(Word::Rest(answer)) => {
+                        // Who asked has left: then it goes on, or ends.
+                        let _ = answer.send(self.listeners());
+                        if told.recv().await.is_none() {
+                            return;
+                        }
+                        self.serve_again().await;
+                        next = Instant::now();
+                    }
+                },
+                events = events::seen(&mut self.seen) => self.meet(&events).await,
+                () = events::cgroups_changed(&self.inotify) => {
                     pause = LOOK_SOON;
                     next = next.min(Instant::now() + pause);
                 }
@@ -163,9 +199,11 @@ impl Follower {
     /// Looks at all captured processes: serves what is new, leaves what nobody is in, and looks again at the rest.
     async fn look(&mut self) {
         self.missed.clear();
-        let processes = discover::processes(&self.given.roots, |directory| watch(&self.inotify, directory));
+        let processes =
+            discover::processes(&self.given.roots, |directory| events::watch(&self.inotify, directory));
         let found = discover::by_inode(&processes);
         let mut changed = self.leave_empty(&processes, &found).await;
+        self.count(&found);
         self.failing.retain(|inode| found.contains_key(inode));
         let home = self.given.namespaces.home().inode();
         for (&inode, &tgid) in found.iter().filter(|(inode, _)| **inode != home) {
@@ -176,6 +214,64 @@ impl Follower {
         changed |= self.look_again();
         if changed {
             self.given.namespaces.notify();
+        }
+    }
+
+    /// Gives the agent's port back in every namespace.
+    fn give_back(&self) {
+        let home = self.given.namespaces.home();
+        for namespace in self.served.values().map(|served| &served.namespace).chain([home]) {
+            self.reserve.give_back(namespace);
+        }
+    }
+
+    /// For which captured cgroups what was inherited counts.
+    fn count(&mut self, found: &BTreeMap<u64, u32>) {
+        for served in self.served.values_mut().filter(|served| served.cgroup.is_none()) {
+            let process = found.get(&served.namespace.inode());
+            served.cgroup = process.and_then(|&process| discover::captured_in(process, &self.given.roots));
+        }
+    }
+
+    /// Serves what the agent before serves, with its listeners: who waits in them is not refused.
+    async fn inherit(&mut self) {
+        for (cookie, listeners) in std::mem::take(&mut self.given.heritage) {
+            let home = self.given.namespaces.home().door();
+            let first = listeners.v4.first().ok_or(io::ErrorKind::NotFound.into());
+            let door = first.and_then(|listener| home.of_socket(listener));
+            let served = match door {
+                Ok(door) => self.serve(door, cookie, None, Some(listeners)).await.map(drop),
+                Err(cause) => Err(NetnsError::Inside { what: "find the namespace of a listener", cause }),
+            };
+            if let Err(error) = served {
+                tracing::error!(namespace = %cookie, %error, "a namespace that the agent before served is not: it is looked for");
+            }
+        }
+    }
+
+    /// All listeners once more.
+    fn listeners(&self) -> io::Result<Vec<(Cookie, TcpListener)>> {
+        let mut all = Vec::new();
+        for (&cookie, served) in &self.served {
+            all.extend(served.listeners.again()?.into_iter().map(|listener| (cookie, listener)));
+        }
+        Ok(all)
+    }
+
+    /// Another agent may have put its own listeners in the place of these, or have left a namespace.
+    async fn serve_again(&mut self) {
+        let kernel = &self.given.kernel;
+        let mut lost = Vec::new();
+        for (&cookie, served) in &self.served {
+            let Listeners { v4, v6 } = &served.listeners;
+            let again = served.namespace.within(|| kernel.serve(cookie, served.ipv6_routes, v4, v6));
+            if let Err(error) = again.and_then(|again| Ok(again?)) {
+                tracing::error!(namespace = %cookie, %error, "a namespace cannot be served as before: it is looked for");
+                lost.push(cookie);
+            }
+        }
+        for cookie in lost {
+            self.leave(cookie).await;
         }
     }
 
@@ -235,7 +331,11 @@ impl Follower {
 
     async fn served_now(&mut self, door: Door, cookie: Cookie, tgid: u32) -> bool {
         let inode = door.inode();
-        match self.serve(door, cookie).await {
+        let served = match self.has_room(tgid) {
+            Ok(cgroup) => self.serve(door, cookie, cgroup, None).await,
+            Err(error) => Err(error),
+        };
+        match served {
             Ok(ipv6_routes) => {
                 tracing::info!(namespace = %cookie, tgid, ipv6_routes, "network namespace served");
                 self.failing.remove(&inode);
@@ -248,28 +348,49 @@ impl Follower {
         }
     }
 
-    /// Listens inside, then tells the programs, then the worker. What was begun is undone where one of them fails.
-    async fn serve(&mut self, door: Door, cookie: Cookie) -> Result<bool, NetnsError> {
+    /// The captured cgroup of a process that shows a new namespace, which one more may be served of.
+    fn has_room(&self, tgid: u32) -> Result<Option<PathBuf>, NetnsError> {
         // One of them is home.
         if self.served.len() + 1 >= NAMESPACES_MAX as usize {
             return Err(NetnsError::TooMany { max: NAMESPACES_MAX });
         }
-        let (kernel, port) = (&self.given.kernel, self.given.port);
+        let cgroup = discover::captured_in(tgid, &self.given.roots);
+        let max = self.given.per_cgroup_max;
+        if self.served.values().filter(|served| served.cgroup == cgroup).count() >= max {
+            return Err(NetnsError::Share { cgroup: cgroup.unwrap_or_default(), max });
+        }
+        Ok(cgroup)
+    }
+
+    /// Listens inside, unless there are listeners, then tells the programs, then the worker. What was begun is undone
+    /// where one of them fails.
+    async fn serve(
+        &mut self,
+        door: Door,
+        cookie: Cookie,
+        cgroup: Option<PathBuf>,
+        listeners: Option<Listeners>,
+    ) -> Result<bool, NetnsError> {
+        let (kernel, port, reserve) = (&self.given.kernel, self.given.port, &mut self.reserve);
         let namespace = Namespace::new(cookie, door);
         let opened = namespace.within(|| {
             if inside::raise_loopback()? {
                 tracing::info!(namespace = %cookie, "brought `lo` up: captured connections go by it");
             }
-            let listeners = Listeners::open(port)?;
+            let listeners = listeners.map_or_else(|| Listeners::open(port), Ok)?;
+            reserve.take(&namespace);
             let ipv6_routes = inside::ipv6_leads_out();
             kernel.serve(cookie, ipv6_routes, &listeners.v4, &listeners.v6)?;
-            Ok((listeners, ipv6_routes))
+            let accepting = listeners.again();
+            let accepting =
+                accepting.map_err(|cause| NetnsError::Inside { what: "share the listeners", cause })?;
+            Ok((listeners, accepting, ipv6_routes))
         });
         let looked = opened.and_then(|opened| opened).and_then(|opened| {
             namespace.look_at_addresses()?;
             Ok(opened)
         });
-        let (listeners, ipv6_routes) = match looked {
+        let (listeners, accepting, ipv6_routes) = match looked {
             Ok(opened) => opened,
             Err(error) => {
                 self.forget(cookie);
@@ -277,10 +398,10 @@ impl Follower {
             }
         };
         let namespace = Arc::new(namespace);
-        self.served.insert(cookie, Served { namespace, ipv6_routes });
+        self.served.insert(cookie, Served { namespace, ipv6_routes, cgroup, listeners });
         // Before the worker accepts: what is accepted may be dialled from there.
         self.publish();
-        self.order(cookie, Order::Serve { namespace: cookie, listeners: listeners.all() }).await;
+        self.order(cookie, Order::Serve { namespace: cookie, listeners: accepting }).await;
         Ok(ipv6_routes)
     }
 
@@ -292,13 +413,19 @@ impl Follower {
         });
         let empty: Vec<Cookie> = empty.map(|(cookie, _)| *cookie).collect();
         for &cookie in &empty {
-            self.forget(cookie);
-            self.served.remove(&cookie);
-            self.publish();
-            self.order(cookie, Order::Leave { namespace: cookie }).await;
+            self.leave(cookie).await;
             tracing::info!(namespace = %cookie, "network namespace left: no captured process is in it");
         }
         !empty.is_empty()
+    }
+
+    async fn leave(&mut self, cookie: Cookie) {
+        self.forget(cookie);
+        if let Some(served) = self.served.remove(&cookie) {
+            self.reserve.give_back(&served.namespace);
+        }
+        self.publish();
+        self.order(cookie, Order::Leave { namespace: cookie }).await;
     }
 
     fn forget(&self, cookie: Cookie) {
@@ -363,56 +490,4 @@ fn look_into(namespace: &Namespace, kernel: &Kernel, ipv6_routes: &mut bool, rai
         tracing::warn!(namespace = %namespace.cookie, %error, "cannot look into a served namespace");
         false
     })
-}
-
-/// Processes that connected from namespaces that are not served, each once.
-async fn seen(ring: &mut Option<AsyncFd<SeenReader>>) -> BTreeSet<(u32, Cookie)> {
-    let mut events = BTreeSet::new();
-    let Some(ring) = ring else { return std::future::pending().await };
-    match ring.readable_mut().await {
-        Ok(mut ready) => {
-            ready.get_inner_mut().drain(|Seen { tgid, namespace, .. }| {
-                events.insert((tgid, namespace));
-            });
-            ready.clear_ready();
-        }
-        Err(error) => {
-            tracing::error!(%error, "the kernel's ring of unknown namespaces cannot be read: they are looked for every {LOOK_EVERY:?}");
-            std::future::pending::<()>().await;
-        }
-    }
-    events
-}
-
-async fn cgroups_changed(inotify: &Option<AsyncFd<Fd>>) {
-    let Some(inotify) = inotify else { return std::future::pending().await };
-    match inotify.readable().await {
-        Ok(mut ready) => {
-            while inotify.get_ref().0.read_events().is_ok() {}
-            ready.clear_ready();
-        }
-        Err(_) => std::future::pending().await, // looked at every two seconds
-    }
-}
-
-/// Children that come and go, and `cgroup.events`, which changes with the first process and after the last. A
-/// directory that cannot be watched, or not any more, is looked at every two seconds.
-fn watch(inotify: &Option<AsyncFd<Fd>>, directory: &Path) {
-    let flags = AddWatchFlags::IN_CREATE
-        | AddWatchFlags::IN_DELETE
-        | AddWatchFlags::IN_MODIFY
-        | AddWatchFlags::IN_ONLYDIR;
-    if let Some(inotify) = inotify
-        && let Err(errno) = inotify.get_ref().0.add_watch(directory, flags)
-        && errno != nix::Error::ENOENT
-    {
-        tracing::debug!(directory = %directory.display(), %errno, "not watched: looked at every two seconds");
-    }
-}
-
-fn told<T>(what: &str, made: io::Result<T>) -> Option<T> {
-    made.inspect_err(
-        |error| tracing::warn!(%error, "no {what}: namespaces are looked for every {LOOK_EVERY:?}"),
-    )
-    .ok()
 }

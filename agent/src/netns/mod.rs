@@ -7,13 +7,16 @@
 //! - `served`: the namespaces that the agent listens in, as all threads see them
 //! - `inside`: loopback, listeners, addresses and IPv6 routes, looked at from inside
 //! - `discover`: captured cgroups -> their processes -> the namespaces of these
-//! - `keeper`: the thread that follows all that
+//! - `keeper`: the thread that follows all that; `events`: what wakes it
+//! - `reserve`: keeps the agent's port from whoever does not bind
 
 mod discover;
 mod error;
+mod events;
 mod inside;
 mod keeper;
 mod namespace;
+mod reserve;
 mod served;
 
 pub use discover::Root;
@@ -22,6 +25,7 @@ pub(crate) use inside::is_without_ipv6;
 pub use inside::{Listeners, ipv6_leads_out, listener};
 pub use keeper::{Keeper, Keeping};
 pub use namespace::{Door, Namespace};
+pub use reserve::give_back_all;
 pub use served::Namespaces;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use crate::capture::{Cookie, Kernel};
 
 /// The namespace of this thread, whatever it is in.
 const OWN: &str = "/proc/thread-self/ns/net";
+/// linux/sockios.h, since 4.10: a descriptor of the namespace that a socket is in.
+const SIOCGSKNS: libc::c_ulong = 0x894c;
 
 /// A way into a namespace, which lives as long as this is open.
 #[derive(Debug)]
@@ -44,6 +47,22 @@ impl Door {
     /// The process or thread has ended.
     pub(super) fn other(&self, path: &Path) -> io::Result<Self> {
         let descriptor = File::open(path)?;
+        let inode = descriptor.metadata()?.ino();
+        Ok(Self { descriptor: Arc::new(descriptor), inode, home: Some(Arc::clone(&self.descriptor)) })
+    }
+
+    /// The one that a socket was made in, whoever is in it; `self` is home.
+    ///
+    /// # Errors
+    /// No descriptor is left, or CAP_NET_ADMIN is missing.
+    pub(super) fn of_socket(&self, socket: &impl AsRawFd) -> io::Result<Self> {
+        // SAFETY: this call takes no argument, and returns a new descriptor or -1.
+        let made = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+        if made < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made it for us alone.
+        let descriptor = unsafe { File::from_raw_fd(made) };
         let inode = descriptor.metadata()?.ino();
         Ok(Self { descriptor: Arc::new(descriptor), inode, home: Some(Arc::clone(&self.descriptor)) })
     }
@@ -120,7 +139,8 @@ impl Namespace {
     }
 
     /// As [`Door::inode`].
-    pub(super) fn inode(&self) -> u64 {
+    #[must_use]
+    pub fn inode(&self) -> u64 {
         self.door.inode()
     }
 

@@ -26,6 +26,7 @@ fn main() -> Result<()> {
     let home = kernel.namespace_of(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)?;
     kernel.serve(home, false, &[listener.try_clone()?], &[])?;
     kernel.update(&plan(Path::new(&cgroup))?)?;
+    kernel.lead()?;
     let mut taker = kernel.taker()?;
     println!("capturing at {port}");
     std::thread::spawn(move || {

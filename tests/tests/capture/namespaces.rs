@@ -1,14 +1,18 @@
 //! Other network namespaces: learned, seen, served, left.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use toolgate::capture::{Cookie, Kernel, Plan, Seen, SeenReader};
-use toolgate_tests::{Cgroup, kernel};
+use toolgate::netns::{Keeper, Namespaces, Root};
+use toolgate_tests::{Cgroup, kernel, wait};
 
 use crate::bpf::pinned_ids;
 use crate::client::Client;
@@ -127,6 +131,58 @@ fn a_namespace_is_refused_and_seen_until_it_is_served() -> Result<()> {
     client.must_be_refused(&format!("tcp {NOWHERE}"), "ECONNREFUSED")?;
     assert_eq!(next(&mut reader)?.len(), 1);
     Ok(())
+}
+
+/// Detaches, whatever became of the test.
+struct Attached(Arc<Kernel>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _said_by_the_next_test = self.0.detach();
+    }
+}
+
+#[test]
+fn one_cgroup_cannot_use_up_the_namespaces_of_the_others() -> Result<()> {
+    let mut rig = Rig::start(Plan::default())?;
+    let kernel = Attached(Arc::new(rig.kernel.take().context("no kernel")?));
+    let (greedy, other) = (Cgroup::new("greedy")?, Cgroup::new("modest")?);
+    let mut clients = Vec::new();
+    for cgroup in [&greedy, &greedy, &greedy, &other] {
+        clients.push(client_elsewhere(cgroup)?);
+    }
+    let namespaces = Arc::new(Namespaces::at_home(&kernel.0)?);
+    let root = |cgroup: &Cgroup| Root { directory: cgroup.path().to_owned(), below_only: false };
+    let keeper = Keeper {
+        namespaces: Arc::clone(&namespaces),
+        kernel: Arc::clone(&kernel.0),
+        roots: vec![root(&greedy), root(&other)],
+        port: rig.port,
+        per_cgroup_max: 2,
+        workers: Vec::new(),
+        heritage: BTreeMap::new(),
+    };
+    let keeping = keeper.start()?;
+    let inode = |process: u32| -> Result<u64> {
+        Ok(fs::metadata(format!("/proc/{process}/ns/net")).context("it has ended")?.ino())
+    };
+    let served = |client: &Client| -> Result<bool> {
+        let inode = inode(client.0.id())?;
+        Ok(namespaces.all().iter().any(|namespace| namespace.inode() == inode))
+    };
+    let of_greedy = |clients: &[Client]| -> Result<usize> {
+        clients.iter().try_fold(0, |count, client| Ok(count + usize::from(served(client)?)))
+    };
+    let checked = (|| {
+        ensure!(served(&clients[3])?, "the other one is not served");
+        ensure!(of_greedy(&clients[..3])? == 2, "{} of the greedy one are served", of_greedy(&clients[..3])?);
+        // One that goes makes room.
+        let at = clients.iter().position(|client| served(client).unwrap_or_default()).context("none")?;
+        drop(clients.remove(at));
+        wait::until("the third one to be served", || Ok((of_greedy(&clients[..2])? == 2).then_some(())))
+    })();
+    keeping.stop(true);
+    checked
 }
 
 #[test]

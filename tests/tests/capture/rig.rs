@@ -140,6 +140,7 @@ impl Rig {
         let home = here(&kernel)?;
         kernel.serve(home, wanted.ipv6_routes, &v4, &v6)?;
         kernel.update(&wanted.plan)?;
+        kernel.lead()?;
         let rig = Self {
             acceptors: Vec::new(),
             acceptors6: Vec::new(),
