@@ -301,12 +301,11 @@ impl Successor {
 
     /// It may not even have read what it was given: how it ended says more.
     fn explained(&self, error: HandoverError) -> HandoverError {
-        match error {
-            HandoverError::Channel { cause } if cause.kind() != io::ErrorKind::TimedOut => {
-                self.ended().unwrap_or(HandoverError::Channel { cause })
-            }
-            other => other,
+        let is_broken = |cause: &io::Error| cause.kind() != io::ErrorKind::TimedOut;
+        if matches!(&error, HandoverError::Channel { cause } if is_broken(cause)) {
+            return self.ended().unwrap_or(error);
         }
+        error
     }
 
     fn hand_over(&self, estate: &Estate) -> Result<(), HandoverError> {
@@ -317,16 +316,14 @@ impl Successor {
         }
         line.say(&Message::Whole { port: estate.port }, &[])?;
         line.patience(Some(START_TIME_MAX))?;
-        match self.answer()? {
-            Message::Attached => Ok(()),
-            other => Err(unexpected(&other)),
-        }
+        self.expect(|answer| matches!(answer, Message::Attached))
     }
 
-    fn answer(&self) -> Result<Message, HandoverError> {
+    fn expect(&self, is_expected: impl Fn(&Message) -> bool) -> Result<(), HandoverError> {
         match self.line.hear()? {
+            Some((answer, _)) if is_expected(&answer) => Ok(()),
             Some((Message::Failed { error }, _)) => Err(HandoverError::Refused { error }),
-            Some((other, _)) => Ok(other),
+            Some((other, _)) => Err(unexpected(&other)),
             None => Err(HandoverError::Channel { cause: io::ErrorKind::UnexpectedEof.into() }),
         }
     }
@@ -366,15 +363,13 @@ impl Successor {
     /// # Errors
     /// [`HandoverError`]: this process still is the agent.
     pub(super) fn over(&self) -> Result<(), HandoverError> {
-        let answer = || {
+        let taken = || {
             self.line.say(&Message::Over, &[])?;
             self.line.patience(Some(ANSWER_TIME_MAX))?;
-            self.answer()
+            self.expect(|answer| matches!(answer, Message::Taken))
         };
-        match answer().map_err(|error| self.explained(error))? {
-            Message::Taken => *self.child() = None,
-            other => return Err(unexpected(&other)),
-        }
+        taken().map_err(|error| self.explained(error))?;
+        *self.child() = None;
         Ok(())
     }
 }

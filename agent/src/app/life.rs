@@ -63,18 +63,38 @@ pub(super) struct Life {
     pub(super) predecessor: Option<Predecessor>,
 }
 
-/// The threads of the data path, and what watches over what they serve.
+/// The threads of the data path.
 struct Running {
     phase: watched::Sender<Phase>,
     workers: Vec<JoinHandle<()>>,
     keeping: Keeping,
     /// The listeners at home once more, for the next agent, and to serve home again after one that failed.
     home: Listeners,
-    follow: Follow,
+}
+
+/// What tells the agent of changes.
+struct Watching {
+    cgroups: Follow,
     /// The directory of the resources, if there is one.
-    _watch: Option<Watch>,
+    _resources: Option<Watch>,
     /// Hears of its changes.
     changes: mpsc::Receiver<()>,
+}
+
+impl Watching {
+    /// # Errors
+    /// No inotify instance is left, or the directory is gone.
+    fn start(node: &Node) -> Result<Self, AppError> {
+        let (changed, changes) = mpsc::channel(1);
+        let resources = match &node.config {
+            Some(dir) => Some(watch(&dir.join(RESOURCES), move || {
+                // A change that finds the channel full is seen with the one before it.
+                let _ = changed.try_send(());
+            })?),
+            None => None,
+        };
+        Ok(Self { cgroups: Follow::start(node)?, _resources: resources, changes })
+    }
 }
 
 /// Why the agent ends.
@@ -97,18 +117,22 @@ impl Life {
         signals: Signals,
         writer: Writer,
     ) -> Result<(), AppError> {
-        let mut running = match self.start(listeners, others) {
+        let running = match self.start(listeners, others) {
             Ok(running) => running,
             Err(error) => {
                 writer.finish();
                 return Err(error);
             }
         };
-        let taken_over = self.take_over(&running).await;
+        // Before it takes over: an agent that fails then would leave nobody.
+        let taken_over = match Watching::start(&self.node) {
+            Ok(watching) => self.take_over(&running).await.map(|()| watching),
+            Err(error) => Err(error),
+        };
         let (answering, answered) = mpsc::channel(1);
-        let was_agent = taken_over.is_ok();
+        let was_agent = self.predecessor.is_none() || taken_over.is_ok();
         let served = match taken_over {
-            Ok(()) => self.serve(&mut running, signals, answering).await,
+            Ok(watching) => self.serve(&running, watching, signals, answering).await,
             Err(error) => Err(error),
         };
         let Self { node, kernel, options, mut sockets, mut exec_root, heart, .. } = self;
@@ -146,7 +170,7 @@ impl Life {
     }
 
     /// Starts the workers, serves the network namespaces of what is captured, and only then begins to capture: in other
-    /// namespaces connections are refused. A successor accepts nothing yet; all that can fail of it is done here.
+    /// namespaces connections are refused. A successor accepts nothing yet.
     fn start(&self, listeners: Listeners, others: BTreeMap<Cookie, Listeners>) -> Result<Running, AppError> {
         let (node, kernel) = (&self.node, &self.kernel);
         let failed = |cause| AppError::Start { what: "share the listeners", cause };
@@ -160,12 +184,10 @@ impl Life {
             if self.predecessor.is_none() {
                 kernel.lead().map_err(AppError::Capture)?;
             }
-            Ok((watch_resources(node)?, Follow::start(node)?))
+            Ok(())
         };
         match captured() {
-            Ok(((changes, _watch), follow)) => {
-                Ok(Running { phase, workers: workers.threads, keeping, home, follow, _watch, changes })
-            }
+            Ok(()) => Ok(Running { phase, workers: workers.threads, keeping, home }),
             Err(error) => {
                 keeping.stop(self.predecessor.is_none());
                 Err(error)
@@ -203,7 +225,8 @@ impl Life {
     /// Serves until a signal or a hand-over.
     async fn serve(
         &mut self,
-        running: &mut Running,
+        running: &Running,
+        mut watching: Watching,
         mut signals: Signals,
         answering: mpsc::Sender<Infallible>,
     ) -> Result<End, AppError> {
@@ -224,9 +247,9 @@ impl Life {
                 _ = signals.terminate.recv() => break End::Stop,
                 // The next agent reads everything anew; should it fail, this one looks again.
                 _ = signals.hangup.recv(), if takeover.is_idle() => node.reload(kernel),
-                Some(()) = running.changes.recv(), if takeover.is_idle() => node.reload(kernel),
-                () = running.follow.changed(), if takeover.is_idle() => {
-                    running.follow.update(node, kernel);
+                Some(()) = watching.changes.recv(), if takeover.is_idle() => node.reload(kernel),
+                () = watching.cgroups.changed(), if takeover.is_idle() => {
+                    watching.cgroups.update(node, kernel);
                     older.look(node);
                 }
                 Some((binary, outcome)) = asked.recv() => {
@@ -311,17 +334,6 @@ async fn go_on(node: &Node, kernel: &Kernel, running: &Running) {
     running.keeping.go_on().await;
     // What was changed meanwhile was left to the next one.
     node.reload(kernel);
-}
-
-/// Tells of changed resources, if they are files.
-fn watch_resources(node: &Node) -> Result<(mpsc::Receiver<()>, Option<Watch>), AppError> {
-    let (changed, changes) = mpsc::channel(1);
-    let Some(dir) = &node.config else { return Ok((changes, None)) };
-    let watch = watch(&dir.join(RESOURCES), move || {
-        // A change that finds the channel full is seen with the one before it.
-        let _ = changed.try_send(());
-    });
-    Ok((changes, Some(watch?)))
 }
 
 /// Who has asked for an upgrade is to hear of it.
