@@ -133,7 +133,11 @@ impl Life {
         let was_agent = self.predecessor.is_none() || taken_over.is_ok();
         let served = match taken_over {
             Ok(watching) => self.serve(&running, watching, signals, answering).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                // Nobody was asked anything.
+                drop(answering);
+                Err(error)
+            }
         };
         let Self { node, kernel, options, mut sockets, mut exec_root, heart, .. } = self;
         drop(heart);
