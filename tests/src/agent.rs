@@ -33,6 +33,8 @@ pub struct Setup<'t> {
     pub stay_attached: bool,
     /// Set in its environment.
     pub environment: &'t [(&'t str, &'t str)],
+    /// What becomes the agent: a command that takes another one as its last arguments; empty: it is started as it is.
+    pub behind: &'t [&'t str],
 }
 
 /// A running agent. Dropped: it ends, and whatever it left is detached.
@@ -100,7 +102,7 @@ impl Agent {
         write_config(folder.path(), &settings, setup.resources)?;
         let given = [(setup.observe, "--observe"), (setup.stay_attached, "--stay-attached")];
         let flags: Vec<&str> = given.iter().filter(|(given, _)| *given).map(|(_, flag)| *flag).collect();
-        let mut command = run_command(folder.path());
+        let mut command = behind(setup.behind, run_command(folder.path()));
         command.args(&flags).envs(setup.environment.iter().copied());
         let process = Process::start(&mut command)?;
         let agent = Self { process, successor: None, flags, metrics, ready, outbound, folder, host: None };
@@ -384,6 +386,13 @@ fn write_config(folder: &Path, settings: &str, resources: &str) -> Result<PathBu
     fs::write(folder.join("toolgate.yaml"), settings).context("cannot write the configuration")?;
     fs::write(below.join("all.yaml"), resources).context("cannot write the resources")?;
     Ok(below)
+}
+
+fn behind(words: &[&str], command: Command) -> Command {
+    let Some((program, arguments)) = words.split_first() else { return command };
+    let mut behind = Command::new(program);
+    behind.args(arguments).arg(command.get_program()).args(command.get_args());
+    behind
 }
 
 fn run_command(config: &Path) -> Command {

@@ -410,6 +410,25 @@ fn the_agents_port_is_reserved_where_it_serves_beside_what_others_reserved() -> 
 }
 
 #[test]
+fn where_the_agents_port_cannot_be_reserved_it_says_so_once_and_goes_on() -> Result<()> {
+    let host = Host::turn()?;
+    let (one, other) = (Netns::new()?, Netns::new()?);
+    let [outside, _] = one.link()?;
+    let server = Server::at(SocketAddr::new(outside, 0))?;
+    let read_only = "mount --bind -o ro /proc/sys /proc/sys && exec \"$0\" \"$@\"";
+    let behind = ["unshare", "--mount", "sh", "-c", read_only];
+    let setup = Setup { resources: &resources(server.address), behind: &behind, ..Setup::default() };
+    let agent = Agent::start_in(host, setup)?;
+    for netns in [&one, &other] {
+        let mut caller = caller_in(&agent, netns, "reader")?;
+        assert!(may(&mut http(&mut caller, server.address)?, "echo")?);
+    }
+    let said = agent.process().said();
+    assert_eq!(said.matches("cannot reserve the agent's port").count(), 1, "{said}");
+    Ok(())
+}
+
+#[test]
 fn a_link_local_destination_is_refused_at_once_and_the_audit_says_why() -> Result<()> {
     let stage = Stage::set("{ destinations: all, unrecognised: pass }")?;
     // With a route, so that IPv6 is not refused as a whole.

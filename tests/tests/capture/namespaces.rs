@@ -7,11 +7,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use toolgate::capture::{Cookie, Kernel, Plan, Seen, SeenReader};
-use toolgate::netns::{Keeper, Namespaces, Root};
+use toolgate::netns::{Keeper, Namespaces, ORDERS_MAX, Order, Root};
 use toolgate_tests::{Cgroup, kernel, wait};
 
 use crate::bpf::pinned_ids;
@@ -142,6 +142,55 @@ impl Drop for Attached {
     }
 }
 
+/// One that tells no worker, and serves two namespaces of each cgroup.
+fn keeper(kernel: &Arc<Kernel>, cgroups: &[&Cgroup], port: u16) -> Result<Keeper> {
+    let root = |cgroup: &&Cgroup| Root { directory: cgroup.path().to_owned(), below_only: false };
+    Ok(Keeper {
+        namespaces: Arc::new(Namespaces::at_home(kernel)?),
+        kernel: Arc::clone(kernel),
+        roots: cgroups.iter().map(root).collect(),
+        port,
+        per_cgroup_max: 2,
+        workers: Vec::new(),
+        heritage: BTreeMap::new(),
+    })
+}
+
+#[test]
+fn a_namespace_that_another_agent_took_and_let_fall_is_served_again() -> Result<()> {
+    let cgroup = Cgroup::new("taken")?;
+    let mut rig = Rig::capturing(&cgroup)?;
+    let kernel = Attached(Arc::new(rig.kernel.take().context("no kernel")?));
+    let mut client = client_elsewhere(&cgroup)?;
+    let (orders, mut given) = tokio::sync::mpsc::channel(ORDERS_MAX);
+    let keeper = Keeper { workers: vec![orders], ..keeper(&kernel.0, &[&cgroup], rig.port)? };
+    let keeping = keeper.start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let checked = (|| {
+        let order = given.try_recv().context("no order")?;
+        let Order::Serve { namespace, listeners } = order else { bail!("{order:?}") };
+        let listener = listeners.first().context("no listener")?;
+        listener.set_nonblocking(false)?;
+        let acceptor = Acceptor::start(listener, kernel.0.taker()?)?;
+        client.must(&format!("tcp {NOWHERE}"))?;
+        acceptor.next()?;
+
+        let handed_over = runtime.block_on(keeping.rest())?;
+        assert_eq!(handed_over.len(), listeners.len());
+        within(client.0.id(), || {
+            let (v4, v6) = at(0)?;
+            Ok(kernel.0.serve(namespace, true, &[v4], &[v6])?)
+        })?;
+        client.must_be_refused(&format!("tcp {NOWHERE}"), "ECONNREFUSED")?;
+        runtime.block_on(keeping.go_on());
+        let again = || Ok(client.ask(&format!("tcp {NOWHERE}"))?.ok());
+        wait::until("the namespace to be served", again)?;
+        acceptor.next().map(drop)
+    })();
+    keeping.stop(true);
+    checked
+}
+
 #[test]
 fn one_cgroup_cannot_use_up_the_namespaces_of_the_others() -> Result<()> {
     let mut rig = Rig::start(Plan::default())?;
@@ -151,17 +200,8 @@ fn one_cgroup_cannot_use_up_the_namespaces_of_the_others() -> Result<()> {
     for cgroup in [&greedy, &greedy, &greedy, &other] {
         clients.push(client_elsewhere(cgroup)?);
     }
-    let namespaces = Arc::new(Namespaces::at_home(&kernel.0)?);
-    let root = |cgroup: &Cgroup| Root { directory: cgroup.path().to_owned(), below_only: false };
-    let keeper = Keeper {
-        namespaces: Arc::clone(&namespaces),
-        kernel: Arc::clone(&kernel.0),
-        roots: vec![root(&greedy), root(&other)],
-        port: rig.port,
-        per_cgroup_max: 2,
-        workers: Vec::new(),
-        heritage: BTreeMap::new(),
-    };
+    let keeper = keeper(&kernel.0, &[&greedy, &other], rig.port)?;
+    let namespaces = Arc::clone(&keeper.namespaces);
     let keeping = keeper.start()?;
     let inode = |process: u32| -> Result<u64> {
         Ok(fs::metadata(format!("/proc/{process}/ns/net")).context("it has ended")?.ino())
