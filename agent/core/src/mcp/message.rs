@@ -1,6 +1,6 @@
 //! One JSON-RPC 2.0 message: validated and taken apart in the same pass.
 
-use super::json::{JsonLimits, Key, Keys, Kind, Malformed, Parser, Scratch, Value};
+use super::json::{JsonLimits, Key, Kind, Malformed, Parser, Scratch, Value};
 use super::method::{Class, Method};
 use std::borrow::Cow;
 
@@ -169,7 +169,8 @@ struct Fields<'b> {
     uri: Option<Value<'b>>,
     arguments: Option<Value<'b>>,
     reference: Option<Value<'b>>,
-    task: bool,
+    task: Option<Value<'b>>,
+    has_meta: bool,
 }
 
 /// What kind of message the envelope makes it.
@@ -187,7 +188,8 @@ pub fn parse<'b>(
     scratch: &mut Scratch,
     limits: &JsonLimits,
 ) -> Result<Message<'b>, Malformed> {
-    let (fields, _) = fields(body, scratch, limits)?;
+    let mut fields = Fields::default();
+    fields.read(body, scratch, limits)?;
     let id = fields.id.map(Id::new).transpose()?;
     match fields.shape()? {
         Shape::Reply { is_error } => {
@@ -210,7 +212,8 @@ pub fn reply_envelope<'b>(
     scratch: &mut Scratch,
     limits: &JsonLimits,
 ) -> Result<(Envelope<'b>, Value<'b>), Malformed> {
-    let (fields, value) = fields(text, scratch, limits)?;
+    let mut fields = Fields::default();
+    let value = fields.read(text, scratch, limits)?;
     let shape = fields.shape()?;
     let nameless = matches!(shape, Shape::Reply { is_error: true });
     let id = fields.id.filter(|id| !(nameless && id.kind() == Kind::Null)).map(Id::new).transpose()?;
@@ -225,59 +228,61 @@ pub fn reply_envelope<'b>(
     Ok((envelope, value))
 }
 
-fn fields<'b>(
-    text: &'b [u8],
-    scratch: &mut Scratch,
-    limits: &JsonLimits,
-) -> Result<(Fields<'b>, Value<'b>), Malformed> {
-    let mut parser = Parser::new(text, scratch, limits)?;
-    let mut fields = Fields::default();
-    let value = match parser.peek() {
-        Some(b'{') => parser.object(Keys::Collisions, |parser, key| fields.member(parser, key))?,
-        Some(b'[') => return Err(Malformed::Batch { offset: parser.offset() }),
-        Some(_) | None => {
-            let value = parser.value()?;
-            return Err(Malformed::NotAnObject { offset: value.offset() });
-        }
-    };
-    parser.finish()?;
-    Ok((fields, value))
-}
-
 impl<'b> Fields<'b> {
+    /// Takes the members of the text, which it validates, and gives the whole.
+    fn read(
+        &mut self,
+        text: &'b [u8],
+        scratch: &mut Scratch,
+        limits: &JsonLimits,
+    ) -> Result<Value<'b>, Malformed> {
+        let mut parser = Parser::new(text, scratch, limits)?;
+        let value = match parser.peek() {
+            b'{' => parser.object(|parser, key| self.member(parser, key))?,
+            b'[' => return Err(Malformed::Batch { offset: parser.offset() }),
+            _ => {
+                let value = parser.value()?;
+                return Err(Malformed::NotAnObject { offset: value.offset() });
+            }
+        };
+        parser.finish()?;
+        Ok(value)
+    }
+
     fn member(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>) -> Result<(), Malformed> {
         match &*key.text() {
-            "jsonrpc" => self.jsonrpc = Some(parser.value()?),
-            "id" => self.id = Some(parser.value()?),
-            "method" => self.method = Some(parser.value()?),
-            "params" if parser.peek() == Some(b'{') => {
-                self.params = Some(parser.object(Keys::Collisions, |parser, key| self.param(parser, key))?);
+            "jsonrpc" => parser.once(&mut self.jsonrpc, key),
+            "id" => parser.once(&mut self.id, key),
+            "method" => parser.once(&mut self.method, key),
+            "params" if parser.peek() == b'{' => {
+                parser.only(self.params.is_some(), key)?;
+                self.params = Some(parser.object(|parser, key| self.param(parser, key))?);
+                Ok(())
             }
-            "params" => self.params = Some(parser.value()?),
-            "result" => self.result = Some(parser.value()?),
-            "error" => self.error = Some(parser.value()?),
-            _ => drop(other(parser, key, ENVELOPE)?),
+            "params" => parser.once(&mut self.params, key),
+            "result" => parser.once(&mut self.result, key),
+            "error" => parser.once(&mut self.error, key),
+            _ => other(parser, key, ENVELOPE),
         }
-        Ok(())
     }
 
     fn param(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>) -> Result<(), Malformed> {
         match &*key.text() {
-            "name" => self.name = Some(parser.value()?),
-            "uri" => self.uri = Some(parser.value()?),
-            "arguments" => self.arguments = Some(parser.value()?),
-            "ref" => self.reference = Some(parser.value()?),
-            "task" => {
-                self.task = true;
-                parser.value()?;
+            "name" => parser.once(&mut self.name, key),
+            "uri" => parser.once(&mut self.uri, key),
+            "arguments" => parser.once(&mut self.arguments, key),
+            "ref" => parser.once(&mut self.reference, key),
+            "task" => parser.once(&mut self.task, key),
+            "_meta" => {
+                parser.only(self.has_meta, key)?;
+                self.has_meta = true;
+                if parser.peek() != b'{' {
+                    return Err(member(parser.value()?, "params._meta", "an object"));
+                }
+                parser.object(|parser, key| other(parser, key, META)).map(drop)
             }
-            "_meta" if parser.peek() == Some(b'{') => {
-                parser.object(Keys::Collisions, |parser, key| other(parser, key, META).map(drop))?;
-            }
-            "_meta" => return Err(member(parser.value()?, "params._meta", "an object")),
-            _ => drop(other(parser, key, PARAMS)?),
+            _ => other(parser, key, PARAMS),
         }
-        Ok(())
     }
 
     fn shape(&self) -> Result<Shape<'b>, Malformed> {
@@ -302,7 +307,7 @@ impl<'b> Fields<'b> {
         Err(Malformed::Ambiguous { has })
     }
 
-    fn call(self, method_name: Cow<'b, str>, id: Option<Id<'b>>) -> Result<Call<'b>, Malformed> {
+    fn call(&self, method_name: Cow<'b, str>, id: Option<Id<'b>>) -> Result<Call<'b>, Malformed> {
         let method = Method::from_name(&method_name);
         if method == Method::ToolsCall && id.is_none() {
             return Err(Malformed::Missing { member: "id", needed_by: "tools/call" });
@@ -324,17 +329,18 @@ impl<'b> Fields<'b> {
             | Class::ServerToClient
             | Class::Unknown => (name.and_then(Value::as_str), uri.and_then(Value::as_str)),
         };
-        let Self { params, arguments, task, .. } = self;
-        Ok(Call { id, method, method_name, params, name, uri, arguments, task })
+        let &Self { params, arguments, task, .. } = self;
+        Ok(Call { id, method, method_name, params, name, uri, arguments, task: task.is_some() })
     }
 }
 
 /// A member that is not read; one that a lenient reader would read is refused.
-fn other<'b>(parser: &mut Parser<'b, '_>, key: Key<'b>, known: &[&str]) -> Result<Value<'b>, Malformed> {
+fn other<'b>(parser: &mut Parser<'b, '_>, key: Key<'b>, known: &[&str]) -> Result<(), Malformed> {
     if key.collides(known) {
         return Err(parser.colliding(key.place()));
     }
-    parser.value()
+    parser.note(key)?;
+    parser.value().map(drop)
 }
 
 /// A name and a URI.

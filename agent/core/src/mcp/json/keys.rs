@@ -2,8 +2,8 @@
 
 use super::text;
 
-/// Up to here a new key is compared with each before it; a larger object is sorted once, when it closes.
-const LINEAR_MAX: usize = 16;
+/// Up to here a new key may be compared with each before it; a larger object is sorted once, when it closes.
+const LINEAR_MAX: usize = 32;
 
 /// What a [`Scratch`] keeps between texts, so that one hostile text does not hold memory for ever.
 const KEYS_KEPT_MAX: usize = 4096;
@@ -22,9 +22,9 @@ pub struct Scratch {
 struct Mark {
     /// The first eight bytes: what most comparisons end with.
     head: u64,
+    /// Its place in the text, or, behind the text's last, in the arena.
     start: usize,
-    end: usize,
-    in_arena: bool,
+    bytes: usize,
     /// The key's place in the text.
     offset: usize,
 }
@@ -34,6 +34,8 @@ struct Mark {
 pub(super) struct Frame {
     keys: usize,
     arena: usize,
+    /// A bit for each key, by its hash: one whose bit is new is a new key.
+    seen: u64,
 }
 
 /// A key of the text, without its quotes.
@@ -68,40 +70,66 @@ impl Scratch {
     }
 
     pub(super) fn open(&self) -> Frame {
-        Frame { keys: self.keys.len(), arena: self.arena.len() }
+        Frame { keys: self.keys.len(), arena: self.arena.len(), seen: 0 }
     }
 
+    #[inline]
     pub(super) fn count(&self, frame: Frame) -> usize {
         self.keys.len() - frame.keys
     }
 
-    /// Notes a key.
-    ///
-    /// # Errors
-    /// The offset of the key, where a small object has it already.
-    pub(super) fn add(&mut self, frame: Frame, key: &Key<'_>) -> Result<(), usize> {
-        let text = key.text.as_bytes();
-        let mark = if key.escaped {
-            let start = self.arena.len();
-            text::unescape_with(key.raw(), |part| self.arena.extend_from_slice(part.as_bytes()));
-            let head = head(self.arena.get(start..).unwrap_or_default());
-            Mark { head, start, end: self.arena.len(), in_arena: true, offset: key.offset }
-        } else {
-            let head = head_in(text, key.offset, key.end - key.offset);
-            Mark { head, start: key.offset, end: key.end, in_arena: false, offset: key.offset }
-        };
-        let earlier = self.keys.get(frame.keys..).unwrap_or_default();
-        if earlier.len() < LINEAR_MAX && earlier.iter().any(|other| self.equal(text, other, &mark)) {
-            return Err(key.offset);
+    /// Notes a key without escapes. False where a small object has it already.
+    #[inline(always)]
+    pub(super) fn add_plain(
+        &mut self,
+        frame: &mut Frame,
+        text: &[u8],
+        head: u64,
+        start: usize,
+        bytes: usize,
+    ) -> bool {
+        self.push(frame, text, Mark { head, start, bytes, offset: start })
+    }
+
+    /// Notes any key. False where a small object has it already.
+    pub(super) fn add(&mut self, frame: &mut Frame, key: Key<'_>) -> bool {
+        let Key { text, offset, end, escaped } = key;
+        let text = text.as_bytes();
+        if !escaped {
+            let raw = text.get(offset..end).unwrap_or_default();
+            return self.add_plain(frame, text, text::head(raw), offset, end - offset);
         }
+        let start = self.arena.len();
+        text::unescape_with(key.raw(), |part| self.arena.extend_from_slice(part.as_bytes()));
+        let unescaped = self.arena.get(start..).unwrap_or_default();
+        let (head, bytes) = (text::head(unescaped), unescaped.len());
+        self.push(frame, text, Mark { head, start: text.len() + start, bytes, offset })
+    }
+
+    // The mark is passed by value: as long as no reference to it is made it stays in registers.
+    #[inline(always)]
+    fn push(&mut self, frame: &mut Frame, text: &[u8], mark: Mark) -> bool {
+        let bit = mark.bit();
+        if frame.seen & bit != 0 && self.stands_already(frame.keys, text, mark.head, mark.start, mark.bytes) {
+            return false;
+        }
+        frame.seen |= bit;
         self.keys.push(mark);
-        Ok(())
+        true
+    }
+
+    #[inline(never)]
+    fn stands_already(&self, from: usize, text: &[u8], head: u64, start: usize, bytes: usize) -> bool {
+        let mark = Mark { head, start, bytes, offset: start };
+        let earlier = self.keys.get(from..).unwrap_or_default();
+        earlier.len() < LINEAR_MAX && earlier.iter().any(|other| self.equal(text, other, &mark))
     }
 
     /// Ends an object: what [`Self::add`] left unchecked is checked now.
     ///
     /// # Errors
     /// The offset of a key that stands twice.
+    #[inline]
     pub(super) fn close(&mut self, frame: Frame, text: &[u8]) -> Result<(), usize> {
         if self.count(frame) > LINEAR_MAX {
             self.sorted_duplicate(frame.keys, text)?;
@@ -119,20 +147,20 @@ impl Scratch {
     pub(super) fn collision(&mut self, frame: Frame, text: &[u8]) -> Result<(), usize> {
         let end = self.keys.len();
         let keys = self.keys.get(frame.keys..).unwrap_or_default();
-        if keys.iter().all(|mark| folds_to_itself(bytes(text, &self.arena, mark))) {
+        if keys.len() < 2 || keys.iter().all(|mark| folds_to_itself(bytes(text, &self.arena, mark))) {
             return Ok(());
         }
         for index in frame.keys..end {
             let Some(&mark) = self.keys.get(index) else { break };
             let start = self.arena.len();
-            if mark.in_arena {
-                self.arena.extend_from_within(mark.start..mark.end);
-            } else {
-                self.arena.extend_from_slice(bytes(text, &[], &mark));
+            match mark.start.checked_sub(text.len()) {
+                Some(from) => self.arena.extend_from_within(from..from + mark.bytes),
+                None => self.arena.extend_from_slice(bytes(text, &[], &mark)),
             }
             fold_from(start, &mut self.arena);
-            let head = head(self.arena.get(start..).unwrap_or_default());
-            self.keys.push(Mark { head, start, end: self.arena.len(), in_arena: true, ..mark });
+            let folded = self.arena.get(start..).unwrap_or_default();
+            let (head, bytes) = (text::head(folded), folded.len());
+            self.keys.push(Mark { head, start: text.len() + start, bytes, ..mark });
         }
         let found = self.sorted_duplicate(end, text);
         self.keys.truncate(end);
@@ -142,7 +170,7 @@ impl Scratch {
     fn sorted_duplicate(&mut self, from: usize, text: &[u8]) -> Result<(), usize> {
         let Self { keys, arena } = self;
         let keys = keys.get_mut(from..).unwrap_or_default();
-        let order = |mark: &Mark| (mark.head, mark.end - mark.start);
+        let order = |mark: &Mark| (mark.head, mark.bytes);
         keys.sort_unstable_by(|a, b| {
             order(a).cmp(&order(b)).then_with(|| bytes(text, arena, a).cmp(bytes(text, arena, b)))
         });
@@ -159,32 +187,26 @@ impl Scratch {
     }
 
     fn equal(&self, text: &[u8], a: &Mark, b: &Mark) -> bool {
-        let length = a.end - a.start;
         a.head == b.head
-            && length == b.end - b.start
-            && (length <= 8 || bytes(text, &self.arena, a) == bytes(text, &self.arena, b))
+            && a.bytes == b.bytes
+            && (a.bytes <= 8 || bytes(text, &self.arena, a) == bytes(text, &self.arena, b))
+    }
+}
+
+impl Mark {
+    /// Its bit in a [`Frame`]: the upper bits of a product hang on all of its factor's (Fibonacci hashing).
+    #[inline]
+    fn bit(self) -> u64 {
+        1 << ((self.head ^ self.bytes as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
     }
 }
 
 fn bytes<'a>(text: &'a [u8], arena: &'a [u8], mark: &Mark) -> &'a [u8] {
-    let from = if mark.in_arena { arena } else { text };
-    from.get(mark.start..mark.end).unwrap_or_default()
-}
-
-/// [`head`] of a key in the text, where the bytes behind a short one can be read along.
-fn head_in(text: &[u8], start: usize, length: usize) -> u64 {
-    match text.get(start..).and_then(<[u8]>::first_chunk::<8>) {
-        Some(word) if length >= 8 => u64::from_le_bytes(*word),
-        Some(word) => u64::from_le_bytes(*word) & !(u64::MAX << (8 * length)),
-        None => head(text.get(start..start + length).unwrap_or_default()),
-    }
-}
-
-fn head(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(first) => u64::from_le_bytes(*first),
-        None => key.iter().rev().fold(0, |head, &byte| head << 8 | u64::from(byte)),
-    }
+    let (from, start) = match mark.start.checked_sub(text.len()) {
+        Some(start) => (arena, start),
+        None => (text, mark.start),
+    };
+    from.get(start..start + mark.bytes).unwrap_or_default()
 }
 
 fn folds_to_itself(key: &[u8]) -> bool {

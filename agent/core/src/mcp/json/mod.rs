@@ -13,7 +13,7 @@ pub use error::Malformed;
 pub use keys::Scratch;
 
 pub(super) use keys::Key;
-pub(super) use parser::{Keys, Parser};
+pub(super) use parser::Parser;
 
 use std::borrow::Cow;
 
@@ -65,6 +65,7 @@ impl<'b> Value<'b> {
 
 impl<'b> Key<'b> {
     /// The key, unescaped; borrowed unless it has escapes.
+    #[inline]
     pub(super) fn text(&self) -> Cow<'b, str> {
         if self.escaped { text::unescape(self.raw()) } else { Cow::Borrowed(self.raw()) }
     }
@@ -76,8 +77,11 @@ impl<'b> Key<'b> {
 
     /// Whether it differs from one of `names` only in case.
     pub(super) fn collides(&self, names: &[&str]) -> bool {
-        // No character folds to one of another length without being beyond ASCII.
         let key = self.text();
+        if names.contains(&&*key) {
+            return false;
+        }
+        // No character folds to one of another length without being beyond ASCII.
         let candidate = |name: &&&str| !key.is_ascii() || name.len() == key.len();
         names.iter().filter(candidate).any(|name| text::collide(&key, name))
     }

@@ -7,40 +7,80 @@ const HIGHS: u64 = ONES << 7;
 
 /// Bytes of `word` that end a plain run, as the high bits of their places: `"`, `\` and controls. The lowest set
 /// bit is exact; those above it may be false, which nobody reads.
+#[inline(always)]
 fn ends(word: u64) -> u64 {
-    let quote = (word ^ (ONES * b'"' as u64)).wrapping_sub(ONES);
+    // Flipping one bit puts the quote beside the controls: below 0x21 are then these alone.
+    let quote_or_control = (word ^ (ONES * 0x02)).wrapping_sub(ONES * 0x21);
     let backslash = (word ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
-    let control = word.wrapping_sub(ONES * 0x20);
     // All three are ASCII, so a byte with its own high bit set is none of them.
-    (quote | backslash | control) & !word & HIGHS
+    (quote_or_control | backslash) & !word & HIGHS
 }
 
 fn is_end(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || byte < 0x20
 }
 
-/// How many bytes of `bytes` go by before a `"`, a `\` or a control character.
+/// Eight bytes from a place on, where there are so many.
+#[inline(always)]
+pub(super) fn word_at(text: &[u8], at: usize) -> Option<u64> {
+    text.get(at..at.wrapping_add(8))?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
+}
+
+/// What is plain at the front of a word.
+pub(super) struct Front {
+    /// Its bytes; 8: all of them.
+    pub(super) bytes: usize,
+    /// The byte behind it, where that is in the word.
+    pub(super) end: u8,
+    /// The word without what is behind it.
+    pub(super) word: u64,
+}
+
+#[inline(always)]
+pub(super) fn front(word: u64) -> Front {
+    let found = ends(word);
+    let bit = found.trailing_zeros();
+    let mask = (found & found.wrapping_neg()).wrapping_sub(1) >> 7;
+    let [end, ..] = word.unbounded_shr(bit.wrapping_sub(7)).to_le_bytes();
+    Front { bytes: bit as usize / 8, end, word: word & mask }
+}
+
+/// The first eight bytes of a key, or as many as it has.
 #[inline]
-pub(super) fn plain_run(bytes: &[u8]) -> usize {
-    // Most keys and names end within one word.
-    match bytes.first_chunk::<8>().map(|word| ends(u64::from_le_bytes(*word))) {
-        Some(found) if found != 0 => found.trailing_zeros() as usize / 8,
-        Some(_) | None => long_run(bytes),
+pub(super) fn head(key: &[u8]) -> u64 {
+    match key.first_chunk::<8>() {
+        Some(first) => u64::from_le_bytes(*first),
+        None => key.iter().rev().fold(0, |head, &byte| head << 8 | u64::from(byte)),
     }
 }
 
-fn long_run(bytes: &[u8]) -> usize {
-    // Blocks do not pay before this.
-    let run = short_run(bytes.get(..32).unwrap_or(bytes));
-    if run < 32 {
-        return run;
+/// Where a `"`, a `\` or a control character stands from a place on, or the end.
+#[inline]
+pub(super) fn plain_end(text: &[u8], at: usize) -> usize {
+    // Most names and many values end within two words.
+    for at in [at, at + 8] {
+        match word_at(text, at).map(ends) {
+            Some(0) => {}
+            Some(found) => return at + found.trailing_zeros() as usize / 8,
+            None => return at + short_run(text.get(at..).unwrap_or_default()),
+        }
     }
-    let run = run + plain_blocks(bytes.get(run..).unwrap_or_default());
-    run + short_run(bytes.get(run..).unwrap_or_default())
+    long_end(text, at + 16)
+}
+
+/// Two words more: blocks do not pay before. Then whole blocks, and the words of the one with the end.
+#[inline(never)]
+fn long_end(text: &[u8], at: usize) -> usize {
+    let rest = text.get(at..).unwrap_or_default();
+    let run = short_run(rest.get(..16).unwrap_or(rest));
+    if run < 16 {
+        return at + run;
+    }
+    let run = run + plain_blocks(rest.get(run..).unwrap_or_default());
+    at + run + short_run(rest.get(run..).unwrap_or_default())
 }
 
 /// A word at a time, then a byte at a time.
-#[inline]
 fn short_run(bytes: &[u8]) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
@@ -53,6 +93,7 @@ fn short_run(bytes: &[u8]) -> usize {
 }
 
 /// Whole blocks of 32 without an end; the compiler makes vectors of it.
+#[inline]
 fn plain_blocks(bytes: &[u8]) -> usize {
     let (blocks, _) = bytes.as_chunks::<32>();
     let plain = |block: &&[u8; 32]| {
@@ -70,7 +111,8 @@ pub(super) fn hex4(digits: &[u8]) -> Option<u32> {
 
 /// The text of a string whose escapes were validated, without its quotes. Borrowed unless it has escapes.
 pub(super) fn unescape(raw: &str) -> Cow<'_, str> {
-    if memchr::memchr(b'\\', raw.as_bytes()).is_none() {
+    // Of what ends a plain run, a validated string has escapes alone.
+    if plain_end(raw.as_bytes(), 0) == raw.len() {
         return Cow::Borrowed(raw);
     }
     let mut text = String::with_capacity(raw.len());
