@@ -105,6 +105,10 @@ fn targets() {
     target("?a", "Target");
     target("*", "AsteriskForm");
     target("/mcp#a", "Target");
+    target("/mcp?a=\"b\"", "Target");
+    target("/<mcp>", "Target");
+    target("/`mcp`", "Target");
+    target("/mcp?{a}|^", "None");
     target("/mcp?a#b", "Target");
     target("/m\u{e9}cp", "Target");
     target("/mcp?\u{e9}", "Target");
@@ -147,8 +151,9 @@ fn hosts() {
 #[test]
 fn framing() {
     with("Content-Length: 5\r\n", "Length(5)");
-    with("Content-Length: 18446744073709551615\r\n", "Length(18446744073709551615)");
-    with("Content-Length: 18446744073709551616\r\n", "ContentLength");
+    with("Content-Length: 9223372036854775807\r\n", "Length(9223372036854775807)");
+    with("Content-Length: 9223372036854775808\r\n", "ContentLength");
+    with("Content-Length: 18446744073709551621\r\n", "ContentLength");
     with("Content-Length: 0\r\n", "Length(0)");
     with("Content-Length: 5\r\nContent-Length: 5\r\n", "Duplicate");
     with("Content-Length: 5\r\ncontent-length: 6\r\n", "Duplicate");

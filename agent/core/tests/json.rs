@@ -114,6 +114,10 @@ fn strings() {
         for end in ["\"", "\\n\"", "\u{e9}\""] {
             same(&format!("\"{}{end}", "a".repeat(length)));
         }
+        for byte in (b' '..=b'~').filter(|byte| !b"\"\\".contains(byte)) {
+            let text = char::from(byte).to_string().repeat(length);
+            same(&format!(r#"{{"{text}":"{text}"}}"#));
+        }
         check(
             format!("\"{}\u{1}{}\"", "\u{e9}".repeat(length), "b".repeat(40)),
             &format!("Control@{}", 2 * length + 1),

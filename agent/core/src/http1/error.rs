@@ -120,7 +120,7 @@ pub enum HttpError {
     #[error("both Content-Length and Transfer-Encoding; send one of them (RFC 9112 6.1)")]
     LengthAndEncoding,
     /// A Content-Length that is no number.
-    #[error("the Content-Length is no decimal number")]
+    #[error("the Content-Length is no decimal number below 2^63")]
     ContentLength,
     /// A Transfer-Encoding other than `chunked`.
     #[error("the Transfer-Encoding is not `chunked` alone; use `chunked` or a Content-Length")]

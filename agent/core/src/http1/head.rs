@@ -233,7 +233,9 @@ fn declared(headers: &Headers<'_>) -> Result<Option<Framing>, HttpError> {
         (Some(_), None) => Err(HttpError::TransferEncoding),
         (None, Some(length)) => {
             let digits = length.bytes().all(|byte| byte.is_ascii_digit());
-            let length = length.parse().ok().filter(|_| digits).ok_or(HttpError::ContentLength)?;
+            // Beyond that it is negative to those who keep it in 64 bits with a sign.
+            let fits = |length: &u64| digits && i64::try_from(*length).is_ok();
+            let length = length.parse().ok().filter(fits).ok_or(HttpError::ContentLength)?;
             Ok(Some(Framing::Length(length)))
         }
         (None, None) => Ok(None),

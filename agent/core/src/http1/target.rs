@@ -17,6 +17,9 @@ pub(super) fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Optio
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(HttpError::Target { target: shown(), problem: "it has bytes beyond visible ASCII" });
     }
+    if target.contains(['"', '<', '>', '`']) {
+        return Err(HttpError::Target { target: shown(), problem: "it has a character that no URI has" });
+    }
     if target.contains('#') {
         return Err(HttpError::Target {
             target: shown(),

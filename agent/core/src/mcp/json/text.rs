@@ -30,7 +30,7 @@ pub(super) fn word_at(text: &[u8], at: usize) -> Option<u64> {
 pub(super) struct Front {
     /// Its bytes; 8: all of them.
     pub(super) bytes: usize,
-    /// The byte behind it, where that is in the word.
+    /// The byte behind it; 0 where that is not in the word.
     pub(super) end: u8,
     /// The word without what is behind it.
     pub(super) word: u64,
@@ -41,7 +41,7 @@ pub(super) fn front(word: u64) -> Front {
     let found = ends(word);
     let bit = found.trailing_zeros();
     let mask = (found & found.wrapping_neg()).wrapping_sub(1) >> 7;
-    let [end, ..] = word.unbounded_shr(bit.wrapping_sub(7)).to_le_bytes();
+    let [end, ..] = word.unbounded_shr(bit & !7).to_le_bytes();
     Front { bytes: bit as usize / 8, end, word: word & mask }
 }
 
