@@ -181,7 +181,7 @@ fn a_namespace_that_another_agent_took_and_let_fall_is_served_again() -> Result<
             let (v4, v6) = at(0)?;
             Ok(kernel.0.serve(namespace, true, &[v4], &[v6])?)
         })?;
-        client.must_be_refused(&format!("tcp {NOWHERE}"), "ECONNREFUSED")?;
+        client.must_fail(&format!("tcp {NOWHERE}"), "ECONNREFUSED")?;
         runtime.block_on(keeping.go_on());
         let again = || Ok(client.ask(&format!("tcp {NOWHERE}"))?.ok());
         wait::until("the namespace to be served", again)?;
