@@ -69,6 +69,11 @@ impl Identity {
         &self.app_id
     }
 
+    /// Trust domain, namespace and App ID.
+    pub(crate) fn parts(&self) -> (&str, &str, &str) {
+        (&self.trust_domain, &self.namespace, &self.app_id)
+    }
+
     /// `spiffe://<trust domain>/ns/<namespace>/<app id>`.
     #[must_use]
     pub fn spiffe_id(&self) -> String {

@@ -1,5 +1,7 @@
 //! The arguments of a call against the predicates of a rule.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::predicate::{Budget, Predicate, Truth, all_hold};
 use crate::mcp::json::{Kind, Value};
 
@@ -93,6 +95,7 @@ struct Named {
 }
 
 /// Where a key leads in the arguments of one call.
+#[derive(Clone, Copy)]
 enum Found<'b> {
     Value(Value<'b>),
     Absent,
@@ -125,35 +128,88 @@ impl Arguments {
 
     /// Whether the conditions hold for these arguments; `None` = the call has none.
     pub(super) fn hold(&self, arguments: Option<Value<'_>>, budget: &mut Budget) -> Truth {
-        if self.others == Others::Deny
-            && arguments.is_some_and(|arguments| self.named.leaves_out(arguments, budget))
-        {
-            return Truth::False;
+        let mut found: Members<'_> = smallvec![Found::Absent; self.named.below.len()];
+        if let Some(arguments) = arguments {
+            match self.walk(arguments, &mut found, budget) {
+                Walked::Whole => {}
+                Walked::LeftOut => return Truth::False,
+                Walked::Spent => return Truth::Unknown,
+            }
         }
         let mut all = Truth::True;
         for (key, predicates) in &self.predicates {
-            all = all.and(holds(key, predicates, arguments, budget));
+            all = all.and(self.holds(key, predicates, &found, budget));
             if all == Truth::False {
                 break;
             }
         }
         all
     }
+
+    /// Finds the members that keys begin with, in one walk over all of them.
+    fn walk<'b>(&self, arguments: Value<'b>, found: &mut Members<'b>, budget: &mut Budget) -> Walked {
+        let closed = self.others == Others::Deny;
+        if !budget.take(arguments.text().len()) {
+            return if closed { Walked::LeftOut } else { Walked::Spent };
+        }
+        for (name, value) in arguments.members() {
+            let mut is_named = false;
+            for ((named, below), found) in self.named.below.iter().zip(&mut *found) {
+                if *named == *name {
+                    is_named = true;
+                    if closed && below.leaves_out(value, budget) {
+                        return Walked::LeftOut;
+                    }
+                    if let Found::Absent = found {
+                        *found = Found::Value(value);
+                    }
+                } else if folds_to(&name, named) {
+                    *found = Found::Ambiguous;
+                }
+            }
+            if closed && !is_named {
+                return Walked::LeftOut;
+            }
+        }
+        Walked::Whole
+    }
+
+    fn holds(
+        &self,
+        key: &Key,
+        predicates: &[Predicate],
+        members: &Members<'_>,
+        budget: &mut Budget,
+    ) -> Truth {
+        let Some((first, rest)) = key.tokens.split_first().filter(|_| !predicates.is_empty()) else {
+            return Truth::True;
+        };
+        let member = self.named.below.iter().zip(members).find(|((named, _), _)| named == first);
+        let found = match member.map(|(_, found)| *found) {
+            Some(Found::Value(value)) => find(rest, value, budget),
+            Some(other) => other,
+            None => Found::Absent,
+        };
+        match found {
+            Found::Value(value) => all_hold(predicates, Some(value), budget),
+            Found::Absent => all_hold(predicates, None, budget),
+            Found::Ambiguous | Found::Spent => Truth::Unknown,
+        }
+    }
 }
 
-fn holds(key: &Key, predicates: &[Predicate], arguments: Option<Value<'_>>, budget: &mut Budget) -> Truth {
-    if predicates.is_empty() {
-        return Truth::True;
-    }
-    match find(&key.tokens, arguments, budget) {
-        Found::Value(value) => all_hold(predicates, Some(value), budget),
-        Found::Absent => all_hold(predicates, None, budget),
-        Found::Ambiguous | Found::Spent => Truth::Unknown,
-    }
+/// What a walk over the arguments found for each name that keys begin with.
+type Members<'b> = SmallVec<[Found<'b>; 8]>;
+
+/// How such a walk ended.
+enum Walked {
+    Whole,
+    /// There is an argument that no key names, and none may be.
+    LeftOut,
+    Spent,
 }
 
-fn find<'b>(tokens: &[String], arguments: Option<Value<'b>>, budget: &mut Budget) -> Found<'b> {
-    let Some(mut value) = arguments else { return Found::Absent };
+fn find<'b>(tokens: &[String], mut value: Value<'b>, budget: &mut Budget) -> Found<'b> {
     for token in tokens {
         if !budget.take(value.text().len()) {
             return Found::Spent;
@@ -191,8 +247,11 @@ fn member<'b>(object: Value<'b>, name: &str) -> Result<Option<Value<'b>>, Collis
 
 /// Whether two different names are equal to a reader that ignores case.
 fn folds_to(one: &str, other: &str) -> bool {
+    if one.len() == other.len() && one.eq_ignore_ascii_case(other) {
+        return true;
+    }
     if one.is_ascii() && other.is_ascii() {
-        return one.eq_ignore_ascii_case(other);
+        return false;
     }
     // Up and then down: folds `ß` with `SS`, `ſ` with `s` and the Kelvin sign with `k`.
     let fold = |text: &str| text.to_uppercase().to_lowercase();

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::index::Named;
 use crate::mcp::json::{Kind, Value};
 use crate::mcp::{Call, Class};
 
@@ -20,6 +21,17 @@ pub(super) enum Asked<'m> {
     Handshake,
     /// What only a rule that names the method permits.
     Method,
+}
+
+impl Asked<'_> {
+    /// What rules find it by.
+    pub(super) fn named(&self) -> Named<'_> {
+        match self {
+            Self::Tool(name, _) => Named::Tool(name),
+            Self::Prompt(name, _) => Named::Prompt(name),
+            Self::Resource(_) | Self::Handshake | Self::Method => Named::Nothing,
+        }
+    }
 }
 
 /// The arguments of a prompt; a completion asks about a prompt before they are known.

@@ -6,6 +6,7 @@ use super::spelling::rule_fits;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Glob {
     text: String,
+    is_literal: bool,
 }
 
 /// A pattern that promises what [`Glob`] does not do.
@@ -42,7 +43,7 @@ impl Glob {
         if text.contains("**") {
             return Err(InvalidGlob::DoubleStar { pattern: text.to_owned() });
         }
-        Ok(Self { text: text.to_owned() })
+        Ok(Self { text: text.to_owned(), is_literal: !text.contains('*') })
     }
 
     /// A pattern over names of tools, prompts, methods or workloads. `?`, `[` and `{` are refused: in a deny
@@ -66,13 +67,13 @@ impl Glob {
     /// Whether it has no `*`.
     #[must_use]
     pub fn is_literal(&self) -> bool {
-        !self.text.contains('*')
+        self.is_literal
     }
 
     /// Whether the whole of `text` fits.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
-        fits(&self.text, text)
+        if self.is_literal { self.text == text } else { fits(&self.text, text) }
     }
 
     /// Whether the whole of `text` fits, which was decoded so often.

@@ -8,6 +8,7 @@ mod arguments;
 mod asked;
 mod directory;
 mod glob;
+mod index;
 mod pattern;
 mod predicate;
 mod rule;
@@ -28,6 +29,7 @@ pub use self::predicate::{
 pub use self::rule::{DECIDED_BY_NAME, Effect, Rule, What};
 
 use self::asked::{Asked, asked};
+use self::index::{ByWords, Indexed, Named};
 use self::predicate::Budget;
 use self::rule::Match;
 use crate::denial::Reason;
@@ -85,7 +87,7 @@ pub type Verdict = Result<Rules, Refused>;
 #[derive(Debug, Default)]
 pub struct Policies {
     sources: Vec<Policy>,
-    governed: HashMap<Identity, Governed>,
+    governed: HashMap<Identity, Governed, ByWords>,
 }
 
 /// The rules about one server.
@@ -105,8 +107,8 @@ struct Ends {
 
 #[derive(Debug, Default)]
 struct Layer {
-    allow: Vec<Arc<Rule>>,
-    deny: Vec<Arc<Rule>>,
+    allow: Indexed,
+    deny: Indexed,
 }
 
 impl Policies {
@@ -234,13 +236,14 @@ impl Layer {
         asked: &Asked<'_>,
         budget: &mut Budget,
     ) -> Result<Arc<str>, Refused> {
-        for rule in self.deny.iter().filter(|rule| rule.concerns(caller)) {
+        let named = asked.named();
+        for rule in self.deny.about(caller, &call.method_name, named) {
             if rule.matches(&call.method_name, asked, budget) == Match::Whole {
                 return Err(Refused { reason: Reason::DeniedByRule, rules: smallvec![rule.name.clone()] });
             }
         }
         let mut arguments_fail: Rules = smallvec![];
-        for rule in self.allow.iter().filter(|rule| rule.concerns(caller)) {
+        for rule in self.allow.about(caller, &call.method_name, named) {
             match rule.matches(&call.method_name, asked, budget) {
                 Match::Whole => return Ok(rule.name.clone()),
                 Match::ArgumentsFail => arguments_fail.push(rule.name.clone()),
@@ -260,8 +263,8 @@ impl Layer {
     /// The first rule that lets the caller do something; else the deny rule that takes away the last.
     fn may(&self, caller: &Identity) -> Result<Arc<str>, Refused> {
         let mut refused = Refused::without_rule(Reason::NoRule);
-        for allow in self.allow.iter().filter(|rule| rule.concerns(caller)) {
-            let deny = self.deny.iter().find(|deny| deny.concerns(caller) && deny.shadows(allow));
+        for allow in self.allow.of(caller) {
+            let deny = self.deny.of(caller).find(|deny| deny.shadows(allow));
             match deny {
                 None => return Ok(allow.name.clone()),
                 Some(deny) => {
@@ -273,13 +276,17 @@ impl Layer {
     }
 
     fn lists(&self, caller: &Identity, kind: ListKind, name: &str) -> bool {
-        let hides = |rule: &Arc<Rule>| {
-            rule.arguments.is_none() && rule.concerns(caller) && rule.covers_entry(kind, name) != Truth::False
+        let named = match kind {
+            ListKind::Tools => Named::Tool(name),
+            ListKind::Prompts => Named::Prompt(name),
+            ListKind::Resources | ListKind::ResourceTemplates => Named::Nothing,
         };
-        let shows = |rule: &Arc<Rule>| {
-            rule.lists() && rule.concerns(caller) && rule.covers_entry(kind, name) == Truth::True
-        };
-        !self.deny.iter().any(hides) && self.allow.iter().any(shows)
+        let method = rule::calling_method(kind);
+        let hides =
+            |rule: &Arc<Rule>| rule.arguments.is_none() && rule.covers_entry(kind, name) != Truth::False;
+        let shows = |rule: &Arc<Rule>| rule.lists() && rule.covers_entry(kind, name) == Truth::True;
+        !self.deny.about(caller, method, named).any(hides)
+            && self.allow.about(caller, method, named).any(shows)
     }
 }
 

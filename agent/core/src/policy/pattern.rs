@@ -78,6 +78,11 @@ impl IdentityPattern {
         self.namespace.is_literal() && self.app_id.is_literal()
     }
 
+    /// Trust domain, namespace and App ID, where it names exactly one identity.
+    pub(super) fn literal(&self) -> Option<(&str, &str, &str)> {
+        self.is_literal().then(|| (&*self.trust_domain, self.namespace.as_str(), self.app_id.as_str()))
+    }
+
     /// The trust domain that it speaks of.
     #[must_use]
     pub fn trust_domain(&self) -> &str {

@@ -157,7 +157,7 @@ fn any_fits(globs: &[Glob], name: &str) -> bool {
 }
 
 /// What an entry of a list is there for.
-fn calling_method(kind: ListKind) -> &'static str {
+pub(super) fn calling_method(kind: ListKind) -> &'static str {
     match kind {
         ListKind::Tools => "tools/call",
         ListKind::Prompts => "prompts/get",
