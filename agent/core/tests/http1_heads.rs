@@ -245,6 +245,25 @@ fn fields_of_a_request() {
 }
 
 #[test]
+fn many_headers_are_read_as_few_are() {
+    for count in [1, 23, 24, 25, 26, 98] {
+        let lines: String = (1..count).map(|n| format!("X-{n}: \t{n} a:b \r\n")).collect();
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\nX-Body: 1\r\n");
+        let head = request_head(text.as_bytes(), &HeadLimits::default()).unwrap().unwrap();
+        let found: Vec<_> = head.headers.iter().skip(1).map(|header| (header.name, header.value)).collect();
+        let names: Vec<_> = (1..count).map(|n| (format!("X-{n}"), format!("{n} a:b"))).collect();
+        let expected: Vec<_> = names.iter().map(|(name, value)| (&**name, value.as_bytes())).collect();
+        assert_eq!(found, expected, "{count}");
+        let last = format!("x-{}", count - 1);
+        assert_eq!(head.headers.count(&last), usize::from(count > 1), "{count}");
+        with(&format!("{lines}Host: b\r\n"), "Duplicate");
+        with(&format!("{lines}Content-Length: 5\r\n"), "Length(5)");
+        with(&format!("{lines}Content_Length: 5\r\n"), "Underscore");
+        with(&format!("{lines}Connection: Host\r\n"), "ConnectionNames");
+    }
+}
+
+#[test]
 fn replies() {
     fn check(method: &str, head: &str, expected: Result<(u16, Framing, bool), &str>) {
         let found = response_head(head.as_bytes(), method, &HeadLimits::default());

@@ -14,6 +14,10 @@ pub struct Header<'b> {
     pub value: &'b [u8],
 }
 
+/// Headers whose places are kept. Few heads have more; those behind are found again, line by line, so that a head is
+/// cheap to pass on.
+const PLACES: usize = 24;
+
 /// Where a header stands in its head.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
@@ -25,22 +29,26 @@ struct Place {
 #[derive(Debug, Clone, Copy)]
 pub struct Headers<'b> {
     head: &'b [u8],
-    places: [Place; HEADERS_MAX],
+    places: [Place; PLACES],
+    /// Those that are kept.
     count: usize,
+    /// The lines behind them.
+    rest: &'b [u8],
 }
 
 impl<'b> Headers<'b> {
     /// Of `parsed`, which borrows `head`; that has at most 65,535 bytes.
     pub(super) fn new(head: &'b [u8], parsed: &[httparse::Header<'b>]) -> Self {
+        let start = |part: &[u8]| part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
         let place = |part: &[u8]| {
-            let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
-            (u16::try_from(start).unwrap_or(u16::MAX), u16::try_from(part.len()).unwrap_or_default())
+            (u16::try_from(start(part)).unwrap_or(u16::MAX), u16::try_from(part.len()).unwrap_or_default())
         };
-        let mut places = [Place::default(); HEADERS_MAX];
+        let mut places = [Place::default(); PLACES];
         for (to, from) in places.iter_mut().zip(parsed) {
             *to = Place { name: place(from.name.as_bytes()), value: place(from.value) };
         }
-        Self { head, places, count: parsed.len().min(HEADERS_MAX) }
+        let next = parsed.get(PLACES).and_then(|next| head.get(start(next.name.as_bytes())..));
+        Self { head, places, count: parsed.len().min(PLACES), rest: next.unwrap_or_default() }
     }
 
     fn part(&self, (start, length): (u16, u16)) -> &'b [u8] {
@@ -48,12 +56,24 @@ impl<'b> Headers<'b> {
         self.head.get(start..start + usize::from(length)).unwrap_or_default()
     }
 
+    /// All in order, names as bytes: what is only compared is no text first.
+    pub(super) fn raw(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+        let kept = self.places.iter().take(self.count);
+        let kept = kept.map(|place| (self.part(place.name), self.part(place.value)));
+        let mut rest = self.rest;
+        kept.chain(std::iter::from_fn(move || {
+            let (line, behind) = rest.split_at_checked(memchr::memchr(b'\n', rest)? + 1)?;
+            rest = behind;
+            let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
+            Some((name, value.get(1..)?.trim_ascii()))
+        }))
+    }
+
     /// All in order.
     pub fn iter(&self) -> impl Iterator<Item = Header<'b>> {
-        self.places.iter().take(self.count).map(|place| Header {
+        self.raw().map(|(name, value)| {
             // httparse takes tokens alone as names: they are ASCII.
-            name: std::str::from_utf8(self.part(place.name)).unwrap_or_default(),
-            value: self.part(place.value),
+            Header { name: std::str::from_utf8(name).unwrap_or_default(), value }
         })
     }
 
@@ -96,17 +116,20 @@ impl<'b> Headers<'b> {
     }
 
     fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        self.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+        let is_named = move |(found, _): &(&[u8], &[u8])| found.eq_ignore_ascii_case(name.as_bytes());
+        self.raw().filter(is_named).map(|(_, value)| value)
     }
 
     /// Headers that a lenient reader could take for the framing, or that hide others.
     pub(super) fn check(&self) -> Result<(), HttpError> {
-        for header in self.iter() {
-            if !header.value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f)) {
-                return Err(HttpError::HeaderBytes { name: shortened(header.name.as_bytes()) });
+        for (name, value) in self.raw() {
+            let plain = |byte: u8| byte == b'\t' || (byte >= 0x20 && byte != 0x7f);
+            // All of them are looked at, which is quicker than to stop at the first that is not.
+            if !value.iter().fold(true, |all, &byte| all & plain(byte)) {
+                return Err(HttpError::HeaderBytes { name: shortened(name) });
             }
-            if has_underscore_twin(header.name) {
-                return Err(HttpError::Underscore { name: shortened(header.name.as_bytes()) });
+            if has_underscore_twin(name) {
+                return Err(HttpError::Underscore { name: shortened(name) });
             }
         }
         let named = self.tokens("connection").find(|token| ESSENTIAL.iter().any(|name| begins(token, name)));
@@ -138,18 +161,18 @@ const HYPHENATED_PREFIXES: &[&str] = &["mcp-", "mcp-param-"];
 
 /// Whether a server that takes underscores for hyphens would take it for one that counts. What follows `Mcp-Param-`
 /// is a name of the server's own, and may have underscores.
-fn has_underscore_twin(name: &str) -> bool {
-    name.contains('_')
+fn has_underscore_twin(name: &[u8]) -> bool {
+    name.contains(&b'_')
         && (HYPHENATED.iter().any(|lower| same(name, lower))
             || HYPHENATED_PREFIXES.iter().any(|lower| {
                 let front = name.get(..lower.len()).unwrap_or_default();
-                front.contains('_') && same(front, lower)
+                front.contains(&b'_') && same(front, lower)
             }))
 }
 
 /// Equal without regard to case, an underscore counting as a hyphen. `lower` is in lower case.
-pub(super) fn same(name: &str, lower: &str) -> bool {
-    name.len() == lower.len() && begins(name.as_bytes(), lower)
+pub(super) fn same(name: &[u8], lower: &str) -> bool {
+    name.len() == lower.len() && begins(name, lower)
 }
 
 /// Begins with `lower`, compared as [`same`] does.

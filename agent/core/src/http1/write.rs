@@ -1,7 +1,7 @@
 //! What leaves the agent: exactly one framing, no hop-by-hop header, nothing that only the agent may say.
 
 use super::head::{RequestHead, ResponseHead};
-use super::headers::{Header, Headers, begins, same};
+use super::headers::{Headers, begins, same};
 use std::io::Write;
 
 /// Between a chunk's data and the next chunk's size.
@@ -49,9 +49,8 @@ pub fn write_request_head(
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    let dropped = |name: &str| {
-        REQUEST_ONLY.iter().any(|lower| same(name, lower))
-            || IDENTITY.iter().any(|lower| begins(name.as_bytes(), lower))
+    let dropped = |name: &[u8]| {
+        REQUEST_ONLY.iter().any(|lower| same(name, lower)) || IDENTITY.iter().any(|lower| begins(name, lower))
     };
     headers(out, &head.headers, dropped);
     let framing = match (chunked, content_length) {
@@ -84,17 +83,18 @@ pub fn write_chunk_head(out: &mut Vec<u8>, bytes: usize) {
     let _ = write!(out, "{bytes:x}\r\n");
 }
 
-fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&str) -> bool) {
+fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&[u8]) -> bool) {
     // Collecting what Connection names costs more than asking each time: most heads name `keep-alive` or nothing.
     let has_connection = headers.get("connection").is_some();
-    let named = |name: &str| has_connection && headers.has_token("connection", name);
-    for Header { name, value } in headers.iter() {
-        let hop_by_hop =
-            HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name.as_bytes(), "proxy-");
+    let named = |name: &[u8]| {
+        has_connection && headers.tokens("connection").any(|token| token.eq_ignore_ascii_case(name))
+    };
+    for (name, value) in headers.raw() {
+        let hop_by_hop = HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name, "proxy-");
         if hop_by_hop || dropped(name) || named(name) {
             continue;
         }
-        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        for part in [name, b": ", value, b"\r\n"] {
             out.extend_from_slice(part);
         }
     }
