@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes of a pooled block: one read takes what a socket holds, and a 64 KiB message fits with its head.
 pub const BLOCK_BYTES: usize = 128 * 1024;
+/// What waits with fewer bytes than these for more holds no block: one byte a minute must not cost 128 KiB.
+pub const PARKED_BYTES: usize = 4 * 1024;
 /// Blocks that a thread keeps for reuse; more are freed.
 const POOLED_MAX: usize = 64;
 
@@ -56,6 +58,40 @@ impl Buffer {
         self.start == self.end
     }
 
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Holds no more memory than it must while it waits for more.
+    pub fn park(&mut self) {
+        let waiting = self.end - self.start;
+        if waiting > PARKED_BYTES || self.store.len() <= PARKED_BYTES {
+            return;
+        }
+        let mut small = vec![0; PARKED_BYTES];
+        small[..waiting].copy_from_slice(self.bytes());
+        give_back(std::mem::replace(&mut self.store, small));
+        (self.start, self.end) = (0, waiting);
+        self.release_if_empty();
+    }
+
+    /// Puts `other`'s bytes behind its own.
+    pub fn append(&mut self, other: &mut Self) {
+        if other.is_empty() {
+            return;
+        }
+        if self.is_empty() {
+            std::mem::swap(self, other);
+            return;
+        }
+        let joined = [self.bytes(), other.bytes()].concat();
+        (self.start, self.end) = (0, joined.len());
+        give_back(std::mem::replace(&mut self.store, joined));
+        other.consume(other.bytes().len());
+    }
+
     /// Forgets the first `count` bytes; an empty buffer gives its block back.
     ///
     /// # Panics
@@ -76,6 +112,9 @@ impl Buffer {
 
     /// Makes room for one more byte at least; false where `bytes_max` are waiting already.
     fn make_room(&mut self, bytes_max: usize) -> bool {
+        if self.end - self.start >= bytes_max {
+            return false;
+        }
         if self.store.is_empty() {
             self.store = take_block();
         }
@@ -87,9 +126,6 @@ impl Buffer {
             self.end -= self.start;
             self.start = 0;
             return true;
-        }
-        if self.store.len() >= bytes_max {
-            return false;
         }
         let grown = (self.store.len() * 2).min(bytes_max);
         self.store.resize(grown, 0);
@@ -106,7 +142,8 @@ impl Buffer {
         if !self.make_room(bytes_max) {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
-        let mut space = ReadBuf::new(&mut self.store[self.end..]);
+        let end = self.store.len().min(self.start + bytes_max);
+        let mut space = ReadBuf::new(&mut self.store[self.end..end]);
         let polled = Pin::new(io).poll_read(cx, &mut space);
         let count = space.filled().len();
         self.end += count;
@@ -157,6 +194,39 @@ mod tests {
         assert_eq!(buffer.bytes(), large);
         buffer.consume(large.len());
         assert_eq!(pooled(), 0, "a grown block is freed, not pooled");
+    }
+
+    #[tokio::test]
+    async fn what_waits_with_little_holds_little() {
+        let mut buffer = Buffer::default();
+        let mut some: &[u8] = b"abcdef";
+        buffer.fill(&mut some, BLOCK_BYTES).await.unwrap();
+        buffer.consume(2);
+        buffer.park();
+        assert_eq!((buffer.bytes(), buffer.held(), pooled()), (&b"cdef"[..], PARKED_BYTES, 1));
+        let more = vec![7; 2 * BLOCK_BYTES];
+        let mut source = &more[..];
+        while buffer.bytes().len() < 4 + more.len() {
+            assert_ne!(buffer.fill(&mut source, 4 * BLOCK_BYTES).await.unwrap(), 0);
+        }
+        assert_eq!(&buffer.bytes()[..5], b"cdef\x07");
+        buffer.park();
+        assert!(buffer.held() > PARKED_BYTES, "it has more than can be parked");
+    }
+
+    #[tokio::test]
+    async fn what_was_read_apart_comes_behind() {
+        let (mut first, mut later) = (Buffer::default(), Buffer::default());
+        let (mut one, mut two): (&[u8], &[u8]) = (b"one", b"two");
+        first.append(&mut later);
+        assert!(first.is_empty());
+        later.fill(&mut two, 2).await.unwrap();
+        assert_eq!(later.fill(&mut two, 2).await.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        first.append(&mut later);
+        assert_eq!((first.bytes(), later.is_empty()), (&b"tw"[..], true));
+        later.fill(&mut one, BLOCK_BYTES).await.unwrap();
+        first.append(&mut later);
+        assert_eq!((first.bytes(), later.is_empty()), (&b"twone"[..], true));
     }
 
     #[tokio::test]

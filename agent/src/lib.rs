@@ -11,7 +11,7 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`file`], [`limits`],
-//! [`netns`] and [`sessions`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`netns`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
@@ -32,4 +32,5 @@ pub mod proxy;
 pub mod record;
 pub mod respond;
 pub mod sessions;
+pub mod shares;
 mod sockdiag;

@@ -1,87 +1,218 @@
-//! Every limit of the data path, with its unit last in its name.
+//! Every limit of the data path, with its unit last in its name: the field, the key below `limits:` in `toolgate.yaml`,
+//! the label of its metric and the name in errors are one word.
 
+use std::fmt;
 use std::time::Duration;
 
 use toolgate_core::http1::HeadLimits;
 use toolgate_core::mcp::json::JsonLimits;
 
-/// What one connection, message or wait may take before it is refused.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Of a request's or reply's head.
-    pub head: HeadLimits,
-    /// Of a JSON-RPC message: nesting and members.
-    pub json: JsonLimits,
-    /// The most bytes of a request's body (4 MiB, as the official SDK servers have it).
-    pub body_bytes_max: usize,
-    /// The most bytes of a reply that must be read whole, as a list that is filtered.
-    pub reply_bytes_max: usize,
-    /// The most bytes of one server-sent event.
-    pub event_bytes_max: usize,
-    /// From the first byte of a request to its last.
-    pub request_time_max: Duration,
-    /// Until a client says its first word where only HTTP may pass: it may wait for a server that nobody dials.
-    pub silence_time_max: Duration,
-    /// Between two requests of a client.
-    pub client_idle_max: Duration,
-    /// Until a client takes what is written to it.
-    pub client_write_max: Duration,
-    /// After the last answer of a connection that is closed: until the client closes too.
-    pub linger_time_max: Duration,
-    /// Until a server accepts a connection.
-    pub connect_time_max: Duration,
-    /// From the last byte of a request to the first of its reply: a tool may work for minutes.
-    pub first_byte_max: Duration,
-    /// How long an upstream connection waits in the pool. Uvicorn and Node close idle ones after 5 s.
-    pub upstream_idle_max: Duration,
-    /// Idle upstream connections kept for each (caller, server) on a thread.
-    pub upstream_idle_count_max: usize,
-    /// Client connections served at once on a thread.
-    pub connections_max: usize,
-    /// The same of one captured cgroup: none can use up the others' share.
-    pub connections_per_cgroup_max: usize,
-    /// Network namespaces of one captured cgroup that are served: none can use up the others' share.
-    pub namespaces_per_cgroup_max: usize,
-    /// Sessions bound at once on the node.
-    pub sessions_max: usize,
-    /// How long a session lasts without a request.
-    pub session_idle_max: Duration,
-    /// Audit entries open or waiting for the writer at once.
-    pub audit_entries_max: usize,
-    /// The most bytes of an executable that `exe_sha256` is asked of.
-    pub executable_bytes_max: u64,
-    /// Until an executable is read for `exe_sha256`.
-    pub identify_time_max: Duration,
-    /// From SIGTERM to the end of the last request.
-    pub drain_time_max: Duration,
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            head: HeadLimits::default(),
-            json: JsonLimits::default(),
-            body_bytes_max: 4 << 20,
-            reply_bytes_max: 16 << 20,
-            event_bytes_max: 4 << 20,
-            request_time_max: Duration::from_secs(30),
-            silence_time_max: Duration::from_secs(5),
-            client_idle_max: Duration::from_secs(300),
-            client_write_max: Duration::from_secs(60),
-            linger_time_max: Duration::from_secs(1),
-            connect_time_max: Duration::from_secs(5),
-            first_byte_max: Duration::from_secs(600),
-            upstream_idle_max: Duration::from_millis(3_500),
-            upstream_idle_count_max: 64,
-            connections_max: 16_384,
-            connections_per_cgroup_max: 8_192,
-            namespaces_per_cgroup_max: 1_024,
-            sessions_max: 65_536,
-            session_idle_max: Duration::from_secs(24 * 3600),
-            audit_entries_max: 16_384,
-            executable_bytes_max: 1 << 30,
-            identify_time_max: Duration::from_secs(10),
-            drain_time_max: Duration::from_secs(5),
+/// What a limit is, in the unit that it is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// A length of time.
+    Time(Duration),
+    /// Bytes.
+    Size(usize),
+    /// Things.
+    Count(usize),
+}
+
+/// As the configuration has it.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Time(time) => write!(f, "{time:?}"),
+            Self::Size(bytes) if bytes % MIB == 0 => write!(f, "{}MiB", bytes / MIB),
+            Self::Size(bytes) if bytes % KIB == 0 => write!(f, "{}KiB", bytes / KIB),
+            Self::Size(count) | Self::Count(count) => write!(f, "{count}"),
         }
+    }
+}
+
+/// Where a value of one limit is put.
+pub enum Slot<'l> {
+    /// A length of time.
+    Time(&'l mut Duration),
+    /// Bytes.
+    Size(&'l mut usize),
+    /// Things.
+    Count(&'l mut usize),
+}
+
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])+ $field:ident, $variant:ident: $kind:ident($type:ty) = $default:expr;)+) => {
+        /// What one connection, message, caller or wait may take before it is refused.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Limits { $($(#[doc = $doc])+ pub $field: $type,)+ }
+
+        /// The name of a limit that has refused something.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Limit {
+            $($(#[doc = $doc])+ $variant,)+
+            /// Headers of one head: 100, which no setting changes.
+            Headers,
+            /// Bytes of chunk extensions and trailers, which no setting changes.
+            ChunkOverhead,
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        impl Limits {
+            /// The value of a limit; `None`: no setting changes it.
+            #[must_use]
+            pub fn get(&self, limit: Limit) -> Option<Value> {
+                match limit {
+                    $(Limit::$variant => Some(Value::$kind(self.$field)),)+
+                    Limit::Headers | Limit::ChunkOverhead => None,
+                }
+            }
+
+            /// Where its value is put.
+            pub fn slot(&mut self, limit: Limit) -> Option<Slot<'_>> {
+                match limit {
+                    $(Limit::$variant => Some(Slot::$kind(&mut self.$field)),)+
+                    Limit::Headers | Limit::ChunkOverhead => None,
+                }
+            }
+        }
+
+        impl Limit {
+            /// Every limit that can be set.
+            pub const SETTABLE: &'static [Self] = &[$(Self::$variant,)+];
+            /// Every limit.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+ Self::Headers, Self::ChunkOverhead];
+
+            /// Its name.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($field),)+
+                    Self::Headers => "headers_max",
+                    Self::ChunkOverhead => "chunk_overhead_bytes_max",
+                }
+            }
+        }
+    };
+}
+
+limits! {
+    /// The most bytes of a request's or a reply's head.
+    head_bytes_max, HeadBytes: Size(usize) = 32 * KIB;
+    /// The most bytes of a request's target.
+    target_bytes_max, TargetBytes: Size(usize) = 8 * KIB;
+    /// The most bytes of a request's body (4 MiB, as the official SDK servers have it).
+    body_bytes_max, BodyBytes: Size(usize) = 4 * MIB;
+    /// The most bytes of a reply that must be read whole, as a list that is filtered.
+    reply_bytes_max, ReplyBytes: Size(usize) = 16 * MIB;
+    /// The most bytes of one server-sent event.
+    event_bytes_max, EventBytes: Size(usize) = 4 * MIB;
+    /// Arrays and objects within each other; 128 at the most.
+    json_depth_max, JsonDepth: Count(usize) = 64;
+    /// Members of one object.
+    json_members_max, JsonMembers: Count(usize) = 16_384;
+    /// Until a client says its first word where only HTTP may pass: it may wait for a server that nobody dials.
+    silence_time_max, SilenceTime: Time(Duration) = seconds(5);
+    /// From the first byte of a request's head to its last.
+    head_time_max, HeadTime: Time(Duration) = seconds(10);
+    /// From there to the last byte of its body.
+    body_time_max, BodyTime: Time(Duration) = seconds(30);
+    /// Between two requests of a client.
+    client_idle_max, ClientIdle: Time(Duration) = seconds(300);
+    /// Until a client takes what is written to it: a read block, an event or a list.
+    client_write_max, ClientWrite: Time(Duration) = seconds(60);
+    /// After the last answer of a connection that is closed: until the client closes too.
+    linger_time_max, LingerTime: Time(Duration) = seconds(1);
+    /// Until a server accepts a connection.
+    connect_time_max, ConnectTime: Time(Duration) = seconds(5);
+    /// Until a server takes a request, or a run of a streamed one.
+    send_time_max, SendTime: Time(Duration) = seconds(30);
+    /// From the last byte of a request to the first of its reply: a tool may work for minutes.
+    first_byte_max, FirstByte: Time(Duration) = seconds(600);
+    /// Between two bytes of a reply that is no event stream.
+    reply_idle_max, ReplyIdle: Time(Duration) = seconds(300);
+    /// From the head to the end of a reply that must be read whole.
+    list_time_max, ListTime: Time(Duration) = seconds(60);
+    /// How long an upstream connection waits in the pool. Uvicorn and Node close idle ones after 5 s.
+    upstream_idle_max, UpstreamIdle: Time(Duration) = Duration::from_millis(3_500);
+    /// Idle upstream connections kept for each (caller, server) on a thread.
+    upstream_idle_count_max, UpstreamIdleCount: Count(usize) = 64;
+    /// Client connections served at once.
+    connections_max, Connections: Count(usize) = 16_384;
+    /// The same of one captured cgroup: none can use up the others' share.
+    connections_per_cgroup_max, ConnectionsPerCgroup: Count(usize) = 8_192;
+    /// Event streams that clients hold open by GET at once.
+    streams_max, Streams: Count(usize) = 8_192;
+    /// The same of one captured cgroup.
+    streams_per_cgroup_max, StreamsPerCgroup: Count(usize) = 1_024;
+    /// Bytes that messages hold while they wait: for the rest of a body or a list, or for who does not read.
+    memory_bytes_max, MemoryBytes: Size(usize) = 256 * MIB;
+    /// The same of one captured cgroup.
+    memory_per_cgroup_bytes_max, MemoryPerCgroupBytes: Size(usize) = 64 * MIB;
+    /// Network namespaces of one captured cgroup that are served: none can use up the others' share.
+    namespaces_per_cgroup_max, NamespacesPerCgroup: Count(usize) = 1_024;
+    /// Sessions bound at once on the node; beyond it the ones that were used least lately are forgotten.
+    sessions_max, Sessions: Count(usize) = 65_536;
+    /// How long a session lasts without a request.
+    session_idle_max, SessionIdle: Time(Duration) = seconds(24 * 3600);
+    /// Audit entries open or waiting for the writer at once: one for each running request.
+    audit_entries_max, AuditEntries: Count(usize) = 32_768;
+    /// The same of one captured cgroup.
+    audit_entries_per_cgroup_max, AuditEntriesPerCgroup: Count(usize) = 16_384;
+    /// Until a pipe that is the audit's file takes more; a file takes it or fails at once.
+    audit_write_max, AuditWrite: Time(Duration) = seconds(1);
+    /// The most bytes of an executable that `exe_sha256` is asked of.
+    executable_bytes_max, ExecutableBytes: Size(usize) = GIB;
+    /// Until an executable is read for `exe_sha256`.
+    identify_time_max, IdentifyTime: Time(Duration) = seconds(10);
+    /// From SIGTERM to the end of the last request.
+    drain_time_max, DrainTime: Time(Duration) = seconds(5);
+}
+
+/// In backticks, as errors and the audit name it.
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.as_str())
+    }
+}
+
+impl Limit {
+    /// The settable one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::SETTABLE.iter().copied().find(|limit| limit.as_str() == name)
+    }
+}
+
+impl Limits {
+    /// Of a request's or reply's head.
+    #[must_use]
+    pub fn head(&self) -> HeadLimits {
+        HeadLimits { head_bytes_max: self.head_bytes_max, target_bytes_max: self.target_bytes_max }
+    }
+
+    /// Of a JSON-RPC message.
+    #[must_use]
+    pub fn json(&self) -> JsonLimits {
+        JsonLimits { depth_max: self.json_depth_max, members_max: self.json_members_max }
+    }
+
+    /// The most bytes that one message may hold of `memory`: the last quarter is for what fits in a read block, so that
+    /// small messages go on when large ones are refused.
+    #[must_use]
+    pub fn large(memory: usize) -> usize {
+        memory / 4 * 3
     }
 }

@@ -6,6 +6,7 @@
 mod undeclared;
 
 use std::cell::Cell;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,11 +23,12 @@ use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
 use crate::identify::Origin;
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 use crate::netns::CANARY;
-use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream};
+use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream, Watch};
 use crate::record::{Entry, NoSlot};
 use crate::respond::{self, Exchange, McpExchange};
+use crate::shares::{Held, Share, Use};
 use undeclared::{Passing, Way};
 
 /// Whether a connection goes on after a request.
@@ -54,23 +56,34 @@ enum Outcome {
     Answered(Answer),
     /// It was permitted, and did not get there.
     Unsent { error: ForwardError, expected: Expected },
-    /// It is with the server.
-    Sent { upstream: Upstream, leg: Leg, expected: Expected },
+    /// It is with the server; a stream counts as one as long as it is open.
+    Sent { upstream: Upstream, leg: Leg, expected: Expected, stream: Option<Held> },
 }
 
 /// One captured connection: who connected, where to; then one request after another.
-pub async fn connection<S: Stream>(stream: S, captured: Captured, worker: &Worker) {
+pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Share>, worker: &Worker) {
     if captured.original == CANARY {
         return canary(stream, &worker.node.limits).await;
     }
-    let origin = Arc::new(worker.node.identify.origin(captured));
-    let mut client = Client::new(stream);
+    let mut client = Client::new(stream, Arc::clone(&share));
+    let origin = Arc::new(worker.node.identify.origin(captured, share));
     match opening(&mut client, &origin, worker).await {
         Opening::Http(passing) => requests(&mut client, &origin, passing, worker).await,
         Opening::Relay(way) => undeclared::relay(&mut client, way).await,
         Opening::Ended => {}
     }
     client.close(&worker.node.limits).await;
+}
+
+/// Tells one connection too many that it may come again, if it speaks HTTP at once. It is no message, so there is no
+/// entry.
+pub async fn one_too_many<S: Stream>(stream: S, share: Arc<Share>, limits: &Limits) {
+    let mut client = Client::new(stream, share);
+    if client.guess(limits.linger_time_max).await == Some(Guess::Yes) {
+        // Who did not wait for the answer did not want it.
+        let _ = client.answer(&denial::answer(Reason::Overload, Shape::Connection, ""), true, limits).await;
+    }
+    client.close(limits).await;
 }
 
 /// Proves to who connected that it is captured. It is no message, so there is no entry.
@@ -148,13 +161,7 @@ async fn requests<S: Stream>(
         let entry = match node.record.open(origin, resources.generation) {
             Ok(entry) => entry, // closed exactly once, also on drop
             Err(no_slot) => {
-                tracing::error!(error = %no_slot, "message denied: it cannot be recorded");
-                let reason = match no_slot {
-                    NoSlot::Full { .. } => Reason::Overload,
-                    NoSlot::Failing => Reason::AuditUnavailable,
-                };
-                node.metrics.refused(reason); // no entry will
-                turn.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
+                turn.unrecorded(client, &no_slot).await;
                 return;
             }
         };
@@ -191,7 +198,7 @@ impl Turn<'_> {
             Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
         };
         let outcome = match client.request(head, &body, &self.worker.node.limits) {
-            Ok(request) => self.decided(request, server, &mut entry).await,
+            Ok((request, mut watch)) => self.decided(request, &mut watch, server, &mut entry).await,
             Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
         };
         client.done(head, &body); // from here on the request's bytes are forgotten
@@ -200,18 +207,26 @@ impl Turn<'_> {
             Outcome::Unsent { error, expected } => {
                 self.unreachable(client, head, &error, &expected, &mut entry).await
             }
-            Outcome::Sent { upstream, leg, expected } => {
-                self.reply(client, head, upstream, leg, &expected, server, &mut entry).await
+            Outcome::Sent { upstream, leg, expected, stream } => {
+                let flow = self.reply(client, head, upstream, leg, &expected, server, &mut entry).await;
+                drop(stream); // it counts as long as it is open
+                flow
             }
         }
     }
 
     /// Parse, decide, forward: what is decided on is what is sent.
-    async fn decided(&self, request: Request<'_>, server: &Server, entry: &mut Entry) -> Outcome {
+    async fn decided<S: Stream>(
+        &self,
+        request: Request<'_>,
+        watch: &mut Watch<'_, S>,
+        server: &Server,
+        entry: &mut Entry,
+    ) -> Outcome {
         let node = &*self.worker.node;
         let asked = match parse::asked(request, server, &node.limits) {
             Ok(asked) => asked,
-            Err(refused) => return Outcome::Answered(refuse(&refused, entry)),
+            Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
         };
         entry.asked(&asked, &node.record);
         let caller = self.caller.as_ref();
@@ -229,11 +244,53 @@ impl Turn<'_> {
         };
         entry.permitted(&permitted);
         let expected = Expected::of(&asked);
+        let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
+            Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
+            taken => taken.and_then(Result::ok),
+        };
         let leg = forward::leg(caller, server);
-        match forward::send(permitted, &leg, &self.worker.pool, node.namespaces.home(), &node.limits).await {
-            Ok(upstream) => Outcome::Sent { upstream, leg, expected },
+        let sending = forward::send(permitted, &leg, &self.worker.pool, node.namespaces.home(), &node.limits);
+        let sent = watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft));
+        for fault in self.worker.pool.faults() {
+            // Without a record it is in the log all the same.
+            let _ = node.record.event(&fault);
+        }
+        match sent {
+            Ok(upstream) => Outcome::Sent { upstream, leg, expected, stream },
             Err(error) => Outcome::Unsent { error, expected },
         }
+    }
+
+    /// No entry can be opened: the message is denied, and nothing but a metric and the log tells of it.
+    async fn unrecorded<S: Stream>(&self, client: &mut Client<S>, no_slot: &NoSlot) {
+        let metrics = &self.worker.node.metrics;
+        let reason = match no_slot {
+            NoSlot::Full { .. } | NoSlot::Share(_) => Reason::Overload,
+            NoSlot::Failing => Reason::AuditUnavailable,
+        };
+        metrics.refused(reason);
+        if let Some(limit) = no_slot.limit() {
+            metrics.limits.count(limit, no_slot);
+        }
+        self.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
+    }
+
+    /// There is too much of something: refused for now, and recorded.
+    fn shed(&self, limit: Limit, what: &dyn Display, entry: &mut Entry) -> Answer {
+        self.worker.node.metrics.limits.count(limit, what);
+        let answer = denial::answer(Reason::Overload, Shape::Connection, &entry.request_id());
+        entry.refused(Reason::Overload, answer.status, what.to_string());
+        answer
+    }
+
+    /// Records a request that breaks a wire rule, and says which.
+    fn refuse(&self, refused: &Refused, entry: &mut Entry) -> Answer {
+        if let Some(limit) = refused.limit {
+            self.worker.node.metrics.limits.count(limit, &refused.detail);
+        }
+        let shape = Shape::Broken { status: refused.status, code: refused.code };
+        entry.refused(refused.reason, refused.status, refused.detail.clone());
+        denial::answer(refused.reason, shape, &entry.request_id())
     }
 
     /// Streams the reply of a declared server, and keeps what can serve again.
@@ -298,6 +355,11 @@ impl Turn<'_> {
         match replied {
             Ok(replied) => {
                 entry.replied(replied.status, replied.bytes);
+                if replied.beyond > 0 {
+                    let detail =
+                        format!("{} bytes beyond the reply: their connection was closed", replied.beyond);
+                    entry.failed(Reason::ServerFault, replied.bytes, detail);
+                }
                 let flow = match (replied.status, head.keep_alive) {
                     (101, _) => Flow::Upgraded,
                     (_, true) => Flow::Continue,
@@ -308,6 +370,9 @@ impl Turn<'_> {
             Err(broken) => {
                 let reason = broken.fault.reason();
                 let status = broken.fault.status();
+                if let Some(limit) = broken.fault.limit() {
+                    self.worker.node.metrics.limits.count(limit, &broken.fault);
+                }
                 entry.failed(reason, broken.bytes, broken.fault.to_string());
                 if broken.begun || reason == Reason::ClientLeft {
                     return (Flow::Close, false);
@@ -336,11 +401,14 @@ impl Turn<'_> {
         expected: &Expected,
         entry: &mut Entry,
     ) -> Flow {
-        tracing::warn!(%error, "server unreachable");
-        let (reason, status) = forward_reason(error);
+        let (reason, status) = error.reason();
         entry.failed(reason, 0, error.to_string());
         if reason == Reason::ClientLeft {
             return Flow::Close;
+        }
+        match error.limit() {
+            Some(limit) => self.worker.node.metrics.limits.count(limit, error),
+            None => tracing::warn!(%error, "server unreachable"),
         }
         entry.replied(status, 0);
         let answer = denial::answer(reason, expected.failure(), &entry.request_id());
@@ -361,11 +429,15 @@ impl Turn<'_> {
         self.name_caller(&mut entry);
         let refused = match broken {
             Broken::ClientLeft => return Flow::Close, // the entry says so by itself
+            Broken::NoRoom(exceeded) => {
+                let answer = self.shed(exceeded.limit, broken, &mut entry);
+                return self.answer(client, &answer, true).await;
+            }
             Broken::Http(error) => Refused::from(error),
-            Broken::BodyTooLarge { .. } => Refused::too_large(broken.to_string()),
-            Broken::Slow { .. } => Refused::slow(broken.to_string()),
+            Broken::BodyTooLarge { .. } => Refused::too_large(broken.limit(), broken.to_string()),
+            Broken::Slow { .. } => Refused::slow(broken.limit(), broken.to_string()),
         };
-        let answer = refuse(&refused, &mut entry);
+        let answer = self.refuse(&refused, &mut entry);
         self.answer(client, &answer, true).await
     }
 
@@ -411,30 +483,9 @@ impl Turn<'_> {
     }
 }
 
-/// Why a permitted request did not reach its server: the label, and the status for the client.
-fn forward_reason(error: &ForwardError) -> (Reason, u16) {
-    match error {
-        ForwardError::Connect { .. } | ForwardError::Send { .. } | ForwardError::Namespace { .. } => {
-            (Reason::ServerUnreachable, 502)
-        }
-        ForwardError::Guarded { .. } | ForwardError::LinkLocal { .. } => (Reason::Undeclared, 403),
-        ForwardError::ConnectTimeout { .. } | ForwardError::SendTimeout { .. } => {
-            (Reason::ServerTimeout, 504)
-        }
-        ForwardError::ClientBody { .. } => (Reason::ClientLeft, 400),
-    }
-}
-
 /// Records a refusal, and puts it as the client can take it.
 fn deny(denied: &Denied, shape: Shape<'_>, entry: &mut Entry) -> Answer {
     let answer = denial::answer(denied.reason, shape, &entry.request_id());
     entry.denied(denied, answer.status);
     answer
-}
-
-/// Records a request that breaks a wire rule, and says which.
-fn refuse(refused: &Refused, entry: &mut Entry) -> Answer {
-    let shape = Shape::Broken { status: refused.status, code: refused.code };
-    entry.refused(refused.reason, refused.status, refused.detail.clone());
-    denial::answer(refused.reason, shape, &entry.request_id())
 }

@@ -25,8 +25,10 @@ pub struct Setup<'t> {
     pub resources: &'t str,
     /// The `capture` section of `toolgate.yaml`, as a flow mapping; empty: the default.
     pub capture: &'t str,
-    /// Its `audit` section, as a flow mapping; empty: `audit.jsonl`, which `Agent::audit` reads.
+    /// Its `audit` section, as a flow mapping; empty: `FOLDER/audit.jsonl`, which `Agent::audit` reads.
     pub audit: &'t str,
+    /// Its `limits` section, as a flow mapping; empty: the default.
+    pub limits: &'t str,
     /// Run with `--observe`.
     pub observe: bool,
     /// Run with `--stay-attached`.
@@ -364,7 +366,7 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     let file = |name: &str| folder.join(name).display().to_string();
     let audit = match setup.audit {
         "" => format!("{{ file: {} }}", file("audit.jsonl")),
-        given => given.to_owned(),
+        given => given.replace("FOLDER", &folder.display().to_string()),
     };
     let mut text = format!(
         "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
@@ -376,6 +378,9 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     );
     if !setup.capture.is_empty() {
         text += &format!("capture: {}\n", setup.capture);
+    }
+    if !setup.limits.is_empty() {
+        text += &format!("limits: {}\n", setup.limits);
     }
     text
 }

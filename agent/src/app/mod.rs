@@ -9,9 +9,9 @@ mod handover;
 mod heartbeat;
 mod life;
 mod lock;
+mod machine;
 mod older;
 mod plan;
-mod shares;
 mod systemd;
 mod upgrade;
 mod worker;
@@ -48,6 +48,7 @@ use crate::listeners;
 use crate::netns::{self, Namespaces};
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::sessions::Sessions;
+use crate::shares::Shares;
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -89,6 +90,8 @@ pub struct Node {
     pub undeclared: Undeclared,
     /// The data path's limits.
     pub limits: Limits,
+    /// What is in use of them.
+    pub shares: Shares,
     /// The metrics, counted by the audit's writer.
     pub metrics: Arc<Metrics>,
     /// The last audit lines.
@@ -275,13 +278,14 @@ fn build(
     namespaces: Arc<Namespaces>,
     pulse: Arc<Pulse>,
 ) -> Result<(Arc<Node>, Writer), AppError> {
-    let limits = Limits::default();
+    let limits = machine::fit(&agent.limits);
     let (recorder, writer) = record::start(&AuditPlan {
         file: agent.audit.file.clone(),
         sync: agent.audit.sync,
         deny_on_failure: agent.audit.on_failure == OnFailure::Deny,
         state_directory: agent.store.clone(),
         entries_max: limits.audit_entries_max,
+        write_time_max: limits.audit_write_max,
     })?;
     let node = Node {
         unrecognised: agent.capture.unrecognised,
@@ -291,7 +295,8 @@ fn build(
         pulse,
         agent,
         resources: ArcSwap::from_pointee(resources),
-        identify: Identify::default(),
+        identify: Identify::new(Arc::clone(&writer.metrics)),
+        shares: Shares::new(&limits),
         namespaces,
         sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
         record: recorder,

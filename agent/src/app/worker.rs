@@ -17,15 +17,17 @@ use tokio::time::MissedTickBehavior;
 use toolgate_core::denial::Reason;
 
 use super::heartbeat::{TICK_EVERY, Tick};
-use super::shares::Shares;
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
 use crate::forward::Pool;
 use crate::netns::{self, Listeners, ORDERS_MAX, Order};
 use crate::proxy;
+use crate::shares::{Share, Use};
 
 /// After an accept that failed: out of descriptors or memory, it would fail again at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// Connections beyond the limit that a thread tells so at once; more are closed without a word.
+const TURNED_AWAY_MAX: usize = 64;
 
 /// What the agent does as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +55,8 @@ pub struct Worker {
     /// Idle upstream connections.
     pub pool: Pool,
     taker: RefCell<Taker>,
-    connections: Rc<Shares>,
+    connections: Cell<usize>,
+    turned_away: Cell<usize>,
     working: Cell<usize>,
     rested: Notify,
     phase: watch::Receiver<Phase>,
@@ -75,7 +78,8 @@ impl Worker {
             node,
             pool: Pool::default(),
             taker: RefCell::new(taker),
-            connections: Rc::default(),
+            connections: Cell::new(0),
+            turned_away: Cell::new(0),
             working: Cell::new(0),
             rested: Notify::new(),
             phase,
@@ -132,7 +136,7 @@ impl Worker {
         }
         let drained = async {
             // Who is still connected to an agent that has handed over may be about to ask.
-            while self.working.get() > 0 || (self.is_leaving() && !self.connections.is_empty()) {
+            while self.working.get() > 0 || (self.is_leaving() && self.connections.get() > 0) {
                 self.rested.notified().await;
             }
         };
@@ -189,20 +193,37 @@ impl Worker {
                 return tracing::warn!(%error, "connection refused");
             }
         };
-        let counted = match self.connections.one_more(captured.process.captured_id, &self.node.limits) {
+        let share = self.node.shares.of(self.node.identify.sharer(&captured.process));
+        let counted = match share.take(Use::Connection, 1) {
             Ok(counted) => counted,
-            Err(error) => {
+            Err(exceeded) => {
                 self.node.metrics.refused(Reason::Overload);
-                return tracing::warn!(%error, "connection refused");
+                self.node.metrics.limits.count(exceeded.limit, &exceeded);
+                return self.turn_away(stream, share);
             }
         };
         // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
         let _ = stream.set_nodelay(true);
         let worker = Rc::clone(self);
+        worker.connections.set(worker.connections.get() + 1);
         spawn_local(async move {
-            proxy::connection(stream, captured, &worker).await;
+            proxy::connection(stream, captured, share, &worker).await;
             drop(counted);
+            worker.connections.set(worker.connections.get() - 1);
             worker.rested.notify_one();
+        });
+    }
+
+    /// One connection too many.
+    fn turn_away(self: &Rc<Self>, stream: TcpStream, share: Arc<Share>) {
+        if self.turned_away.get() >= TURNED_AWAY_MAX {
+            return;
+        }
+        self.turned_away.set(self.turned_away.get() + 1);
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            proxy::one_too_many(stream, share, &worker.node.limits).await;
+            worker.turned_away.set(worker.turned_away.get() - 1);
         });
     }
 }

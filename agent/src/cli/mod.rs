@@ -2,6 +2,7 @@
 
 mod bypass;
 mod exec;
+mod log;
 mod status;
 
 use std::io::Write as _;
@@ -10,7 +11,6 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::admin::client::{self, UpgradeRequest};
 use crate::{app, capture, config, listeners, netns};
@@ -131,7 +131,7 @@ impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Run { config, observe, stay_attached, handover } => {
-                log_to_stderr();
+                log::to_stderr();
                 // Now, while the path still leads to what runs here.
                 let binary = std::env::current_exe().context("cannot tell what runs here")?;
                 let options = app::Options { config: config.dir(), observe, stay_attached, handover, binary };
@@ -156,12 +156,6 @@ impl Command {
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, work)
-}
-
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("TOOLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }
 
 fn errors(all: &[config::Diagnostic]) -> anyhow::Error {

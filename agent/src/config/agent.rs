@@ -8,9 +8,11 @@ use toolgate_core::decision::{Undeclared, Unrecognised};
 use toolgate_core::policy::Glob;
 
 use super::diagnostic::Diagnostic;
+use super::limits;
 use super::schema::{AgentFile, AuditFile, CaptureFile, ListenFile, Words};
 use super::source::Source;
 use super::words::{self, Destination, Findings, choice};
+use crate::limits::Limits;
 
 /// The agent's own settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub struct AgentConfig {
     pub store: PathBuf,
     /// The record of what was decided.
     pub audit: Audit,
+    /// What is too much.
+    pub limits: Limits,
 }
 
 /// `capture:`
@@ -156,6 +160,7 @@ impl Default for AgentConfig {
                 on_failure: OnFailure::Deny,
                 sync: Duration::from_millis(100),
             },
+            limits: Limits::default(),
         }
     }
 }
@@ -230,6 +235,9 @@ fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConf
     }
     if let Some(audit) = &file.audit {
         read_audit(source, audit, &mut config.audit, findings);
+    }
+    if let Some(limits) = &file.limits {
+        limits::read(source, &limits.value, &mut config.limits, findings);
     }
     config
 }

@@ -10,6 +10,7 @@
 mod agent;
 mod diagnostic;
 mod explain;
+mod limits;
 mod policies;
 mod resources;
 mod schema;

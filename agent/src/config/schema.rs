@@ -40,6 +40,7 @@ keys! {
         listen: Option<ListenFile>,
         store: Option<StoreFile>,
         audit: Option<AuditFile>,
+        limits: Given<Pairs<Spanned<String>>>,
     }
 
     /// `capture:`

@@ -115,21 +115,45 @@ fn read_destination(text: &str) -> Option<Destination> {
     (net == net.trunc()).then_some(Destination { net, port })
 }
 
-/// `100ms`, `2s`, `5m`.
+/// `100ms`, `2s`, `5m`, `24h`; longer than nothing.
 pub(super) fn duration(source: &Source, word: &Spanned<String>) -> Result<Duration, Diagnostic> {
     let text = word.value.as_str();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
+    read_duration(text)
+        .filter(|length| !length.is_zero())
+        .ok_or_else(|| source.error(word, format!("`{text}` is no length of time")).help(DURATION_HELP))
+}
+
+pub(super) const DURATION_HELP: &str = "write `100ms`, `2s`, `5m` or `24h`";
+
+pub(super) fn read_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = number_and_unit(text);
     let milliseconds = match unit {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "m" => Some(60_000),
-        _ => None,
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
     };
-    let read = || number.parse::<u64>().ok()?.checked_mul(milliseconds?);
-    read().filter(|length| *length > 0).map(Duration::from_millis).ok_or_else(|| {
-        source.error(word, format!("`{text}` is no length of time")).help("write `100ms`, `2s` or `5m`")
-    })
+    number.parse::<u64>().ok()?.checked_mul(milliseconds).map(Duration::from_millis)
+}
+
+pub(super) const SIZE_HELP: &str = "write bytes, or `64KiB`, `4MiB`, `1GiB`";
+
+/// `4194304`, `64KiB`, `4MiB`, `1GiB`.
+pub(super) fn read_size(text: &str) -> Option<usize> {
+    let (number, unit) = number_and_unit(text);
+    let bytes = match unit {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(bytes)
+}
+
+fn number_and_unit(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
 /// A name of the server in a Host header.

@@ -16,12 +16,13 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use toolgate_core::decision::{Passage, Permitted, Server};
+use toolgate_core::denial::Reason;
 use toolgate_core::http1;
 use toolgate_core::identity::Identity;
 
 use crate::buffer::{BLOCK_BYTES, Buffer};
 use crate::capture::Cookie;
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 use crate::netns::{Namespace, Namespaces, NetnsError};
 use crate::parse::{Asked, Request, write_all_vectored};
 
@@ -36,8 +37,16 @@ pub enum ForwardError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel has nothing left to connect with: it says nothing about the server.
+    #[error("cannot connect to {address}: {source}; {}", exhausted(source))]
+    Exhausted {
+        /// Where the server should be.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No connection in time.
-    #[error("{address} did not accept a connection within {limit:?} (connect_time_max)")]
+    #[error("{address} did not accept a connection within {limit:?} ({})", Limit::ConnectTime)]
     ConnectTimeout {
         /// Where the server should be.
         address: SocketAddr,
@@ -75,6 +84,9 @@ pub enum ForwardError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The client left while its request was sent.
+    #[error("the client left while its request was sent")]
+    ClientLeft,
     /// It did not take the request.
     #[error("{address} closed while the request was sent: {source}")]
     Send {
@@ -84,13 +96,68 @@ pub enum ForwardError {
         source: io::Error,
     },
     /// It did not take the request in time.
-    #[error("{address} did not take the request within {limit:?} (request_time_max)")]
+    #[error("{address} did not take the request within {limit:?} ({})", Limit::SendTime)]
     SendTimeout {
         /// Where the server is.
         address: SocketAddr,
         /// The limit.
         limit: Duration,
     },
+}
+
+impl ForwardError {
+    /// Why there is no connection: the server, or this host.
+    fn connecting(address: SocketAddr, source: io::Error) -> Self {
+        if exhausted(&source).is_empty() {
+            Self::Connect { address, source }
+        } else {
+            Self::Exhausted { address, source }
+        }
+    }
+
+    /// The label, and the status for the client.
+    #[must_use]
+    pub fn reason(&self) -> (Reason, u16) {
+        match self {
+            Self::Connect { .. } | Self::Send { .. } | Self::Namespace { .. } => {
+                (Reason::ServerUnreachable, 502)
+            }
+            Self::Exhausted { .. } => (Reason::Overload, 503),
+            Self::Guarded { .. } | Self::LinkLocal { .. } => (Reason::Undeclared, 403),
+            Self::ConnectTimeout { .. } | Self::SendTimeout { .. } => (Reason::ServerTimeout, 504),
+            Self::ClientBody { .. } | Self::ClientLeft => (Reason::ClientLeft, 400),
+        }
+    }
+
+    /// The limit that it ran into.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::ConnectTimeout { .. } => Some(Limit::ConnectTime),
+            Self::SendTimeout { .. } => Some(Limit::SendTime),
+            Self::Connect { .. }
+            | Self::Exhausted { .. }
+            | Self::Namespace { .. }
+            | Self::Guarded { .. }
+            | Self::LinkLocal { .. }
+            | Self::ClientBody { .. }
+            | Self::ClientLeft
+            | Self::Send { .. } => None,
+        }
+    }
+}
+
+/// What the host has none left of; empty: it is another error.
+fn exhausted(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => {
+            "no port of `net.ipv4.ip_local_port_range` is left towards it: widen the range, or end what holds them"
+        }
+        Some(libc::EMFILE) => "the agent has all descriptors of its limit (`LimitNOFILE`, `ulimit -n`)",
+        Some(libc::ENFILE) => "the host has no descriptors left (`fs.file-max`)",
+        Some(libc::ENOBUFS | libc::ENOMEM) => "the kernel has no memory for a socket",
+        Some(_) | None => "",
+    }
 }
 
 /// Whom an upstream connection serves.
@@ -193,7 +260,7 @@ async fn still_open(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     if let Some(mut upstream) = own
-        && pool::is_quiet(&mut upstream)
+        && matches!(pool::silence(&mut upstream), pool::Silence::Kept)
     {
         return Ok(upstream);
     }
@@ -211,12 +278,12 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
     let limit = limits.connect_time_max;
     let make = || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let made = from.within(make).map_err(|source| ForwardError::Namespace { address, source })?;
-    let socket = made.map_err(|source| ForwardError::Connect { address, source })?;
+    let socket = made.map_err(|source| ForwardError::connecting(address, source))?;
     let connected = timeout(limit, socket.connect(address)).await;
     let io = connected
         .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
         .and_then(|io| io.set_nodelay(true).map(|()| io))
-        .map_err(|source| ForwardError::Connect { address, source })?;
+        .map_err(|source| ForwardError::connecting(address, source))?;
     Ok(Upstream { io, buffer: Buffer::default(), address, cut: false })
 }
 
@@ -248,7 +315,7 @@ impl Upstream {
 
     /// Writes all of `parts`, unless the server replies first: then the rest is not wanted.
     async fn write(&mut self, parts: &mut [IoSlice<'_>], limits: &Limits) -> Result<(), ForwardError> {
-        let (address, limit) = (self.address, limits.request_time_max);
+        let (address, limit) = (self.address, limits.send_time_max);
         let (mut reading, mut writing) = self.io.split();
         let either = async {
             tokio::select! {

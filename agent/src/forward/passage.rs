@@ -50,11 +50,16 @@ pub async fn pass<S: Stream>(
         None => stream_request(client, head, &mut upstream, limits).await?,
         // Its chunks were joined, so its framing is another now.
         Some(body @ BodyAt::Joined(_)) => {
-            upstream.write_request(&client.request(head, &body, limits).map_err(broken)?, limits).await?;
+            let (request, mut watch) = client.request(head, &body, limits).map_err(broken)?;
+            let sent = watch.unless_left(upstream.write_request(&request, limits)).await;
+            sent.unwrap_or(Err(ForwardError::ClientLeft))?;
+            client.done(head, &body);
         }
         Some(body @ BodyAt::InPlace(length)) => {
-            let (_, buffer) = client.parts();
-            upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes + length])], limits).await?;
+            let (mut watch, buffer) = client.watched();
+            let mut parts = [IoSlice::new(&buffer.bytes()[..head.bytes + length])];
+            let sent = watch.unless_left(upstream.write(&mut parts, limits)).await;
+            sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);
         }
     }

@@ -2,8 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
+
+use serde::Serialize;
 
 use super::{Leg, Upstream};
 use crate::limits::Limits;
@@ -17,6 +20,18 @@ struct Idle {
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<HashMap<Leg, Vec<Idle>>>,
+    faults: RefCell<Vec<IdleFault>>,
+}
+
+/// A server that spoke on an idle connection, which was closed: what it said belongs to no request. As the audit has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IdleFault {
+    event: &'static str,
+    /// Whose connection it was: nobody else's could have got it.
+    caller: String,
+    address: SocketAddr,
+    /// How much it said, at least.
+    bytes: usize,
 }
 
 impl Pool {
@@ -25,11 +40,26 @@ impl Pool {
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.get_mut(leg)?;
         while let Some(mut idle) = waiting.pop() {
-            if idle.since.elapsed() < limits.upstream_idle_max && is_quiet(&mut idle.upstream) {
-                return Some(idle.upstream);
+            if idle.since.elapsed() >= limits.upstream_idle_max {
+                continue;
+            }
+            match silence(&mut idle.upstream) {
+                Silence::Kept => return Some(idle.upstream),
+                Silence::Ended => {}
+                Silence::Broken { bytes } => self.faults.borrow_mut().push(IdleFault {
+                    event: "server_fault",
+                    caller: leg.caller.to_string(),
+                    address: leg.address,
+                    bytes,
+                }),
             }
         }
         None
+    }
+
+    /// The faults that were noticed since this was asked last.
+    pub fn faults(&self) -> Vec<IdleFault> {
+        self.faults.take()
     }
 
     /// Takes a connection back whose last reply ended where it should.
@@ -50,16 +80,26 @@ impl Pool {
     }
 }
 
-/// A byte while idle, or the end, makes a connection useless: the byte would be read as the next reply.
-pub(super) fn is_quiet(upstream: &mut Upstream) -> bool {
+/// What an idle connection did.
+pub(super) enum Silence {
+    /// Nothing: it can serve.
+    Kept,
+    /// It was closed.
+    Ended,
+    /// It spoke, unasked: that would be read as the next reply.
+    Broken { bytes: usize },
+}
+
+/// Looks what an idle connection did.
+pub(super) fn silence(upstream: &mut Upstream) -> Silence {
     let mut cx = Context::from_waker(Waker::noop());
     let Upstream { io, buffer, address, .. } = upstream;
     match buffer.poll_fill(&mut cx, io, crate::buffer::BLOCK_BYTES) {
-        Poll::Pending => true,
-        Poll::Ready(Ok(0) | Err(_)) => false,
+        Poll::Pending => Silence::Kept,
+        Poll::Ready(Ok(0) | Err(_)) => Silence::Ended,
         Poll::Ready(Ok(bytes)) => {
             tracing::warn!(%address, bytes, "server spoke on an idle connection: closed");
-            false
+            Silence::Broken { bytes }
         }
     }
 }

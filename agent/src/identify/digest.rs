@@ -20,7 +20,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use toolgate_core::workload::{FileId, Sha256};
 
 use crate::file::{self, Mount, Stamp, Sync};
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 
 /// Files whose digest is remembered.
 const DIGESTS_MAX: usize = 1_024;
@@ -57,7 +57,7 @@ pub(super) enum Undigested {
     Unmounted { pid: u32 },
     #[error("it is no regular file")]
     NoFile,
-    #[error("it has {bytes} bytes, more than {max} (executable_bytes_max)")]
+    #[error("it has {bytes} bytes, more than {max} ({})", Limit::ExecutableBytes)]
     TooLarge { bytes: u64, max: u64 },
     #[error("it was changed when the process connected, or since")]
     Changed,
@@ -65,8 +65,27 @@ pub(super) enum Undigested {
     Writers,
     #[error("reading it: {cause}")]
     Read { cause: io::Error },
-    #[error("it was not read within {seconds} s (identify_time_max)")]
+    #[error("it was not read within {seconds} s ({})", Limit::IdentifyTime)]
     Slow { seconds: u64 },
+}
+
+impl Undigested {
+    /// The limit that it ran into.
+    pub(super) fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::TooLarge { .. } => Some(Limit::ExecutableBytes),
+            Self::Slow { .. } => Some(Limit::IdentifyTime),
+            Self::Gone { .. }
+            | Self::Replaced { .. }
+            | Self::Device { .. }
+            | Self::Served { .. }
+            | Self::Unmounted { .. }
+            | Self::NoFile
+            | Self::Changed
+            | Self::Writers
+            | Self::Read { .. } => None,
+        }
+    }
 }
 
 /// When the process connected, by the wall clock of then and of now: the earlier of them, should it have been set.
@@ -129,7 +148,7 @@ impl Digests {
         connected: Connected,
         limits: &Limits,
     ) -> Result<Sha256, Undigested> {
-        let bytes_max = limits.executable_bytes_max;
+        let bytes_max = limits.executable_bytes_max as u64;
         let digest = async {
             let opened = blocking(move || open(ran, connected, bytes_max)).await?;
             self.shared(opened).await
@@ -284,7 +303,7 @@ mod tests {
             (nobody, now(), limit, "the process has ended"),
             (other, now(), limit, "runs another file by now"),
             (elsewhere, now(), limit, "runs another file by now"),
-            (own, now(), stamp.bytes - 1, "(executable_bytes_max)"),
+            (own, now(), stamp.bytes - 1, "(`executable_bytes_max`)"),
             // Changed after the connect, at its very tick, and a moment before it, as ticks are coarse.
             (own, at(changed - 1_000_000_000), limit, "it was changed when the process connected, or since"),
             (own, at(changed), limit, "it was changed when the process connected, or since"),

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use toolgate_core::container::{Container, Image};
 use toolgate_core::identity::Identity;
-use toolgate_core::workload::{self, Asked, Evidence, FileId, Process, Sha256, Unidentified};
+use toolgate_core::workload::{self, Asked, EXEC_CGROUP, Evidence, FileId, Process, Sha256, Unidentified};
 
 use self::digest::{Connected, Digests, Ran};
 use self::image::Runtimes;
@@ -21,6 +21,8 @@ use crate::capture::{CaptureError, Captured, Recorded, cgroup};
 use crate::config::Resources;
 use crate::file::{self, Sync};
 use crate::limits::Limits;
+use crate::record::Metrics;
+use crate::shares::Share;
 
 /// Cgroup paths remembered; an id is never used twice while the machine is up, so an entry never lies.
 const CGROUPS_MAX: usize = 16_384;
@@ -34,23 +36,36 @@ pub struct Origin {
     pub process: Option<Process>,
     /// The executable's path for the record, when `/proc` still shows the recorded file there.
     pub exe: Option<String>,
+    /// What its captured cgroup may have in use at once.
+    pub share: Arc<Share>,
     connected: Connected,
     exe_sha256: OnceCell<Result<Sha256, Arc<str>>>,
     image: OnceCell<Result<Image, Arc<str>>>,
 }
 
 /// Turns recorded processes into callers.
-#[derive(Default)]
 pub struct Identify {
     cgroups: Mutex<HashMap<u64, Arc<str>>>,
     digests: Digests,
     runtimes: Runtimes,
+    metrics: Arc<Metrics>,
 }
 
 impl Identify {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            cgroups: Mutex::default(),
+            digests: Digests::default(),
+            runtimes: Runtimes::default(),
+            metrics,
+        }
+    }
+
     /// Names what the kernel recorded.
     #[must_use]
-    pub fn origin(&self, captured: Captured) -> Origin {
+    pub fn origin(&self, captured: Captured, share: Arc<Share>) -> Origin {
         let recorded = &captured.process;
         let process = match self.cgroup(recorded.cgroup_id) {
             Ok(cgroup) => Some(Process {
@@ -65,7 +80,24 @@ impl Identify {
         };
         let exe = exe_path(recorded);
         let connected = Connected::at(recorded.connected_ns);
-        Origin { captured, process, exe, connected, exe_sha256: OnceCell::new(), image: OnceCell::new() }
+        let (exe_sha256, image) = (OnceCell::new(), OnceCell::new());
+        Origin { captured, process, exe, share, connected, exe_sha256, image }
+    }
+
+    /// Whose share of the limits a process takes from, as a cgroup's id: the captured cgroup's, or of what `exec` started
+    /// the one of its own that only root makes.
+    #[must_use]
+    pub fn sharer(&self, recorded: &Recorded) -> u64 {
+        let Ok(path) = self.cgroup(recorded.cgroup_id) else { return recorded.captured_id };
+        let mut parts = path.trim_start_matches('/').split('/');
+        let (Some(EXEC_CGROUP), Some(own)) = (parts.next(), parts.next()) else {
+            return recorded.captured_id;
+        };
+        if parts.next().is_none() {
+            return recorded.cgroup_id;
+        }
+        let above = cgroup::mount().and_then(|mount| cgroup::id(&mount.join(EXEC_CGROUP).join(own)));
+        above.unwrap_or(recorded.captured_id)
     }
 
     /// The one workload that `origin` is of.
@@ -105,6 +137,9 @@ impl Identify {
         let (pid, exe) = (recorded.tgid, FileId { dev: recorded.exe.dev, ino: recorded.exe.ino });
         let found = self.digests.of(Ran { pid, exe }, origin.connected, limits).await;
         found.map_err(|error| {
+            if let Some(limit) = error.limit() {
+                self.metrics.limits.count(limit, &error);
+            }
             tracing::warn!(%error, pid, "no exe_sha256 of a caller: Workloads with that selector do not fit it");
             error.to_string().into()
         })

@@ -38,7 +38,7 @@ pub enum NetnsError {
     },
     /// As many as one captured cgroup may have: others are to have theirs.
     #[error(
-        "captured cgroup `{}` has {max} network namespaces already (namespaces_per_cgroup_max): this one stays refused",
+        "captured cgroup `{}` has {max} network namespaces already (`namespaces_per_cgroup_max`): this one stays refused",
         cgroup.display()
     )]
     Share {

@@ -8,7 +8,7 @@ use toolgate_core::http1::{Framing, HttpError, RequestHead};
 use toolgate_core::mcp::{self, HeaderMismatch, Message, Method, json};
 
 use super::Request;
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 
 thread_local! {
     static SCRATCH: RefCell<json::Scratch> = RefCell::new(json::Scratch::default());
@@ -103,11 +103,22 @@ pub struct Refused {
     pub code: i32,
     /// For the audit and the answer: which rule was broken.
     pub detail: String,
+    /// The limit that it ran into.
+    pub limit: Option<Limit>,
 }
 
 impl Refused {
     fn malformed(error: &json::Malformed) -> Self {
-        Self { reason: Reason::MalformedMessage, status: 400, code: error.code(), detail: error.to_string() }
+        let limits = [
+            (matches!(error, json::Malformed::Depth { .. }), Limit::JsonDepth),
+            (matches!(error, json::Malformed::Members { .. }), Limit::JsonMembers),
+        ];
+        Self {
+            reason: Reason::MalformedMessage,
+            code: error.code(),
+            limit: limits.into_iter().find_map(|(is_it, limit)| is_it.then_some(limit)),
+            ..Self::http(400, error.to_string())
+        }
     }
 
     fn mismatch(error: &HeaderMismatch) -> Self {
@@ -120,24 +131,24 @@ impl Refused {
 
     /// The body exceeds its limit.
     #[must_use]
-    pub fn too_large(detail: String) -> Self {
-        Self { reason: Reason::TooLarge, ..Self::http(413, detail) }
+    pub fn too_large(limit: Option<Limit>, detail: String) -> Self {
+        Self { reason: Reason::TooLarge, limit, ..Self::http(413, detail) }
     }
 
     /// It did not come in time.
     #[must_use]
-    pub fn slow(detail: String) -> Self {
-        Self::http(408, detail)
+    pub fn slow(limit: Option<Limit>, detail: String) -> Self {
+        Self { limit, ..Self::http(408, detail) }
     }
 
     fn http(status: u16, detail: impl Into<String>) -> Self {
-        Self { reason: Reason::MalformedHttp, status, code: -32600, detail: detail.into() }
+        Self { reason: Reason::MalformedHttp, status, code: -32600, detail: detail.into(), limit: None }
     }
 }
 
 impl From<&HttpError> for Refused {
     fn from(error: &HttpError) -> Self {
-        Self::http(error.status(), error.to_string())
+        Self { limit: super::http_limit(error), ..Self::http(error.status(), error.to_string()) }
     }
 }
 
@@ -177,7 +188,7 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
         return Err(Refused::http(415, detail));
     }
     let message = SCRATCH.with_borrow_mut(|scratch| {
-        mcp::parse(request.body, scratch, &limits.json).map_err(|error| Refused::malformed(&error))
+        mcp::parse(request.body, scratch, &limits.json()).map_err(|error| Refused::malformed(&error))
     })?;
     let header = |name| request.head.headers.only(name).map_err(|error| Refused::from(&error));
     mcp::mirrors(&message, header("mcp-method")?, header("mcp-name")?)
@@ -235,7 +246,7 @@ pub enum Shadow<'b> {
 pub fn shadow<'b>(request: &Request<'b>, limits: &Limits) -> Shadow<'b> {
     SCRATCH.with_borrow_mut(|scratch| {
         let has_mcp_header = has_mcp_header(&request.head);
-        match mcp::parse(request.body, scratch, &limits.json) {
+        match mcp::parse(request.body, scratch, &limits.json()) {
             // JSON-RPC of another protocol is not ours to judge.
             Ok(message) if is_mcp(&message) || has_mcp_header => return Shadow::Mcp(Some(message)),
             Ok(_) => return Shadow::Other,
@@ -243,7 +254,7 @@ pub fn shadow<'b>(request: &Request<'b>, limits: &Limits) -> Shadow<'b> {
             Err(_) => {}
         }
         let content_type = content_type(&request.head);
-        match mcp::could_be_json_rpc(request.body, &content_type, scratch, &limits.json) {
+        match mcp::could_be_json_rpc(request.body, &content_type, scratch, &limits.json()) {
             true => Shadow::Mcp(None),
             false => Shadow::Other,
         }

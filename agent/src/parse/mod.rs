@@ -8,7 +8,10 @@ mod expected;
 pub use asked::{Asked, Refused, Shadow, asked, shadow};
 pub use expected::Expected;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -16,8 +19,9 @@ use tokio::time::timeout;
 use toolgate_core::denial::Answer;
 use toolgate_core::http1::{self, ChunkedDecoder, Framing, Guess, HttpError, RequestHead};
 
-use crate::buffer::{BLOCK_BYTES, Buffer};
-use crate::limits::Limits;
+use crate::buffer::{BLOCK_BYTES, Buffer, PARKED_BYTES};
+use crate::limits::{Limit, Limits};
+use crate::shares::{Charge, Exceeded, Share};
 
 /// Both directions of a connection: TCP today, TLS or a Unix socket as well.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -30,20 +34,53 @@ pub enum Broken {
     #[error(transparent)]
     Http(#[from] HttpError),
     /// The body exceeds `body_bytes_max`.
-    #[error("the body exceeds {bytes_max} bytes (body_bytes_max)")]
+    #[error("the body exceeds {bytes_max} bytes ({})", Limit::BodyBytes)]
     BodyTooLarge {
         /// The limit.
         bytes_max: usize,
     },
-    /// The request did not arrive within `request_time_max`.
-    #[error("the request did not arrive within {limit:?} (request_time_max)")]
+    /// The head or the body did not arrive in time.
+    #[error("the request's {what} did not arrive within {time_max:?} ({limit})")]
     Slow {
+        /// Head or body.
+        what: &'static str,
         /// The limit.
-        limit: Duration,
+        time_max: Duration,
+        /// Which.
+        limit: Limit,
     },
+    /// There is no memory left for what waits.
+    #[error("no memory for the request: {0}")]
+    NoRoom(#[from] Exceeded),
     /// The client closed or failed in the middle of a request.
     #[error("the client left in the middle of a request")]
     ClientLeft,
+}
+
+impl Broken {
+    /// The limit that it ran into.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Http(error) => http_limit(error),
+            Self::BodyTooLarge { .. } => Some(Limit::BodyBytes),
+            Self::Slow { limit, .. } => Some(*limit),
+            Self::NoRoom(exceeded) => Some(exceeded.limit),
+            Self::ClientLeft => None,
+        }
+    }
+}
+
+/// The limit that a head or its chunks ran into.
+#[must_use]
+pub fn http_limit(error: &HttpError) -> Option<Limit> {
+    let limits = [
+        (matches!(error, HttpError::HeadTooLarge { .. }), Limit::HeadBytes),
+        (matches!(error, HttpError::TargetTooLong { .. }), Limit::TargetBytes),
+        (matches!(error, HttpError::TooManyHeaders { .. }), Limit::Headers),
+        (matches!(error, HttpError::ChunkOverhead { .. }), Limit::ChunkOverhead),
+    ];
+    limits.into_iter().find_map(|(is_it, limit)| is_it.then_some(limit))
 }
 
 /// A request's head lies in the buffer: what of it does not borrow.
@@ -89,12 +126,33 @@ pub struct Request<'b> {
 pub struct Client<S> {
     io: S,
     buffer: Buffer,
+    /// What came while the request before it was sent.
+    later: Buffer,
+    /// For what waits in the buffers.
+    charge: Charge,
+}
+
+/// Sees a client leave while its request, which lies in the read buffer, is sent.
+pub struct Watch<'c, S> {
+    io: &'c mut S,
+    later: &'c mut Buffer,
+}
+
+impl<S: Stream> Watch<'_, S> {
+    /// Waits for `work`, or for the client to leave: `None`.
+    pub async fn unless_left<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = left(self.io, self.later) => None,
+        }
+    }
 }
 
 impl<S: Stream> Client<S> {
     /// A client that has said nothing yet.
-    pub fn new(io: S) -> Self {
-        Self { io, buffer: Buffer::default() }
+    pub fn new(io: S, share: Arc<Share>) -> Self {
+        Self { io, buffer: Buffer::default(), later: Buffer::default(), charge: Charge::new(share) }
     }
 
     /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left, or was silent, without a word.
@@ -124,12 +182,12 @@ impl<S: Stream> Client<S> {
                 return Ok(None);
             }
         }
-        within(limits, self.rest_of_head(limits)).await.map(Some)
+        within(limits.head_time_max, ("head", Limit::HeadTime), self.rest_of_head(limits)).await.map(Some)
     }
 
     async fn rest_of_head(&mut self, limits: &Limits) -> Result<HeadAt, Broken> {
         loop {
-            if let Some(head) = http1::request_head(self.buffer.bytes(), &limits.head)? {
+            if let Some(head) = http1::request_head(self.buffer.bytes(), &limits.head())? {
                 return Ok(HeadAt {
                     bytes: head.bytes,
                     framing: head.framing,
@@ -147,7 +205,7 @@ impl<S: Stream> Client<S> {
     /// # Errors
     /// [`Broken`] when it is too large, broken or does not come.
     pub async fn body(&mut self, head: &HeadAt, limits: &Limits) -> Result<BodyAt, Broken> {
-        within(limits, async {
+        within(limits.body_time_max, ("body", Limit::BodyTime), async {
             match head.framing {
                 Framing::None | Framing::UntilClose => Ok(BodyAt::InPlace(0)),
                 Framing::Length(length) => self.sized_body(head, length, limits).await,
@@ -185,6 +243,9 @@ impl<S: Stream> Client<S> {
             if joined.len() > bytes_max {
                 return Err(Broken::BodyTooLarge { bytes_max });
             }
+            if joined.capacity() > BLOCK_BYTES {
+                self.charge.at_least(joined.capacity())?;
+            }
             if consumed == 0 && !decoder.is_done() {
                 self.fill(BLOCK_BYTES).await?;
             }
@@ -206,8 +267,22 @@ impl<S: Stream> Client<S> {
         Ok(())
     }
 
+    /// Reads more of a request. What waits for it, and what is larger than a block, is charged.
     async fn fill(&mut self, bytes_max: usize) -> Result<(), Broken> {
-        match self.buffer.fill(&mut self.io, bytes_max).await {
+        let Self { io, buffer, charge, .. } = self;
+        let filled = poll_fn(|cx| {
+            let polled = buffer.poll_fill(cx, io, bytes_max);
+            if polled.is_pending() {
+                buffer.park();
+            }
+            if (polled.is_pending() || buffer.held() > BLOCK_BYTES)
+                && let Err(exceeded) = charge.at_least(buffer.held())
+            {
+                return Poll::Ready(Err(exceeded));
+            }
+            polled.map(Ok)
+        });
+        match filled.await? {
             Ok(1..) => Ok(()),
             Ok(0) => Err(Broken::ClientLeft),
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
@@ -217,28 +292,29 @@ impl<S: Stream> Client<S> {
         }
     }
 
-    /// The request whose head and body were read.
+    /// The request whose head and body were read, and who sees the client leave meanwhile.
     ///
     /// # Errors
     /// None in practice: the head was parsed before.
     pub fn request<'b>(
-        &'b self,
+        &'b mut self,
         head: &HeadAt,
         body: &'b BodyAt,
         limits: &Limits,
-    ) -> Result<Request<'b>, Broken> {
+    ) -> Result<(Request<'b>, Watch<'b, S>), Broken> {
+        let Self { io, buffer, later, .. } = self;
         let (bytes, end) = match body {
-            BodyAt::InPlace(length) => (self.buffer.bytes(), head.bytes + length),
+            BodyAt::InPlace(length) => (buffer.bytes(), head.bytes + length),
             BodyAt::Joined(whole) => (&whole[..], whole.len()),
         };
-        let head = http1::request_head(bytes, &limits.head)?.ok_or(Broken::ClientLeft)?;
+        let head = http1::request_head(bytes, &limits.head())?.ok_or(Broken::ClientLeft)?;
         let body = &bytes[head.bytes..end];
-        Ok(Request { head, body })
+        Ok((Request { head, body }, Watch { io, later }))
     }
 
     /// Whether the request whose head was read may carry MCP, to whomever it goes.
     pub fn may_be_mcp(&self, limits: &Limits) -> bool {
-        match http1::request_head(self.buffer.bytes(), &limits.head) {
+        match http1::request_head(self.buffer.bytes(), &limits.head()) {
             Ok(Some(head)) => asked::looks_like_mcp(&head, limits),
             Ok(None) | Err(_) => true,
         }
@@ -250,6 +326,8 @@ impl<S: Stream> Client<S> {
             BodyAt::InPlace(length) => self.buffer.consume(head.bytes + length),
             BodyAt::Joined(_) => {}
         }
+        self.buffer.append(&mut self.later);
+        self.charge.release();
     }
 
     /// Writes all of `parts`, as few system calls as the socket allows.
@@ -273,14 +351,12 @@ impl<S: Stream> Client<S> {
 
     /// Resolves when the client left; what it sends meanwhile waits in the buffer.
     pub async fn left(&mut self) {
-        loop {
-            match self.buffer.fill(&mut self.io, BLOCK_BYTES).await {
-                Ok(1..) => {}
-                // Full: no longer watched; backpressure does the rest.
-                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => std::future::pending().await,
-                Ok(0) | Err(_) => return,
-            }
-        }
+        left(&mut self.io, &mut self.buffer).await;
+    }
+
+    /// Memory that its messages hold is charged to this share.
+    pub fn share(&self) -> &Arc<Share> {
+        self.charge.share()
     }
 
     /// Whether bytes wait that no request has used.
@@ -291,6 +367,12 @@ impl<S: Stream> Client<S> {
     /// Both halves of what is there: unread bytes and the connection.
     pub fn parts(&mut self) -> (&mut S, &mut Buffer) {
         (&mut self.io, &mut self.buffer)
+    }
+
+    /// The same where the unread bytes are sent, and the client may leave meanwhile.
+    pub fn watched(&mut self) -> (Watch<'_, S>, &mut Buffer) {
+        self.buffer.append(&mut self.later);
+        (Watch { io: &mut self.io, later: &mut self.later }, &mut self.buffer)
     }
 
     /// Ends the connection: what was written arrives, then the end. What the client still sends is read and thrown
@@ -311,9 +393,31 @@ impl<S: Stream> Client<S> {
     }
 }
 
-async fn within<T>(limits: &Limits, work: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
-    let limit = limits.request_time_max;
-    timeout(limit, work).await.unwrap_or(Err(Broken::Slow { limit }))
+/// Resolves when the client left. What it sends meanwhile, up to a little, waits in `buffer`; then it is no longer
+/// watched, and backpressure does the rest.
+async fn left<S: Stream>(io: &mut S, buffer: &mut Buffer) {
+    loop {
+        let filled = poll_fn(|cx| {
+            let polled = buffer.poll_fill(cx, io, PARKED_BYTES);
+            if polled.is_pending() {
+                buffer.park();
+            }
+            polled
+        });
+        match filled.await {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => std::future::pending().await,
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+async fn within<T>(
+    time_max: Duration,
+    (what, limit): (&'static str, Limit),
+    work: impl Future<Output = Result<T, Broken>>,
+) -> Result<T, Broken> {
+    timeout(time_max, work).await.unwrap_or(Err(Broken::Slow { what, time_max, limit }))
 }
 
 fn answer_head(answer: &Answer, close: bool) -> Vec<u8> {

@@ -4,9 +4,9 @@ use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted};
 use toolgate_core::denial::{Answer, Shape};
 use toolgate_core::http1::Guess;
 
-use super::{Flow, Opening, Turn, deny, forward_reason};
+use super::{Flow, Opening, Turn, deny};
 use crate::forward::{self, ForwardError, Upstream};
-use crate::parse::{self, BodyAt, Client, Expected, HeadAt, Request, Shadow, Stream};
+use crate::parse::{self, BodyAt, Client, Expected, HeadAt, Request, Shadow, Stream, Watch};
 use crate::record::Entry;
 use crate::respond::{self, Exchange};
 
@@ -58,7 +58,7 @@ impl Turn<'_> {
         };
         let own = passing.as_mut().ok().and_then(|way| way.upstream.take());
         let outcome = match client.request(head, &body, &node.limits) {
-            Ok(request) => self.decided_undeclared(&request, own, &mut entry).await,
+            Ok((request, mut watch)) => self.decided_undeclared(&request, &mut watch, own, &mut entry).await,
             Err(broken) => return self.broken(client, &broken, None, entry).await,
         };
         let (sent, expected) = match outcome {
@@ -83,9 +83,10 @@ impl Turn<'_> {
     }
 
     /// Parse, decide, forward, for MCP to no declared server; other requests are left alone.
-    async fn decided_undeclared(
+    async fn decided_undeclared<S: Stream>(
         &self,
         request: &Request<'_>,
+        watch: &mut Watch<'_, S>,
         own: Option<Upstream>,
         entry: &mut Entry,
     ) -> Undeclared {
@@ -99,7 +100,8 @@ impl Turn<'_> {
             Decision::Permitted(permitted) => {
                 entry.permitted(&permitted);
                 let expected = Expected::unread(request.head.method);
-                let sent = forward::send_undeclared(permitted, own, self.beyond(), &node.limits).await;
+                let sending = forward::send_undeclared(permitted, own, self.beyond(), &node.limits);
+                let sent = watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft));
                 Undeclared::Sent(sent, expected)
             }
         }
@@ -187,7 +189,7 @@ impl Turn<'_> {
         let mut upstream = match forward::dial(&passage, self.beyond(), limits).await {
             Ok(upstream) => upstream,
             Err(error) => {
-                let (reason, _) = forward_reason(&error);
+                let (reason, _) = error.reason();
                 self.record_connection(|entry| {
                     entry.permitted(&passage);
                     entry.failed(reason, 0, error.to_string());

@@ -11,6 +11,7 @@ use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Method};
 
 use crate::identify::Origin;
+use crate::shares::Held;
 
 /// Whether the message went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,16 @@ pub enum Phase {
     Closed,
 }
 
+/// The place of an entry in its caller's share; a copy of the line has none.
+#[derive(Debug)]
+struct Place(#[expect(dead_code, reason = "held until the line is written")] Option<Held>);
+
+impl Clone for Place {
+    fn clone(&self) -> Self {
+        Self(None)
+    }
+}
+
 /// One line of the audit, before it is text.
 #[derive(Debug, Clone)]
 pub struct Line {
@@ -97,10 +108,11 @@ pub struct Line {
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) duration: Duration,
+    _place: Place,
 }
 
 impl Line {
-    pub(super) fn new(id: u64, origin: Arc<Origin>, generation: u64) -> Self {
+    pub(super) fn new(id: u64, origin: Arc<Origin>, generation: u64, place: Held) -> Self {
         Self {
             id,
             time: SystemTime::now(),
@@ -123,6 +135,7 @@ impl Line {
             request_bytes: 0,
             response_bytes: 0,
             duration: Duration::ZERO,
+            _place: Place(Some(place)),
         }
     }
 

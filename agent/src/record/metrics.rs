@@ -9,6 +9,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, R
 use toolgate_core::denial::Reason;
 
 use super::Line;
+use super::refusals::Refusals;
 
 /// Tools told apart for each target; more count as `other`.
 const TOOLS_MAX: usize = 200;
@@ -33,6 +34,8 @@ pub struct Metrics {
     pub reload_failures: IntCounter,
     /// Connections that were older than their capture, by what became of them.
     older: IntCounterVec,
+    /// What the limits refused.
+    pub limits: Refusals,
     labels: Mutex<Labels>,
 }
 
@@ -92,7 +95,13 @@ impl Metrics {
             &["result"],
         )
         .expect("valid name");
-        let all: [Box<dyn Collector>; 7] = [
+        let limits = IntCounterVec::new(
+            Opts::new("toolgate_limit_refusals_total", "What was refused because of a limit"),
+            &["limit"],
+        )
+        .expect("valid name");
+        let all: [Box<dyn Collector>; 8] = [
+            Box::new(limits.clone()),
             Box::new(older.clone()),
             Box::new(requests.clone()),
             Box::new(durations.clone()),
@@ -113,6 +122,7 @@ impl Metrics {
             refused,
             reload_failures,
             older,
+            limits: Refusals::new(&limits),
             labels: Mutex::default(),
         }
     }

@@ -5,14 +5,17 @@
 //! metrics and the file are the writer thread's.
 
 mod digest;
+mod file;
 mod line;
 mod marks;
 mod metrics;
+mod refusals;
 mod writer;
 
 pub use digest::Digester;
 pub use line::{Direction, Line, Phase, Verdict};
 pub use metrics::Metrics;
+pub use refusals::Refusals;
 pub use writer::{AuditError, Recent, Writer};
 
 use std::sync::Arc;
@@ -25,7 +28,9 @@ use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Message, Method};
 
 use crate::identify::Origin;
+use crate::limits::Limit;
 use crate::parse::{Asked, Request};
+use crate::shares::{Exceeded, Use};
 use marks::Mark;
 use serde::Serialize;
 use writer::{Item, Queue};
@@ -34,14 +39,29 @@ use writer::{Item, Queue};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoSlot {
     /// `audit_entries_max` entries are open or wait for the writer.
-    #[error("all {entries_max} audit entries are in use (audit_entries_max)")]
+    #[error("{} is reached: all {entries_max} entries are in use", Limit::AuditEntries)]
     Full {
         /// The limit.
         entries_max: usize,
     },
+    /// The caller's cgroup has its share of them.
+    #[error(transparent)]
+    Share(#[from] Exceeded),
     /// The last write failed, and the next did not succeed yet.
     #[error("the audit file cannot be written")]
     Failing,
+}
+
+impl NoSlot {
+    /// The limit that refused it.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Full { .. } => Some(Limit::AuditEntries),
+            Self::Share(exceeded) => Some(exceeded.limit),
+            Self::Failing => None,
+        }
+    }
 }
 
 /// Where entries are opened. Shared by all threads.
@@ -75,8 +95,9 @@ impl Slots {
         self.used.fetch_sub(count, Ordering::Relaxed);
     }
 
-    fn set_failing(&self, failing: bool) {
-        self.failing.store(failing, Ordering::Relaxed);
+    /// Returns what was set before.
+    fn set_failing(&self, failing: bool) -> bool {
+        self.failing.swap(failing, Ordering::Relaxed)
     }
 }
 
@@ -101,9 +122,11 @@ impl Recorder {
     /// # Errors
     /// [`NoSlot`]: deny the message.
     pub fn open(&self, origin: &Arc<Origin>, generation: u64) -> Result<Entry, NoSlot> {
-        let taken = self.take_slot();
+        // First the caller's share: one that has none left must not take from all.
+        let share = origin.share.take(Use::Entry, 1).map_err(NoSlot::Share);
+        let taken = share.and_then(|share| Ok((self.take_slot()?, share)));
         let line = match taken {
-            Ok(id) => Some(Box::new(Line::new(id, Arc::clone(origin), generation))),
+            Ok((id, share)) => Some(Box::new(Line::new(id, Arc::clone(origin), generation, share))),
             Err(no_slot) if self.deny_on_failure => return Err(no_slot),
             // `audit.on_failure: dangerous_allow`: it passes without a record.
             Err(_) => {
@@ -393,6 +416,8 @@ pub struct AuditPlan {
     pub state_directory: std::path::PathBuf,
     /// Entries in use at once.
     pub entries_max: usize,
+    /// How long a pipe may take nothing.
+    pub write_time_max: Duration,
 }
 
 /// Starts the writer thread.

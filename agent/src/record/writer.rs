@@ -1,16 +1,16 @@
 //! The writer thread: entries -> JSON lines in the audit file, metrics, and what `status` shows.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::file::AuditFile;
 use super::marks::Mark;
 use super::{AuditPlan, Line, Metrics, Phase, Slots};
+use crate::limits::Limit;
 
 /// Lines that `status` shows.
 const RECENT_MAX: usize = 20;
@@ -23,7 +23,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The file cannot be opened for appending.
-    #[error("cannot open audit file `{}`: {cause}; set `audit.file` to a path that root can write", path.display())]
+    #[error("cannot open audit file `{}`: {cause}; {}", path.display(), next_step(cause))]
     Open {
         /// The file.
         path: PathBuf,
@@ -52,6 +52,13 @@ pub enum AuditError {
         /// What the kernel said.
         cause: io::Error,
     },
+}
+
+fn next_step(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::ENXIO) => "nobody reads that pipe, or it is a socket: start its reader first",
+        Some(_) | None => "set `audit.file` to a path that root can write",
+    }
 }
 
 /// What the writer writes.
@@ -135,11 +142,11 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn start(plan: &AuditPlan, queue: Arc<Queue>, mark: Arc<Mark>) -> Result<Self, AuditError> {
-        let file = open(&plan.file)?;
+        let file = AuditFile::open(plan)?;
         let metrics = Arc::new(Metrics::new());
         let recent = Recent::default();
         let mut work = Work {
-            file: AuditFile { file, dirty_since: None, sync: plan.sync },
+            file,
             text: Vec::new(),
             deny_on_failure: plan.deny_on_failure,
             queue: Arc::clone(&queue),
@@ -161,14 +168,6 @@ impl Writer {
         }
         self.mark.remove();
     }
-}
-
-fn open(path: &Path) -> Result<File, AuditError> {
-    let opened = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-        // The audit tells who uses what: root's alone.
-        std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
-    });
-    opened.map_err(|cause| AuditError::Open { path: path.to_owned(), cause })
 }
 
 struct Work {
@@ -200,7 +199,7 @@ impl Work {
                 }
             }
             if !self.write() {
-                self.text.clear();
+                self.file.give_up(&mut self.text);
                 self.metrics.audit_lost.inc_by(lines.len() as u64);
                 tracing::error!(messages = lines.len(), "audit lines lost: the file cannot be written");
             }
@@ -215,14 +214,22 @@ impl Work {
     /// may pass without a record, or because this is the end.
     fn write(&mut self) -> bool {
         while let Err(error) = self.file.append(&mut self.text) {
-            self.queue.slots.set_failing(true);
+            // Said once, and that it is over once.
+            let was_failing = self.queue.slots.set_failing(true);
             self.metrics.audit_failures.inc();
-            tracing::error!(%error, "cannot write the audit file");
+            if error.kind() == io::ErrorKind::TimedOut {
+                self.metrics.limits.count(Limit::AuditWrite, &error);
+            }
+            if !was_failing {
+                tracing::error!(%error, "cannot write the audit file");
+            }
             if !self.deny_on_failure || self.queue.closes_within(RETRY_EVERY) {
                 return false;
             }
         }
-        self.queue.slots.set_failing(false);
+        if self.queue.slots.set_failing(false) {
+            tracing::info!("the audit file can be written again");
+        }
         true
     }
 
@@ -232,36 +239,5 @@ impl Work {
             recent.pop_front();
         }
         recent.push_back(String::from_utf8_lossy(text.trim_ascii_end()).into_owned());
-    }
-}
-
-struct AuditFile {
-    file: File,
-    dirty_since: Option<Instant>,
-    sync: Duration,
-}
-
-impl AuditFile {
-    /// How long the next sync can wait.
-    fn sync_in(&self) -> Duration {
-        let forever = Duration::from_secs(3600);
-        self.dirty_since.map_or(forever, |since| self.sync.saturating_sub(since.elapsed()))
-    }
-
-    /// Appends `text` and empties it; what was written before an error is not written again.
-    fn append(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
-        while !text.is_empty() {
-            let count = self.file.write(text)?;
-            text.drain(..count);
-            self.dirty_since.get_or_insert_with(Instant::now);
-        }
-        if self.dirty_since.is_some_and(|since| since.elapsed() >= self.sync) {
-            // A pipe or /dev/stdout has nothing to sync.
-            match self.file.sync_data() {
-                Err(error) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
-                Ok(()) | Err(_) => self.dirty_since = None,
-            }
-        }
-        Ok(())
     }
 }

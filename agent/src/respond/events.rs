@@ -6,8 +6,10 @@ use std::io::IoSlice;
 use toolgate_core::http1;
 use toolgate_core::mcp::{self, Envelope, ListKind, Method, json, list, sse};
 
-use super::{Exchange, Fault, Reply, unreadable};
+use super::{Exchange, Fault, Reply, unreadable, write};
 use crate::body::Body;
+use crate::buffer::BLOCK_BYTES;
+use crate::limits::Limit;
 use crate::parse::Stream;
 
 thread_local! {
@@ -39,7 +41,13 @@ impl<S: Stream> Reply<'_, S> {
                 break;
             }
             if consumed == 0 {
-                self.wait(body).await?;
+                if !held.is_empty() {
+                    self.charge.at_least(held.capacity())?;
+                }
+                self.wait(body, true).await?;
+            }
+            if held.len() > BLOCK_BYTES {
+                self.charge.at_least(held.capacity())?;
             }
         }
         // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
@@ -50,26 +58,41 @@ impl<S: Stream> Reply<'_, S> {
     /// Sends every event that is whole, and keeps the rest.
     async fn whole_events(&mut self, splitter: &mut sse::Splitter, held: &mut Vec<u8>) -> Result<(), Fault> {
         let mut start = 0;
-        while let Some(span) =
-            splitter.next(&held[start..]).map_err(|e| unreadable("event", &e.to_string()))?
-        {
+        while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
             match judge(event, self.exchange)? {
-                Judged::Kept => self.event(event).await?,
-                Judged::Replaced(event) => self.event(&event).await?,
+                Judged::Kept => self.event(event, held.capacity()).await?,
+                Judged::Replaced(event) => self.event(&event, held.capacity() + event.len()).await?,
                 Judged::Withheld => {}
             }
             start += span.bytes;
         }
         held.drain(..start);
+        if held.is_empty() && held.capacity() > BLOCK_BYTES {
+            *held = Vec::new();
+        }
+        if held.is_empty() {
+            self.charge.release();
+        }
         Ok(())
     }
 
-    async fn event(&mut self, event: &[u8]) -> Result<(), Fault> {
+    async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
+        self.begun = true;
         http1::write_chunk_head(&mut self.out, event.len());
         let mut parts = [IoSlice::new(&self.out), IoSlice::new(event), IoSlice::new(http1::CHUNK_END)];
-        let written = self.client.write(&mut parts, self.exchange.limits).await;
-        self.wrote(written, event.len())
+        write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
+        self.wrote(event.len());
+        Ok(())
+    }
+}
+
+fn unsplittable(error: &sse::SseError) -> Fault {
+    match *error {
+        sse::SseError::TooLarge { event_bytes_max: bytes_max } => {
+            Fault::TooLarge { what: "event", bytes_max, limit: Limit::EventBytes }
+        }
+        sse::SseError::ByteOrderMark => unreadable("event", &error.to_string()),
     }
 }
 
@@ -77,8 +100,8 @@ fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
     let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
-    let limits = &exchange.limits.json;
-    let envelope = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(&data, scratch, limits));
+    let limits = exchange.limits.json();
+    let envelope = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(&data, scratch, &limits));
     match envelope.map_err(|error| unreadable("event", &error.to_string()))? {
         (Envelope::Notification(_), _) => Ok(Judged::Kept),
         (Envelope::Request(method_name, _), _) => {
@@ -106,8 +129,8 @@ pub(super) fn filter_list(
     exchange: &Exchange<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Fault> {
-    let limits = &exchange.limits.json;
-    let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, limits));
+    let limits = exchange.limits.json();
+    let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, &limits));
     let (_, reply) = read.map_err(|error| unreadable("list", &error.to_string()))?;
     filter(reply, kind, exchange, out)
 }

@@ -5,10 +5,14 @@
 
 mod events;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use toolgate_core::decision::Server;
 use toolgate_core::denial::Reason;
 use toolgate_core::http1::{self, Framing, HttpError, Outgoing, ResponseHead};
@@ -19,9 +23,10 @@ use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::config::Resources;
 use crate::forward::Upstream;
-use crate::limits::Limits;
-use crate::parse::{Client, Stream};
+use crate::limits::{Limit, Limits};
+use crate::parse::{self, Client, Stream};
 use crate::sessions::Sessions;
+use crate::shares::{Charge, Exceeded};
 
 /// What a reply depends on besides its own bytes.
 pub struct Exchange<'a> {
@@ -64,6 +69,8 @@ pub struct Replied {
     pub bytes: u64,
     /// Whether the connection can take this caller's next request.
     pub reusable: bool,
+    /// Bytes that came beyond it: a fault of the server's, for which nobody but its connection pays.
+    pub beyond: usize,
 }
 
 /// Why a reply did not come, or not whole.
@@ -90,8 +97,14 @@ pub enum Fault {
     #[error("the server closed in the middle of its reply: {0}")]
     ServerLeft(io::Error),
     /// Nothing came.
-    #[error("the server sent nothing within {0:?} (first_byte_max)")]
-    Slow(Duration),
+    #[error("the server sent nothing more within {0:?} ({1})")]
+    Slow(Duration, Limit),
+    /// The client does not take its reply in time.
+    #[error("the client did not take its reply within {0:?} ({limit})", limit = Limit::ClientWrite)]
+    SlowClient(Duration),
+    /// There is no memory left for what waits.
+    #[error("no memory for the reply: {0}")]
+    NoRoom(#[from] Exceeded),
     /// A list or an event exceeds its limit.
     #[error("the server's {what} exceeds {bytes_max} bytes ({limit})")]
     TooLarge {
@@ -100,7 +113,7 @@ pub enum Fault {
         /// The limit.
         bytes_max: usize,
         /// Its name.
-        limit: &'static str,
+        limit: Limit,
     },
     /// It cannot be read, so it cannot be filtered.
     #[error("the server's {what} cannot be read: {problem}")]
@@ -120,8 +133,9 @@ impl Fault {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::ClientLeft => Reason::ClientLeft,
-            Self::Slow(_) => Reason::ServerTimeout,
+            Self::ClientLeft | Self::SlowClient(_) => Reason::ClientLeft,
+            Self::Slow(..) => Reason::ServerTimeout,
+            Self::NoRoom(_) => Reason::Overload,
             Self::Http(_)
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
@@ -134,13 +148,29 @@ impl Fault {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::Slow(_) => 504,
+            Self::Slow(..) => 504,
+            Self::NoRoom(_) => 503,
             Self::ClientLeft
+            | Self::SlowClient(_)
             | Self::Http(_)
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
             | Self::Unreadable { .. }
             | Self::Session => 502,
+        }
+    }
+}
+
+impl Fault {
+    /// The limit that it ran into.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Http(error) => parse::http_limit(error),
+            Self::Slow(_, limit) | Self::TooLarge { limit, .. } => Some(*limit),
+            Self::SlowClient(_) => Some(Limit::ClientWrite),
+            Self::NoRoom(exceeded) => Some(exceeded.limit),
+            Self::ClientLeft | Self::ServerLeft(_) | Self::Unreadable { .. } | Self::Session => None,
         }
     }
 }
@@ -154,16 +184,15 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let mut reply = Reply { upstream, client, exchange, out: Vec::new(), bytes: 0, begun: false };
+    let charge = Charge::new(Arc::clone(client.share()));
+    let mut reply = Reply { upstream, client, exchange, charge, out: Vec::new(), bytes: 0, begun: false };
     match reply.run().await {
         Ok((status, keep_alive)) => {
             let upgraded = status == 101;
             let whole = keep_alive && !reply.upstream.cut && reply.upstream.buffer.is_empty();
             let reusable = upgraded || whole;
-            if !upgraded && !reply.upstream.buffer.is_empty() {
-                tracing::warn!(address = %reply.upstream.address, "server sent bytes beyond its reply: closed");
-            }
-            Ok(Replied { status, bytes: reply.bytes, reusable })
+            let beyond = if upgraded { 0 } else { reply.upstream.buffer.bytes().len() };
+            Ok(Replied { status, bytes: reply.bytes, reusable, beyond })
         }
         Err(fault) => Err(Broken { fault, bytes: reply.bytes, begun: reply.begun }),
     }
@@ -181,6 +210,8 @@ struct Reply<'r, S> {
     upstream: &'r mut Upstream,
     client: &'r mut Client<S>,
     exchange: &'r Exchange<'r>,
+    /// For what it holds while it waits.
+    charge: Charge,
     /// What is to be written with the next bytes: the head, then chunks.
     out: Vec<u8>,
     bytes: u64,
@@ -193,7 +224,7 @@ impl<S: Stream> Reply<'_, S> {
         let parsed = http1::response_head(
             self.upstream.buffer.bytes(),
             self.exchange.http_method,
-            &self.exchange.limits.head,
+            &self.exchange.limits.head(),
         )?;
         let Some(head) = parsed else { return Err(server_left()) };
         let (status, keep_alive, framing) = (head.status, head.keep_alive, head.framing);
@@ -229,7 +260,7 @@ impl<S: Stream> Reply<'_, S> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let bytes = self.upstream.buffer.bytes();
-            match http1::response_head(bytes, self.exchange.http_method, &limits.head)? {
+            match http1::response_head(bytes, self.exchange.http_method, &limits.head())? {
                 Some(head) if head.status == 101 && !self.exchange.upgrade => {
                     return Err(unreadable("reply", "101 to no upgrade"));
                 }
@@ -240,7 +271,7 @@ impl<S: Stream> Reply<'_, S> {
                 Some(head) => return Ok(head.bytes),
                 None => {
                     let more = tokio::time::timeout_at(deadline, self.more()).await;
-                    if !more.map_err(|_| Fault::Slow(limit))?? {
+                    if !more.map_err(|_| Fault::Slow(limit, Limit::FirstByte))?? {
                         return Err(server_left());
                     }
                 }
@@ -303,12 +334,14 @@ impl<S: Stream> Reply<'_, S> {
                 }
                 let end: &[u8] = if chunked { http1::CHUNK_END } else { b"" };
                 let mut parts = [IoSlice::new(&self.out), IoSlice::new(run.data), IoSlice::new(end)];
-                let written = self.client.write(&mut parts, self.exchange.limits).await;
-                self.wrote(written, count)?;
+                let held = self.upstream.buffer.held();
+                self.begun = true;
+                write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
+                self.wrote(count);
             }
             self.upstream.buffer.consume(consumed);
             if consumed == 0 && !body.is_done() {
-                self.wait(body).await?;
+                self.wait(body, false).await?;
             }
         }
         if chunked {
@@ -317,29 +350,36 @@ impl<S: Stream> Reply<'_, S> {
         self.flush().await
     }
 
-    /// Waits for more of the body; what is ready goes out before.
-    async fn wait(&mut self, body: &mut Body) -> Result<(), Fault> {
+    /// Waits for more of the body; what is ready goes out before. An event stream may be silent for as long as it likes.
+    async fn wait(&mut self, body: &mut Body, is_stream: bool) -> Result<(), Fault> {
         self.flush().await?;
-        if self.more().await? || body.end() { Ok(()) } else { Err(server_left()) }
+        let more = if is_stream {
+            self.more().await?
+        } else {
+            let limit = self.exchange.limits.reply_idle_max;
+            timeout(limit, self.more()).await.map_err(|_| Fault::Slow(limit, Limit::ReplyIdle))??
+        };
+        if more || body.end() { Ok(()) } else { Err(server_left()) }
     }
 
     async fn flush(&mut self) -> Result<(), Fault> {
         if self.out.is_empty() {
             return Ok(());
         }
-        let written = self.client.write(&mut [IoSlice::new(&self.out)], self.exchange.limits).await;
-        self.wrote(written, 0)
-    }
-
-    fn wrote(&mut self, written: io::Result<()>, body_bytes: usize) -> Result<(), Fault> {
         self.begun = true;
-        self.out.clear();
-        written.map_err(|_| Fault::ClientLeft)?;
-        self.bytes += body_bytes as u64;
+        let mut parts = [IoSlice::new(&self.out)];
+        write(self.client, &mut self.charge, self.upstream.buffer.held(), &mut parts, self.exchange.limits)
+            .await?;
+        self.wrote(0);
         Ok(())
     }
 
-    /// Reads a whole body of at most `reply_bytes_max`.
+    fn wrote(&mut self, body_bytes: usize) {
+        self.out.clear();
+        self.bytes += body_bytes as u64;
+    }
+
+    /// Reads a whole body of at most `reply_bytes_max`. Room for what will be shown of it is charged with it.
     async fn whole(&mut self, body: &mut Body) -> Result<Vec<u8>, Fault> {
         let bytes_max = self.exchange.limits.reply_bytes_max;
         let mut whole = Vec::new();
@@ -349,28 +389,61 @@ impl<S: Stream> Reply<'_, S> {
             let consumed = run.consumed;
             self.upstream.buffer.consume(consumed);
             if whole.len() > bytes_max {
-                return Err(Fault::TooLarge { what: "list", bytes_max, limit: "reply_bytes_max" });
+                return Err(Fault::TooLarge { what: "list", bytes_max, limit: Limit::ReplyBytes });
             }
-            if consumed == 0 && !body.is_done() {
-                self.wait(body).await?;
+            let is_waiting = consumed == 0 && !body.is_done();
+            if is_waiting || whole.len() > BLOCK_BYTES {
+                self.charge.at_least(2 * whole.len())?;
+            }
+            if is_waiting {
+                self.wait(body, false).await?;
             }
         }
         Ok(whole)
     }
 
     async fn filtered_list(&mut self, kind: ListKind, head: &[u8], body: &mut Body) -> Result<(), Fault> {
-        let whole = self.whole(body).await?;
+        let limit = self.exchange.limits.list_time_max;
+        let whole = timeout(limit, self.whole(body)).await;
+        let whole = whole.map_err(|_| Fault::Slow(limit, Limit::ListTime))??;
         let mut shown = Vec::with_capacity(whole.len());
         events::filter_list(&whole, kind, self.exchange, &mut shown)?;
-        let limits = &self.exchange.limits.head;
-        let parsed = http1::response_head(head, self.exchange.http_method, limits)?;
+        let limits = self.exchange.limits.head();
+        let parsed = http1::response_head(head, self.exchange.http_method, &limits)?;
         let head = parsed.ok_or_else(server_left)?;
         let outgoing = Outgoing::Length(shown.len() as u64);
         http1::write_response_head(&mut self.out, &head, outgoing, self.exchange.close);
+        self.begun = true;
         let mut parts = [IoSlice::new(&self.out), IoSlice::new(&shown)];
-        let written = self.client.write(&mut parts, self.exchange.limits).await;
-        self.wrote(written, shown.len())
+        let held = whole.len() + shown.len();
+        write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
+        self.wrote(shown.len());
+        Ok(())
     }
+}
+
+/// Writes to the client. What is `held` meanwhile is charged where the client does not take it at once.
+async fn write<S: Stream>(
+    client: &mut Client<S>,
+    charge: &mut Charge,
+    held: usize,
+    parts: &mut [IoSlice<'_>],
+    limits: &Limits,
+) -> Result<(), Fault> {
+    let mut writing = pin!(client.write(parts, limits));
+    let written = poll_fn(|cx| {
+        let polled = writing.as_mut().poll(cx);
+        if polled.is_pending()
+            && let Err(exceeded) = charge.at_least(held)
+        {
+            return Poll::Ready(Err(exceeded));
+        }
+        polled.map(Ok)
+    });
+    written.await?.map_err(|error| {
+        let is_slow = error.kind() == io::ErrorKind::TimedOut;
+        if is_slow { Fault::SlowClient(limits.client_write_max) } else { Fault::ClientLeft }
+    })
 }
 
 fn is_success(status: u16) -> bool {

@@ -34,19 +34,21 @@ pub enum HttpError {
     #[error("the HTTP version is not supported; use HTTP/1.1")]
     Version,
     /// More headers than fit.
-    #[error("more than {headers_max} headers; send fewer")]
+    #[error("more than {headers_max} headers (`headers_max`); send fewer")]
     TooManyHeaders {
         /// The limit in force.
         headers_max: usize,
     },
     /// A head that is too large.
-    #[error("the head is larger than {head_bytes_max} bytes; send fewer or shorter headers")]
+    #[error(
+        "the head is larger than {head_bytes_max} bytes (`head_bytes_max`); send fewer or shorter headers"
+    )]
     HeadTooLarge {
         /// The limit in force.
         head_bytes_max: usize,
     },
     /// A target that is too long.
-    #[error("the target is longer than {target_bytes_max} bytes; send a shorter one")]
+    #[error("the target is longer than {target_bytes_max} bytes (`target_bytes_max`); send a shorter one")]
     TargetTooLong {
         /// The limit in force.
         target_bytes_max: usize,
@@ -138,7 +140,9 @@ pub enum HttpError {
         problem: &'static str,
     },
     /// Chunk extensions or trailers beyond their limit.
-    #[error("chunk extensions and trailers are larger than {bytes_max} bytes; send fewer")]
+    #[error(
+        "chunk extensions and trailers are larger than {bytes_max} bytes (`chunk_overhead_bytes_max`); send fewer"
+    )]
     ChunkOverhead {
         /// The limit in force.
         bytes_max: usize,

@@ -44,7 +44,7 @@ pub enum Malformed {
         offset: usize,
     },
     /// Objects and arrays nested too deep.
-    #[error("byte {offset}: nested deeper than {depth_max} levels; flatten the value")]
+    #[error("byte {offset}: nested deeper than {depth_max} levels (`json_depth_max`); flatten the value")]
     Depth {
         /// The bracket that is one too many.
         offset: usize,
@@ -52,7 +52,9 @@ pub enum Malformed {
         depth_max: usize,
     },
     /// An object with too many members.
-    #[error("byte {offset}: an object with more than {members_max} members; split the value")]
+    #[error(
+        "byte {offset}: an object with more than {members_max} members (`json_members_max`); split the value"
+    )]
     Members {
         /// The member that is one too many.
         offset: usize,

@@ -1,0 +1,305 @@
+//! What is in use at once: of the whole agent, and of each captured cgroup, so that none can use up the others' share.
+//!
+//! A connection looks up its cgroup's [`Share`] once. What it takes from there is counted without a lock, and given back
+//! when it is dropped, whatever ends it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::buffer::BLOCK_BYTES;
+use crate::limits::{Limit, Limits};
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Client connections.
+    Connection,
+    /// Event streams that are open by GET.
+    Stream,
+    /// Audit entries; how many there are in all is the recorder's.
+    Entry,
+    /// Bytes that messages hold while they wait.
+    Memory,
+}
+
+/// One more was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{limit} is reached: {}", self.who())]
+pub struct Exceeded {
+    /// Which limit.
+    pub limit: Limit,
+    /// Its value.
+    pub max: usize,
+    /// The captured cgroup whose share it is; `None`: everybody's.
+    pub cgroup: Option<u64>,
+}
+
+impl Exceeded {
+    fn who(&self) -> String {
+        match self.cgroup {
+            Some(cgroup) => format!("captured cgroup {cgroup} has {} at most", self.max),
+            None => format!("all together have {} at most", self.max),
+        }
+    }
+}
+
+type Counts = [AtomicUsize; 4];
+
+/// The most of one use, and which limit that is.
+#[derive(Debug, Clone, Copy)]
+struct Max {
+    limit: Limit,
+    count: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Maxima {
+    all: Max,
+    of_cgroup: Max,
+}
+
+#[derive(Debug)]
+struct Node {
+    counts: Counts,
+    maxima: [Maxima; 4],
+    cgroups: Mutex<HashMap<u64, Weak<Share>>>,
+}
+
+/// All counts of an agent.
+#[derive(Debug)]
+pub struct Shares(Arc<Node>);
+
+/// The counts of one captured cgroup. The last connection takes them along.
+#[derive(Debug)]
+pub struct Share {
+    cgroup: u64,
+    counts: Counts,
+    node: Arc<Node>,
+}
+
+/// Something that counts until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    share: Arc<Share>,
+    what: Use,
+    amount: usize,
+}
+
+impl Shares {
+    /// Nothing is in use.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        let pair = |all, of_cgroup| Maxima { all, of_cgroup };
+        let max = |limit, count| Max { limit, count };
+        let maxima = [
+            pair(
+                max(Limit::Connections, limits.connections_max),
+                max(Limit::ConnectionsPerCgroup, limits.connections_per_cgroup_max),
+            ),
+            pair(
+                max(Limit::Streams, limits.streams_max),
+                max(Limit::StreamsPerCgroup, limits.streams_per_cgroup_max),
+            ),
+            pair(
+                max(Limit::AuditEntries, usize::MAX),
+                max(Limit::AuditEntriesPerCgroup, limits.audit_entries_per_cgroup_max),
+            ),
+            pair(
+                max(Limit::MemoryBytes, limits.memory_bytes_max),
+                max(Limit::MemoryPerCgroupBytes, limits.memory_per_cgroup_bytes_max),
+            ),
+        ];
+        Self(Arc::new(Node { counts: Counts::default(), maxima, cgroups: Mutex::default() }))
+    }
+
+    /// The share of a captured cgroup, by its id.
+    #[must_use]
+    pub fn of(&self, cgroup: u64) -> Arc<Share> {
+        let mut cgroups = self.0.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = cgroups.get(&cgroup).and_then(Weak::upgrade) {
+            return share;
+        }
+        let share = Arc::new(Share { cgroup, counts: Counts::default(), node: Arc::clone(&self.0) });
+        cgroups.insert(cgroup, Arc::downgrade(&share));
+        share
+    }
+
+    /// How much is in use by all together.
+    #[must_use]
+    pub fn used(&self, what: Use) -> usize {
+        count(&self.0.counts, what).load(Ordering::Relaxed)
+    }
+}
+
+fn count(counts: &Counts, what: Use) -> &AtomicUsize {
+    let [connections, streams, entries, memory] = counts;
+    match what {
+        Use::Connection => connections,
+        Use::Stream => streams,
+        Use::Entry => entries,
+        Use::Memory => memory,
+    }
+}
+
+impl Node {
+    fn maxima(&self, what: Use) -> &Maxima {
+        let [connections, streams, entries, memory] = &self.maxima;
+        match what {
+            Use::Connection => connections,
+            Use::Stream => streams,
+            Use::Entry => entries,
+            Use::Memory => memory,
+        }
+    }
+}
+
+/// Adds where that stays within `max`.
+fn add(counter: &AtomicUsize, amount: usize, max: usize) -> bool {
+    let before = counter.fetch_add(amount, Ordering::Relaxed);
+    let fits = before.checked_add(amount).is_some_and(|after| after <= max);
+    if !fits {
+        counter.fetch_sub(amount, Ordering::Relaxed);
+    }
+    fits
+}
+
+impl Share {
+    /// Counts `amount` more.
+    ///
+    /// # Errors
+    /// [`Exceeded`]: nothing was counted.
+    pub fn take(self: &Arc<Self>, what: Use, amount: usize) -> Result<Held, Exceeded> {
+        self.add(what, amount, what == Use::Memory && amount > BLOCK_BYTES)?;
+        Ok(Held { share: Arc::clone(self), what, amount })
+    }
+
+    fn add(&self, what: Use, amount: usize, is_large: bool) -> Result<(), Exceeded> {
+        let Maxima { all, of_cgroup } = self.node.maxima(what);
+        let within = |max: &Max| if is_large { Limits::large(max.count) } else { max.count };
+        let own = count(&self.counts, what);
+        if !add(own, amount, within(of_cgroup)) {
+            return Err(Exceeded { limit: of_cgroup.limit, max: of_cgroup.count, cgroup: Some(self.cgroup) });
+        }
+        // What all together have of entries is the recorder's to count.
+        if what != Use::Entry && !add(count(&self.node.counts, what), amount, within(all)) {
+            own.fetch_sub(amount, Ordering::Relaxed);
+            return Err(Exceeded { limit: all.limit, max: all.count, cgroup: None });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut cgroups = self.node.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        // A new one may have come meanwhile.
+        if cgroups.get(&self.cgroup).is_some_and(|share| share.strong_count() == 0) {
+            cgroups.remove(&self.cgroup); // cgroups come and go
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        count(&self.share.counts, self.what).fetch_sub(self.amount, Ordering::Relaxed);
+        if self.what != Use::Entry {
+            count(&self.share.node.counts, self.what).fetch_sub(self.amount, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Memory that one message holds while it waits.
+#[derive(Debug)]
+pub struct Charge {
+    share: Arc<Share>,
+    held: Option<Held>,
+}
+
+impl Charge {
+    /// Nothing yet, of this share.
+    #[must_use]
+    pub fn new(share: Arc<Share>) -> Self {
+        Self { share, held: None }
+    }
+
+    /// Counts as much as makes `bytes` in all.
+    ///
+    /// # Errors
+    /// [`Exceeded`]: it holds what it held before.
+    pub fn at_least(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        match &mut self.held {
+            None if bytes > 0 => self.held = Some(self.share.take(Use::Memory, bytes)?),
+            Some(held) if held.amount < bytes => {
+                held.share.add(Use::Memory, bytes - held.amount, bytes > BLOCK_BYTES)?;
+                held.amount = bytes;
+            }
+            None | Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn share(&self) -> &Arc<Share> {
+        &self.share
+    }
+
+    /// Counts nothing any more.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares() -> Shares {
+        Shares::new(&Limits {
+            connections_max: 3,
+            connections_per_cgroup_max: 2,
+            memory_bytes_max: 12 * BLOCK_BYTES,
+            memory_per_cgroup_bytes_max: 8 * BLOCK_BYTES,
+            ..Limits::default()
+        })
+    }
+
+    #[test]
+    fn no_cgroup_uses_up_the_others_share() {
+        let shares = shares();
+        let take = |cgroup| shares.of(cgroup).take(Use::Connection, 1);
+        let (one, two) = (take(7).unwrap(), take(7).unwrap());
+        let full = Exceeded { limit: Limit::ConnectionsPerCgroup, max: 2, cgroup: Some(7) };
+        assert_eq!(take(7).unwrap_err(), full);
+        let other = take(8).unwrap();
+        let all = Exceeded { limit: Limit::Connections, max: 3, cgroup: None };
+        assert_eq!(take(9).unwrap_err(), all);
+        drop(one);
+        let again = take(7).unwrap();
+        assert_eq!(shares.used(Use::Connection), 3);
+        drop((two, other, again));
+        assert_eq!(shares.used(Use::Connection), 0);
+        assert!(shares.0.cgroups.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_last_quarter_of_the_memory_is_for_small_messages() {
+        let shares = shares();
+        let (one, other) = (shares.of(1), shares.of(2));
+        let mut large = Charge::new(Arc::clone(&one));
+        large.at_least(6 * BLOCK_BYTES).unwrap();
+        let refused = one.take(Use::Memory, 2 * BLOCK_BYTES).unwrap_err();
+        assert_eq!(refused.limit, Limit::MemoryPerCgroupBytes);
+        let small: Vec<_> = (0..2).map(|_| one.take(Use::Memory, BLOCK_BYTES).unwrap()).collect();
+        assert_eq!(one.take(Use::Memory, 1).unwrap_err().limit, Limit::MemoryPerCgroupBytes);
+        // Eight blocks are in use, nine may be by large ones.
+        assert_eq!(other.take(Use::Memory, 2 * BLOCK_BYTES).unwrap_err().limit, Limit::MemoryBytes);
+        let others: Vec<_> = (0..4).map(|_| other.take(Use::Memory, BLOCK_BYTES).unwrap()).collect();
+        assert_eq!(other.take(Use::Memory, 1).unwrap_err().limit, Limit::MemoryBytes);
+        large.release();
+        large.at_least(2 * BLOCK_BYTES).unwrap();
+        drop((large, small, others));
+        assert_eq!(shares.used(Use::Memory), 0);
+    }
+}
