@@ -1,12 +1,14 @@
 //! What fails beside the agent: servers that go, an audit that cannot be written. Each has one answer, in bounded time.
 
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
+use toolgate_ebpf_common::{AF_INET, LOOPBACK4};
 use toolgate_tests::scene::{call, is_result, resources, text};
-use toolgate_tests::{Agent, Peer, Scene, Setup, wait};
+use toolgate_tests::{Agent, Peer, PortRange, Scene, Setup, pinned, wait};
 
 #[test]
 fn a_server_that_goes_down_between_two_requests_is_said_so_once() -> Result<()> {
@@ -116,5 +118,55 @@ fn a_client_that_leaves_while_its_server_works_ends_the_servers_work() -> Result
             "{name}: {line}"
         );
     }
+    Ok(())
+}
+
+/// `SO_NETNS_COOKIE` (asm-generic/socket.h), since 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+fn netns_cookie() -> Result<u64> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).context("no socket")?;
+    let (mut cookie, mut size) = (0_u64, 8);
+    // SAFETY: both pointers lead to live variables, and the size is that of the first.
+    let got = unsafe {
+        let place = std::ptr::from_mut(&mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, place, &raw mut size)
+    };
+    ensure!(got == 0, "no namespace cookie: {}", std::io::Error::last_os_error());
+    Ok(cookie)
+}
+
+/// The program that gives a connection its record is taken away, and what lets its SYN through is put there by hand.
+#[test]
+fn a_connection_without_a_record_is_closed_and_counted() -> Result<()> {
+    const RECORD_BYTES: usize = 96;
+    let scene = Scene::set()?;
+    let (mut caller, mut before) = scene.reader()?;
+    assert!(is_result(&before.post(&call(1, "echo", &json!({})))?)?);
+    scene.server.request()?;
+    // Nothing but the pin keeps it attached.
+    std::fs::remove_file(pinned::directory()?.join("links/sock_ops")).context("no such link")?;
+    let mut connections = pinned::map::<32, RECORD_BYTES>("CONNECTIONS")?;
+    let (cookie, listener) = (netns_cookie()?, scene.agent.outbound.port());
+    let ports = 61_200..61_232_u16;
+    let range = PortRange::set(&format!("{} {}", ports.start, ports.end - 1))?;
+    for port in ports {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&cookie.to_ne_bytes());
+        key[8..24].copy_from_slice(&LOOPBACK4);
+        key[24..26].copy_from_slice(&port.to_ne_bytes());
+        key[26..28].copy_from_slice(&listener.to_ne_bytes());
+        key[28..30].copy_from_slice(&AF_INET.to_ne_bytes());
+        connections.insert(key, [1; RECORD_BYTES], 0).context("cannot let a SYN through")?;
+    }
+    let connected = caller.http(scene.server.address);
+    drop(range);
+    // It is closed before it is read, so what was sent may be answered by a reset.
+    let mut unknown = connected?;
+    let _closed_already = unknown.request("POST", "", &call(2, "echo", &json!({})));
+    let said = unknown.rest().unwrap_or_default();
+    assert_eq!(String::from_utf8_lossy(&said), "");
+    scene.agent.counts("toolgate_connections_refused_total", &["no_record"], 1.0)?;
+    assert_eq!(scene.server.requests_now().len(), 0);
     Ok(())
 }
