@@ -48,7 +48,7 @@ pub use port_range::PortRange;
 pub use process::Process;
 pub use refusal::{kernel, refusal};
 pub use scene::Scene;
-pub use sdk::{SdkClient, SdkServer};
+pub use sdk::{SdkClient, SdkServer, fixture, packages};
 pub use server::{Request, Server};
 pub use witness::{Arrival, Witness};
 

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::prctl::set_pdeathsig;
@@ -86,7 +86,15 @@ impl Process {
     /// # Errors
     /// It ended or kept silent; with what it said instead.
     pub fn line_from(&self, from: usize, words: &str) -> Result<(usize, String)> {
-        let deadline = Instant::now() + PATIENCE;
+        self.line_within(PATIENCE, from, words)
+    }
+
+    /// The same, for what takes longer than anything else that a test waits for.
+    ///
+    /// # Errors
+    /// As `line_from`.
+    pub fn line_within(&self, patience: Duration, from: usize, words: &str) -> Result<(usize, String)> {
+        let deadline = Instant::now() + patience;
         let mut state = self.lines.lock();
         loop {
             let found = state.lines.iter().enumerate().skip(from).find(|(_, line)| line.contains(words));

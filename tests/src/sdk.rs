@@ -149,16 +149,26 @@ impl SdkClient {
     }
 }
 
-/// The interpreter with the SDK that `cargo xtask packages` installed.
+/// The interpreter with the SDK.
 fn python() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("cannot tell where this test is")?;
-    let target = this.ancestors().nth(3).context("this test is in no target folder")?;
-    let python = target.join("packages/python/bin/python");
-    ensure!(python.exists(), "`{}` is missing: run `cargo xtask packages`", python.display());
-    Ok(python)
+    packages("python/bin/python")
 }
 
-fn fixture(name: &str) -> PathBuf {
+/// What `cargo xtask packages` installed at `path`.
+///
+/// # Errors
+/// It is missing.
+pub fn packages(path: &str) -> Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot tell where this test is")?;
+    let target = this.ancestors().nth(3).context("this test is in no target folder")?;
+    let installed = target.join("packages").join(path);
+    ensure!(installed.exists(), "`{}` is missing: run `cargo xtask packages`", installed.display());
+    Ok(installed)
+}
+
+/// A file of `tests/fixtures`.
+#[must_use]
+pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 

@@ -94,8 +94,12 @@ fn main() -> ExitCode {
         Task::Demo => demo::demo(),
         Task::DemoAsRoot(prepared) => demo::show(&prepared),
         Task::Run { release, arguments } => run::run(release, &arguments),
-        Task::Packages => packages::install().map(|packages| {
-            println!("{}\n{}", packages.python.display(), packages.server_everything.display());
+        Task::Packages => packages::install().and_then(|packages| {
+            let clients = packages::install_clients()?;
+            for installed in [packages.python, packages.server_everything].iter().chain(&clients) {
+                println!("{}", installed.display());
+            }
+            Ok(())
         }),
         Task::Test { filter } => test::test(filter.as_deref()),
         Task::Vm(wanted) => vm::vm(&wanted),

@@ -1,4 +1,4 @@
-//! The official MCP packages that the demo and the tests run, in a private folder: `target/packages/{python,node}`.
+//! The official MCP packages that the demo and the tests run, in a private folder: `target/packages`.
 //!
 //! Every version stands in `xtask/packages/`. Which registry serves them is the user's own configuration of pip and npm.
 
@@ -19,6 +19,12 @@ pub(crate) struct Packages {
     pub(crate) server_everything: PathBuf,
 }
 
+/// Folder, what it has, and the file of its versions.
+const CLIENTS: [(&str, &str, &str); 2] = [
+    ("langgraph", "LangGraph with its MCP adapters", "langgraph.txt"),
+    ("python2", "official Python SDK 2.x, FastMCP and OpenAI's Agents SDK", "python2.txt"),
+];
+
 /// Written last: a folder without it is the rest of an interrupted run, a folder with another text is of other versions.
 const STAMP: &str = "toolgate-stamp";
 
@@ -35,20 +41,42 @@ pub(crate) fn install() -> Result<Packages> {
         }
     }
     once(&python, "official Python SDK", &["requirements.txt"], python_packages)?;
-    once(&node, "MCP server `server-everything`", &["package.json", "package-lock.json"], node_packages)?;
+    once(
+        &node,
+        "official TypeScript SDKs and server",
+        &["package.json", "package-lock.json"],
+        node_packages,
+    )?;
     Ok(Packages {
         python: python.join("bin/python"),
         server_everything: node.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js"),
     })
 }
 
+/// Installs what the tests of clients start beside that: Python packages that cannot share one folder. Returns their
+/// interpreters.
+pub(crate) fn install_clients() -> Result<Vec<PathBuf>> {
+    let folder = target()?.join("packages");
+    let mut interpreters = Vec::new();
+    for (name, what, versions) in CLIENTS {
+        let python = folder.join(name);
+        once(&python, what, &[versions], python_packages)?;
+        interpreters.push(python.join("bin/python"));
+    }
+    Ok(interpreters)
+}
+
 /// Fills `folder` by `install`, unless it was filled from the very same version files before.
-fn once(folder: &Path, what: &str, versions: &[&str], install: fn(&Path, &Path) -> Result<()>) -> Result<()> {
-    let from = root().join("xtask/packages");
+fn once(
+    folder: &Path,
+    what: &str,
+    versions: &[&str],
+    install: fn(&Path, &[PathBuf]) -> Result<()>,
+) -> Result<()> {
+    let files: Vec<_> = versions.iter().map(|name| root().join("xtask/packages").join(name)).collect();
     let mut wanted = String::new();
-    for name in versions {
-        let file = from.join(name);
-        wanted += &fs::read_to_string(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    for file in &files {
+        wanted += &fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     }
     let stamp = folder.join(STAMP);
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
@@ -59,11 +87,11 @@ fn once(folder: &Path, what: &str, versions: &[&str], install: fn(&Path, &Path) 
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove `{}`", folder.display()))?;
     }
     fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-    install(folder, &from).with_context(|| format!("cannot install the {what}"))?;
+    install(folder, &files).with_context(|| format!("cannot install the {what}"))?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write `{}`", stamp.display()))
 }
 
-fn python_packages(folder: &Path, from: &Path) -> Result<()> {
+fn python_packages(folder: &Path, versions: &[PathBuf]) -> Result<()> {
     let interpreter = folder.join("bin/python");
     let mut pip = if python_has("import venv, ensurepip") {
         run_quietly(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
@@ -73,19 +101,22 @@ fn python_packages(folder: &Path, from: &Path) -> Result<()> {
         run_quietly(Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(folder))?;
         let mut python = Command::new("python3");
         python.args(["-m", "pip", "--python"]).arg(&interpreter);
-        return pip_install(python, from);
+        return pip_install(python, versions);
     } else {
         debian::install(&["python3-venv"]).context("Python's venv is missing")?;
         run_quietly(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
         Command::new(interpreter)
     };
     pip.args(["-m", "pip"]);
-    pip_install(pip, from)
+    pip_install(pip, versions)
 }
 
-fn pip_install(mut pip: Command, from: &Path) -> Result<()> {
-    pip.args(["--disable-pip-version-check", "install", "--quiet", "--requirement"]);
-    run_quietly(pip.arg(from.join("requirements.txt")))?;
+fn pip_install(mut pip: Command, versions: &[PathBuf]) -> Result<()> {
+    pip.args(["--disable-pip-version-check", "install", "--quiet", "--require-hashes"]);
+    for file in versions {
+        pip.arg("--requirement").arg(file);
+    }
+    run_quietly(&mut pip)?;
     Ok(())
 }
 
@@ -93,9 +124,10 @@ fn python_has(import: &str) -> bool {
     run_quietly(Command::new("python3").args(["-c", import])).is_ok()
 }
 
-fn node_packages(folder: &Path, from: &Path) -> Result<()> {
-    for name in ["package.json", "package-lock.json"] {
-        fs::copy(from.join(name), folder.join(name)).with_context(|| format!("cannot copy `{name}`"))?;
+fn node_packages(folder: &Path, versions: &[PathBuf]) -> Result<()> {
+    for file in versions {
+        let name = file.file_name().unwrap_or_default();
+        fs::copy(file, folder.join(name)).with_context(|| format!("cannot copy `{}`", file.display()))?;
     }
     let mut npm = Command::new("npm");
     npm.args(["ci", "--omit=dev", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(folder);

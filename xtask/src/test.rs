@@ -16,15 +16,21 @@ use crate::{build, packages};
 const PRIVILEGED: &str = "toolgate-tests";
 
 /// What those start beside the agent.
-const CONTAINERS: [Packaged; 4] =
-    [("ip", "iproute2"), ("systemd-nspawn", "systemd-container"), ("podman", "podman"), ("runc", "runc")];
+const PROGRAMS: [Packaged; 5] = [
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("systemd-nspawn", "systemd-container"),
+    ("podman", "podman"),
+    ("runc", "runc"),
+];
 
 /// Builds everything, runs all tests and ends with one line: `N passed, N failed`.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let root = sudo::root()?;
     build::build(false)?;
     packages::install()?;
-    debian::need("the tests of network namespaces and containers", &CONTAINERS)?;
+    packages::install_clients()?;
+    debian::need("the tests of clients, network namespaces and containers", &PROGRAMS)?;
     let mut total = Counts::default();
     say("running the tests");
     let mut unprivileged = cargo(["test", "--workspace", "--no-fail-fast", "--exclude", PRIVILEGED]);

@@ -39,8 +39,9 @@ use qemu::{Accelerator, Machine};
 use report::Report;
 
 /// Files of tests/tests, or `FILE::TEST`, that are not run on every kernel, and why; all others are.
-const LEFT_OUT: [(&str, &str); 13] = [
+const LEFT_OUT: [(&str, &str); 14] = [
     ("attribution", "tens of thousands of connections take too long where instructions are translated"),
+    ("clients", REQUESTS),
     ("command_line", REQUESTS),
     ("containers", "it needs systemd-nspawn and podman, which the guest does not have"),
     ("ending", REQUESTS),
