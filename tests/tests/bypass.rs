@@ -57,8 +57,10 @@ fn a_bypass_lets_one_app_through_is_told_of_and_ends_when_it_is_told_to() -> Res
     assert!(shown.contains("BYPASS") && shown.contains("a test"), "{shown}");
     assert_eq!(scene.agent.metric("toolgate_bypasses", &[])?, 1.0);
 
-    let ended = bypass(&scene, &["--end", "--cgroup", &cgroup])?;
+    let ended = bypass(&scene, &["--end", "--cgroup", &cgroup, "--json"])?;
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let said: Value = serde_json::from_slice(&ended.stdout).context("no JSON")?;
+    assert_eq!(said.pointer("/bypasses/0/cgroup"), Some(&cgroup.as_str().into()), "{said}");
     assert!(!goes_unchecked(&scene, &mut reader)?);
     assert!(bypasses(&scene)?.is_empty());
     assert!(text(&event(&scene, "bypass_ended")?, "ended_by").contains("uid 0"));

@@ -51,6 +51,7 @@ fn a_cgroup_that_is_not_captured_any_more_makes_the_agent_unready_by_name() -> R
     assert_eq!(agent.metric("toolgate_canary_lost", &[&label])?, 1.0);
     assert!(agent.metric("toolgate_canary_failures_total", &[&label])? >= 1.0);
     let status = agent.toolgate("status").output()?;
+    assert_eq!(status.status.code(), Some(4), "the code of an agent that is not ready");
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("NOT READY") && status.contains(&name), "{status}");
 

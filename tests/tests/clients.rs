@@ -20,7 +20,7 @@ use toolgate_tests::{Agent, Caller, Host, Netns, Process, Setup, connector, fixt
 const STEP_TIME_MAX: Duration = Duration::from_secs(60);
 /// Clients that run at a time: each takes a core while it starts.
 const AT_ONCE: usize = 4;
-/// What each client says for each URL but progress, which comes thrice.
+/// The last step of each URL: a call in a new session.
 const LAST_STEP: &str = "anew";
 
 /// One client.
@@ -50,7 +50,7 @@ const PYTHON2: &str = "python2/bin/python";
 /// Where there are no sessions (2026-07-28, or one a call), a restart is not noticed.
 const SERVED: &str = "42";
 
-/// Names that end in a revision are of clients that speak both.
+/// Names that end in a revision are of clients that speak more than one.
 const CLIENTS: [Client; 12] = [
     client("Python SDK 1.x", PYTHON, "mcp1.py", "error: Session terminated"),
     Client {
@@ -73,8 +73,8 @@ const CLIENTS: [Client; 12] = [
     client("curl, 2025-11-25", PYTHON, "curl.py", "error: Session not found"),
 ];
 
-/// What every client is to say: the step, without an agent, captured. A text that begins with `..` is the end of a longer
-/// one's beginning: the rest is the number of the request.
+/// What every client is to say: the step, without an agent, captured. A denial is said in the client's own words around
+/// these, with the number of the request.
 const STEPS: [(&str, &str, &str); 7] = [
     ("list", "add announce count delete_everything", "add announce count"),
     ("permitted", "42", "42"),

@@ -183,6 +183,129 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
     Ok(())
 }
 
+/// Every command that a user sees.
+const COMMANDS: [&str; 9] =
+    ["run", "upgrade", "bypass", "exec", "check", "status", "detach", "completions", "man"];
+
+/// Runs it to its end: exit code, output, errors.
+fn said(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+    let output = toolgate().args(arguments).output().context("cannot start it")?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+}
+
+#[test]
+fn the_exit_code_tells_usage_configuration_and_a_missing_agent_apart() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::create_dir(folder.path().join("resources"))?;
+    let settings = Agent::other_settings(folder.path())?;
+    let dir = folder.path().display().to_string();
+    let good = resources(free_address()?);
+    let bad = good.replace("effect: allow", "effekt: allow");
+    let gone = good.replace("local: {", "local: { workload: nobody,");
+    let cases: [(&str, &str, &[&str], i32, &str); 12] = [
+        (&settings, &good, &["check", "--config", &dir], 0, ""),
+        (&settings, &bad, &["check", "--config", &dir], 2, "effekt"),
+        (&settings, &gone, &["check", "--config", &dir], 2, "nobody"),
+        ("x: 1", &good, &["status", "--config", &dir], 2, "toolgate.yaml:1:1"),
+        (&settings, &good, &["status", "--config", &dir], 3, "toolgate run"),
+        (&settings, &good, &["upgrade", "--config", &dir], 3, "toolgate run"),
+        (&settings, &good, &["exec", "--app-id", "a", "--config", &dir, "--", "true"], 3, "toolgate run"),
+        (&settings, &good, &["upgrade", "--binary", "/no/such", "--config", &dir], 1, "/no/such"),
+        (&settings, &good, &[], 2, "Usage"),
+        (&settings, &good, &["statsu"], 2, "'status'"),
+        (&settings, &good, &["status", "--jsno"], 2, "'--json'"),
+        (&settings, &good, &["bypass", "--app-id", "a"], 2, "--for"),
+    ];
+    for (settings, resources, arguments, code, words) in cases {
+        fs::write(folder.path().join("toolgate.yaml"), settings)?;
+        fs::write(folder.path().join("resources/all.yaml"), resources)?;
+        let (found, _output, errors) = said(arguments)?;
+        assert_eq!(found, Some(code), "{arguments:?}: {errors}");
+        assert!(errors.contains(words), "{arguments:?}: no `{words}` in {errors}");
+    }
+    Ok(())
+}
+
+#[test]
+fn check_says_the_same_as_json() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::create_dir(folder.path().join("resources"))?;
+    fs::write(folder.path().join("toolgate.yaml"), Agent::other_settings(folder.path())?)?;
+    let dir = folder.path().display().to_string();
+    let good = resources(free_address()?);
+    for (resources, ok) in [(good.clone(), true), (good.replace("max: 100", "maximum: 100"), false)] {
+        fs::write(folder.path().join("resources/all.yaml"), resources)?;
+        let (code, output, _errors) = said(&["check", "--json", "--config", &dir])?;
+        assert_eq!(code, Some(if ok { 0 } else { 2 }));
+        let told: Value = serde_json::from_str(&output).context("no JSON")?;
+        assert_eq!(told.get("ok"), Some(&json!(ok)), "{told:#}");
+        let found = told.get("diagnostics").and_then(Value::as_array).context("no diagnostics")?;
+        let place = found.iter().find(|one| scene::text(one, "message").contains("maximum"));
+        assert_eq!(place.is_some(), !ok, "{told:#}");
+        if let Some(place) = place {
+            assert_eq!(place.pointer("/line"), Some(&json!(23)), "{place}");
+            assert_eq!(scene::text(place, "severity"), "error", "{place}");
+        }
+        assert_eq!(output.contains("small-sums"), ok, "the explanation: {told:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
+    let (code, help, _errors) = said(&["--help"])?;
+    assert_eq!(code, Some(0));
+    assert!(help.contains("no agent answers") && !help.contains("canary"), "{help}");
+    for command in COMMANDS {
+        assert!(help.contains(&format!("\n  {command} ")), "no `{command}` in {help}");
+        let (code, help, _errors) = said(&[command, "--help"])?;
+        assert!(code == Some(0) && help.contains("Example: toolgate "), "{command}: {help}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, errors) = said(&["completions", shell])?;
+        assert_eq!(code, Some(0), "{errors}");
+        let missing: Vec<_> = COMMANDS.iter().filter(|command| !script.contains(**command)).collect();
+        assert!(missing.is_empty() && !script.contains("canary"), "{shell}: {missing:?}");
+    }
+    let folder = tempfile::tempdir()?;
+    let (code, _output, errors) = said(&["man", &folder.path().display().to_string()])?;
+    assert_eq!(code, Some(0), "{errors}");
+    let mut pages = Vec::new();
+    for page in fs::read_dir(folder.path())? {
+        pages.push(page?.file_name().to_string_lossy().into_owned());
+    }
+    let mut expected = COMMANDS.map(|command| format!("toolgate-{command}.1")).to_vec();
+    expected.push("toolgate.1".to_owned());
+    pages.sort();
+    expected.sort();
+    assert_eq!(pages, expected);
+    assert!(fs::read_to_string(folder.path().join("toolgate.1"))?.contains("no agent answers"));
+    Ok(())
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() -> Result<()> {
+    // The end of a terminal is to be read after it has ended: what is written before is less than its buffer.
+    let run = |no_color: &str| -> Result<String> {
+        let pty = openpty(None, None).context("no pseudo-terminal")?;
+        let mut terminal = fs::File::from(pty.master);
+        let mut command = toolgate();
+        command.arg("statsu").env("TERM", "xterm").env("NO_COLOR", no_color);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(pty.slave));
+        let status = command.status().context("cannot start it")?;
+        assert_eq!(status.code(), Some(2));
+        let mut some = [0; 4096];
+        let read = terminal.read(&mut some).context("it said nothing")?;
+        Ok(String::from_utf8_lossy(&some[..read]).into_owned())
+    };
+    let coloured = |text: &str| text.contains('\u{1b}');
+    assert!(coloured(&run("")?), "a terminal");
+    assert!(!coloured(&run("1")?), "NO_COLOR");
+    assert!(!coloured(&said(&["statsu"])?.2), "a pipe");
+    Ok(())
+}
+
 /// What `status --json` says.
 fn status(agent: &Agent) -> Result<Value> {
     let output = agent.toolgate("status").arg("--json").output()?;
@@ -263,9 +386,11 @@ fn detach_removes_what_a_killed_agent_left_and_may_be_run_twice() -> Result<()> 
     let (mut captured, _connection) = scene.reader()?;
     scene.agent.kill()?;
     assert!(captured.connect(scene.server.address).is_err());
-    for _twice in 0..2 {
-        let output = toolgate().arg("detach").output()?;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for left in [true, false] {
+        let (code, output, errors) = said(&["detach", "--json"])?;
+        assert_eq!(code, Some(0), "{errors}");
+        let told: Value = serde_json::from_str(&output).context("no JSON")?;
+        assert_eq!(told.get("links").and_then(Value::as_u64).is_some_and(|links| links > 0), left, "{told}");
     }
     assert_eq!(captured.connect(scene.server.address)?.peer, scene.server.address, "captured no more");
     drop(captured);

@@ -26,6 +26,9 @@ pub(super) struct Bypass {
     end: bool,
     #[command(flatten)]
     whom: WhomArgs,
+    /// As JSON: `bypasses`, each with its `cgroup` and, unless it was ended, `until`
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +50,9 @@ impl Bypass {
         };
         let wanted = BypassRequest { whom, begin: self.length.zip(self.reason) };
         let answer = block_on(async { Ok(client::bypass(&self.config.admin()?, &wanted).await?) })?;
+        if self.json {
+            return super::print_json(&answer);
+        }
         let mut out = std::io::stdout().lock();
         for one in answer["bypasses"].as_array().map(Vec::as_slice).unwrap_or_default() {
             match self.end {

@@ -18,7 +18,9 @@ pub(super) fn to_stderr() {
     if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) {
         log.event_format(Journal).init();
     } else {
-        log.with_ansi(std::io::stderr().is_terminal()).init();
+        // https://no-color.org: present and not empty.
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        log.with_ansi(std::io::stderr().is_terminal() && !unwanted).init();
     }
 }
 

@@ -1,7 +1,9 @@
 //! The command line.
 
 mod bypass;
+mod check;
 mod exec;
+mod exit;
 mod log;
 mod status;
 
@@ -10,28 +12,28 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use serde_json::{Value, json};
 
+use self::exit::ConfigurationError;
 use crate::admin::client::{self, UpgradeRequest};
-use crate::{app, capture, config, listeners, netns};
+use crate::{app, capture, config, netns};
 
 /// Where the configuration is looked for when `--config` does not say.
 const CONFIG_DIR: &str = "/etc/toolgate";
 
 /// An identity, a policy and a record on every MCP call of unmodified processes.
 #[derive(Debug, Parser)]
-#[command(name = "toolgate", version, after_help = EXIT_CODES)]
+#[command(name = "toolgate", version, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, or `check` found errors; 2 wrong usage. \
-`exec` leaves with the program's own; 126 it cannot be started, 127 there is none of that name.";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent until SIGINT or SIGTERM; then nothing is captured any more
+    #[command(after_help = "Example: toolgate run --observe")]
     Run {
         #[command(flatten)]
         config: Config,
@@ -57,6 +59,9 @@ enum Command {
         /// The new binary [default: what is now at the path that the agent was started from]
         #[arg(long, value_name = "PATH")]
         binary: Option<PathBuf>,
+        /// As JSON: the process ids `pid` and `before`
+        #[arg(long)]
+        json: bool,
     },
     /// Break glass: let a captured cgroup go where it is meant to for a while, unchecked; audited
     #[command(
@@ -67,11 +72,10 @@ enum Command {
     #[command(after_help = "Example: toolgate exec --app-id research-agent -- python agent.py")]
     Exec(exec::Exec),
     /// Validate the configuration; print what would be captured, for whom, and each rule in words
-    Check {
-        #[command(flatten)]
-        config: Config,
-    },
+    #[command(after_help = "Example: toolgate check --config ./toolgate && systemctl reload toolgate")]
+    Check(check::Check),
     /// Show what the running agent did
+    #[command(after_help = "Example: toolgate status --json | jq .requests")]
     Status {
         #[command(flatten)]
         config: Config,
@@ -80,13 +84,35 @@ enum Command {
         json: bool,
     },
     /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
-    Detach,
+    #[command(after_help = "Example: toolgate detach --json")]
+    Detach {
+        /// As JSON: how many `links` and `maps` were removed, and whether the `cgroup` of `exec` was
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what completes this command line in a shell
+    #[command(
+        after_help = "Example: toolgate completions bash > /usr/share/bash-completion/completions/toolgate"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(after_help = "Example: toolgate man /usr/share/man/man1")]
+    Man {
+        /// Gets `toolgate.1`, and a page for each command
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// A canary's flight: see `app::canary`
     #[command(name = app::canary::COMMAND, hide = true)]
     Canary,
 }
 
-const UPGRADE_HELP: &str = "The new one starts with the arguments of the running one, and reads toolgate.yaml and the \
+const UPGRADE_HELP: &str = "Example: toolgate upgrade --binary ./toolgate
+
+The new one starts with the arguments of the running one, and reads toolgate.yaml and the \
 resources anew. Where it does not start, the running one goes on, and this says why. Requests that run have the time of \
 an orderly end (drain_time_max); event streams end, and clients open them again.";
 
@@ -106,7 +132,7 @@ impl Config {
     /// Where the agent of this configuration is asked.
     fn admin(&self) -> anyhow::Result<PathBuf> {
         let agent = match self.dir() {
-            Some(dir) => config::load_agent(&dir).map_err(|all| errors(&all))?,
+            Some(dir) => config::load_agent(&dir).map_err(ConfigurationError::Files)?,
             None => config::embedded().0,
         };
         Ok(agent.listen.admin)
@@ -122,7 +148,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Nobody reads it: then nobody misses it.
             let _ = writeln!(std::io::stderr(), "toolgate: {error:#}");
-            ExitCode::FAILURE
+            exit::code(&error)
         }
     }
 }
@@ -137,16 +163,25 @@ impl Command {
                 let options = app::Options { config: config.dir(), observe, stay_attached, handover, binary };
                 block_on(async { Ok(app::run(options).await?) })?;
             }
-            Self::Upgrade { config, binary } => upgrade(&config, binary)?,
+            Self::Upgrade { config, binary, json } => upgrade(&config, binary, json)?,
             Self::Bypass(bypass) => bypass.run()?,
             Self::Canary => return Ok(canary()),
             Self::Exec(exec) => return exec.run(),
-            Self::Check { config } => check(&config)?,
+            Self::Check(check) => check.run()?,
             Self::Status { config, json } => {
                 let answer = block_on(async { Ok(client::status(&config.admin()?).await?) })?;
                 status::print(&answer, json)?;
+                if !answer["unready"].is_null() {
+                    return Ok(ExitCode::from(exit::NOT_READY));
+                }
             }
-            Self::Detach => detach()?,
+            Self::Detach { json } => detach(json)?,
+            Self::Completions { shell } => {
+                clap_complete::generate(shell, &mut shown_commands(), "toolgate", &mut std::io::stdout());
+            }
+            Self::Man { dir } => {
+                clap_mangen::generate_to(Cli::command(), &dir).with_context(|| shown(&dir))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -158,40 +193,26 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
-fn errors(all: &[config::Diagnostic]) -> anyhow::Error {
-    let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
-    anyhow::anyhow!("the configuration has errors\n\n{}", texts.join("\n"))
+fn print_json(value: &Value) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{value:#}").context("cannot print")
 }
 
-fn check(config: &Config) -> anyhow::Result<()> {
-    let dir = config.dir();
-    let (agent, resources) = app::load(dir.as_ref()).map_err(|all| errors(&all))?;
-    let mut out = std::io::stdout().lock();
-    for warning in &resources.warnings {
-        writeln!(out, "{warning}")?;
-    }
-    writeln!(out, "{}", config::explain(&agent, &resources))?;
-    app::check_here(&agent)?;
-    let found =
-        listeners::check(&resources, &agent.trust_domain).context("cannot look at listening sockets")?;
-    let (wrong, unsure): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|finding| finding.severity == config::Severity::Error);
-    for finding in unsure {
-        writeln!(out, "{finding}")?;
-    }
-    if !wrong.is_empty() {
-        let texts: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-        anyhow::bail!("servers are not behind who is to serve them\n\n{}", texts.join("\n"));
-    }
-    Ok(())
-}
-
-fn upgrade(config: &Config, binary: Option<PathBuf>) -> anyhow::Result<()> {
+fn upgrade(config: &Config, binary: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     let binary = binary.map(|path| path.canonicalize().with_context(|| shown(&path))).transpose()?;
     let wanted = UpgradeRequest { binary };
     let answer = block_on(async { Ok(client::upgrade(&config.admin()?, &wanted).await?) })?;
+    if json {
+        return print_json(&answer);
+    }
     writeln!(std::io::stdout(), "agent {} took over from agent {}", answer["pid"], answer["before"])?;
     Ok(())
+}
+
+/// Without what only the agent itself calls: shells would offer it.
+fn shown_commands() -> clap::Command {
+    let all = Cli::command();
+    let shown: Vec<_> = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
+    clap::Command::new("toolgate").version(env!("CARGO_PKG_VERSION")).subcommands(shown)
 }
 
 fn canary() -> ExitCode {
@@ -200,13 +221,16 @@ fn canary() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn detach() -> anyhow::Result<()> {
+fn detach(json: bool) -> anyhow::Result<()> {
     if let Some(pid) = app::holder()? {
         anyhow::bail!("the agent runs (pid {pid}): stop it, and it detaches by itself");
     }
     let removed = capture::detach().context("cannot detach")?;
     let cgroup = app::exec_root::remove();
     netns::give_back_all();
+    if json {
+        return print_json(&json!({ "links": removed.links, "maps": removed.maps, "cgroup": cgroup }));
+    }
     let mut out = std::io::stdout().lock();
     match (removed.links, cgroup) {
         (0, false) => writeln!(out, "nothing was attached")?,

@@ -7,13 +7,10 @@ use serde_json::Value;
 
 /// Prints what the agent said of itself.
 pub(super) fn print(status: &Value, json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
     if json {
-        writeln!(out, "{status:#}")?;
-    } else {
-        out.write_all(words(status).as_bytes())?;
+        return super::print_json(status);
     }
-    Ok(())
+    Ok(std::io::stdout().write_all(words(status).as_bytes())?)
 }
 
 fn text<'v>(value: &'v Value, key: &str) -> &'v str {
