@@ -104,8 +104,7 @@ def install():
     agent = next((file for file in found if file.is_file()), None)
     if agent is None:
         raise Failed("the build has no `toolgate`: run `cargo xtask build --release`, or set TOOLGATE_BUILD")
-    units = [SOURCES / "agent/systemd/toolgate.service", SOURCES / "vagrant/toolgate.service"]
-    unit = next(file for file in units if file.is_file())
+    unit = SOURCES / "agent/systemd/toolgate.service"
     # Wherever the unit wants it.
     path = re.search(r"^ExecStart=[-@:+!]*(\S+)", unit.read_text(), re.MULTILINE).group(1)
     shutil.copy(agent, path)

@@ -32,6 +32,17 @@ impl Host {
     }
 }
 
+/// For what would harm a host: an error anywhere but inside a virtual machine of `cargo xtask vm`.
+///
+/// # Errors
+/// It is a host.
+pub fn in_guest() -> Result<()> {
+    let first = std::fs::read("/proc/1/cmdline").context("cannot read what the first process is")?;
+    let guest = String::from_utf8_lossy(&first).contains("\0vm-guest");
+    ensure!(guest, "this test is for a virtual machine: run `cargo xtask vm`");
+    Ok(())
+}
+
 /// Where cgroup2 is mounted.
 ///
 /// # Errors

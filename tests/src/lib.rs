@@ -15,13 +15,14 @@
 //! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `sdk`: the official Python SDK, as server and as client
+//! - `vrf`: a VRF of a test's own
 //! - `witness`: a server that tells who reached it, by every family and address
 //! - `wait`: the one place that polls
 
 mod agent;
 mod caller;
 mod cgroup;
-mod host;
+pub mod host;
 pub mod http;
 pub mod netns;
 mod peer;
@@ -33,6 +34,7 @@ mod refusal;
 pub mod scene;
 mod sdk;
 pub mod server;
+mod vrf;
 pub mod wait;
 mod witness;
 
@@ -50,6 +52,7 @@ pub use refusal::{kernel, refusal};
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer, fixture, packages};
 pub use server::{Request, Server};
+pub use vrf::Vrf;
 pub use witness::{Arrival, Witness};
 
 /// How long anything may take that a test waits for. A test that waits this long has failed.

@@ -12,7 +12,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use toolgate_ebpf_common::{CONNECTIONS_MAX, CONNECTIONS_PER_CGROUP_MAX, Record};
 use toolgate_tests::scene::text;
-use toolgate_tests::{Agent, Cgroup, Host, Netns, PidMax, Process, Setup, Witness, free_address, pinned};
+use toolgate_tests::{
+    Agent, Cgroup, Host, Netns, PidMax, Process, Setup, Vrf, Witness, free_address, kernel, pinned, refusal,
+};
 
 /// Who the attacker is, and who runs beside it.
 const ATTACKER: &str = "attacker";
@@ -21,6 +23,8 @@ const BESIDE: &str = "beside";
 const HTTPS: u16 = 443;
 /// Process ids where there are few: the kernel gives none below 300 twice. The machine goes on with them for a second.
 const PIDS: u32 = 1_024;
+/// `IP_LOCAL_PORT_RANGE` (ip(7)).
+const LISTENS_IN_A_RANGE: (u32, u32) = (6, 3);
 /// When a record was made that no sweep takes for a left one.
 const NEVER_OLD: u64 = u64::MAX;
 
@@ -136,6 +140,7 @@ const WAYS: &[Way] = &[
         REFUSED,
         REFUSED,
     ),
+    both("bound to a VRF", "tcp start=inside device={vrf} to={in_vrf}:{port}", REFUSED),
     both(
         "IPv6 destination options, captured",
         "tcp start=inside destination_options=1 to=[::1]:{port}",
@@ -147,10 +152,10 @@ const WAYS: &[Way] = &[
     both("MPTCP", "tcp start=inside protocol=262 to=127.0.0.1:{port}", UNKNOWN),
     both("MPTCP over IPv6", "tcp start=inside protocol=262 to=[::1]:{port}", UNKNOWN),
     both("SCTP", "makes start=inside family=4 protocol=132", UNKNOWN),
-    both("DCCP", "makes start=inside family=4 protocol=33", UNKNOWN),
+    both("DCCP", "makes start=inside family=4 kind=dccp protocol=33", UNKNOWN),
     both("raw socket", "raw start=inside to=127.0.0.1:{port}", FORBIDDEN),
     both("raw socket, IPv6", "raw start=inside to=[::1]:{port}", FORBIDDEN),
-    both("raw socket for TCP", "makes start=inside family=4 raw=1 protocol=6", FORBIDDEN),
+    both("raw socket for TCP", "makes start=inside family=4 kind=raw protocol=6", FORBIDDEN),
     both("packet socket", "packet start=inside to=[::1]:{port}", Reached),
     both("vsock", "makes start=inside family=vsock", Done("made")),
     both("UDP to the server's port, connected", "udp-connected start=inside to=127.0.0.1:{port}", REFUSED),
@@ -240,6 +245,7 @@ const WAYS: &[Way] = &[
     both("outside: IPv6 another local address", "tcp to=[{near6}]:{port}", REFUSED),
     both("outside: IPv6 link-local", "tcp to=[{link_local}%{index}]:{port}", REFUSED),
     both("outside: bound to a device", "tcp device={device} to={near}:{port}", REFUSED),
+    both("outside: bound to a VRF", "tcp device={vrf} to={in_vrf}:{port}", REFUSED),
     both("outside: MPTCP", "tcp protocol=262 to=127.0.0.1:{port}", REFUSED),
     both("outside: TCP fast open", "fast-open to=127.0.0.1:{port}", REFUSED),
     both("outside: io_uring", "ring to=[::1]:{port}", REFUSED),
@@ -390,6 +396,8 @@ struct Stage {
     netns: Netns,
     near: IpAddr,
     near6: IpAddr,
+    /// `None`: this kernel has none.
+    vrf: Option<Vrf>,
     inside: Cgroup,
     beside: Cgroup,
     outside: Cgroup,
@@ -416,7 +424,7 @@ fn check_all(mode: Mode) -> Result<()> {
     }
     // What was refused has not arrived late.
     for way in WAYS {
-        if !matches!(stage.expected(way), Reached | Done(_)) && stage.saw(&stage.tool(way)) {
+        if !matches!(stage.expected(way)?, Reached | Done(_)) && stage.saw(&stage.tool(way)) {
             wrong.push(format!("{}: reached the server in the end", way.name));
         }
     }
@@ -432,6 +440,7 @@ impl Stage {
         server.hear_udp_lite()?;
         let netns = Netns::new()?;
         let ([near, _], [near6, _]) = (netns.link()?, netns.link6()?);
+        let vrf = Vrf::new()?;
         let inside = Cgroup::new("around-inside")?;
         let beside = Cgroup::new("around-beside")?;
         let outside = Cgroup::new("around-outside")?;
@@ -463,6 +472,7 @@ impl Stage {
             netns,
             near,
             near6,
+            vrf,
             inside,
             beside,
             outside,
@@ -479,26 +489,43 @@ impl Stage {
         format!("{:?} {}", self.mode, way.name).replace(|c: char| !c.is_ascii_alphanumeric(), "-")
     }
 
-    fn expected(&self, way: &Way) -> Outcome {
-        match self.mode {
+    fn expected(&self, way: &Way) -> Result<Outcome> {
+        if let Some(missing) = self.missing(way.how)? {
+            return Ok(missing);
+        }
+        Ok(match self.mode {
             Mode::Declared => way.declared,
             Mode::All => way.all,
             Mode::Off if way.how.contains("bind ") => Done("bound"),
-            Mode::Off if way.how.starts_with("makes ") && is_known(way.how) => Done("made"),
-            Mode::Off if way.how.starts_with("makes ") => UNKNOWN,
+            Mode::Off if way.how.starts_with("makes ") => Done("made"),
             Mode::Off if way.how.contains("to=127.0.0.1:0") => REFUSED,
             Mode::Off => Reached,
-        }
+        })
+    }
+
+    /// What a kernel says that does not have at all what the words name: nothing is to be shown there.
+    fn missing(&self, how: &str) -> Result<Option<Outcome>> {
+        let listed = fs::read_to_string("/proc/net/protocols").context("no list of protocols")?;
+        let has = |name: &str| listed.lines().any(|line| line.starts_with(&format!("{name} ")));
+        let needs: [(&str, bool, Outcome); 5] = [
+            ("protocol=132", has("SCTP"), UNKNOWN),
+            ("protocol=33", has("DCCP"), Refused(&["ESOCKTNOSUPPORT"])),
+            ("protocol=262", has("MPTCP"), UNKNOWN),
+            ("{vrf}", self.vrf.is_some(), Refused(&["ENODEV"])),
+            ("unbound=1", kernel()? >= LISTENS_IN_A_RANGE, Refused(&["ENOPROTOOPT"])),
+        ];
+        let missing = needs.iter().find(|(word, there, _)| how.contains(word) && !there);
+        Ok(missing.map(|&(_, _, says)| says))
     }
 
     fn check(&mut self, way: &Way) -> Result<()> {
         // What is done to the agent or its maps needs one.
         let is_given = way.given == Given::FewPids || self.mode != Mode::Off;
         if !is_given || way.given == Given::Nothing {
-            return self.try_it(way, self.expected(way), &self.tool(way));
+            return self.try_it(way, self.expected(way)?, &self.tool(way));
         }
         self.give(way.given)?;
-        let tried = self.try_it(way, self.expected(way), &self.tool(way));
+        let tried = self.expected(way).and_then(|expected| self.try_it(way, expected, &self.tool(way)));
         self.take_back(way.given)?;
         tried?;
         // The same way with what was given taken away.
@@ -606,8 +633,13 @@ impl Stage {
             Reached => ensure!(answered && self.saw(tool), "it did not reach a server: {said}"),
             Done(what) => ensure!(said.starts_with(what), "{said}"),
             Refused(errnos) => {
-                let refused = errnos.iter().any(|errno| said.starts_with(&format!("refused {errno} ")));
-                ensure!(refused, "not refused by one of {errnos:?}: {said}");
+                // A program that refuses cannot choose the errno on every kernel; what sk_lookup refuses has its own.
+                let mut words = Vec::new();
+                for &errno in errnos {
+                    words.extend([errno, refusal(errno)?]);
+                }
+                let refused = words.iter().any(|errno| said.starts_with(&format!("refused {errno} ")));
+                ensure!(refused, "not refused by one of {words:?}: {said}");
                 ensure!(!self.saw(tool), "refused, and it reached the server: {said}");
             }
             Captured(_) | Nobody => {
@@ -686,6 +718,8 @@ impl Stage {
             .replace("{link_local}", &link_local(self.netns.device())?)
             .replace("{index}", &index.to_string())
             .replace("{device}", self.netns.device())
+            .replace("{vrf}", self.vrf.as_ref().map_or("no-vrf", |vrf| &vrf.name))
+            .replace("{in_vrf}", Vrf::ADDRESS)
             .replace("{beside}", &self.beside.path().display().to_string())
             .replace("{namespace}", &self.netns.path().display().to_string()))
     }
@@ -727,17 +761,6 @@ fn link_local(device: &str) -> Result<String> {
     let digits = found.and_then(|line| line.get(..32)).context("no link-local address")?;
     let number = u128::from_str_radix(digits, 16).context("not an address")?;
     Ok(std::net::Ipv6Addr::from(number).to_string())
-}
-
-/// Whether this kernel has the protocol at all that the words name: without it nothing is to be shown.
-fn is_known(how: &str) -> bool {
-    let listed = fs::read_to_string("/proc/net/protocols").unwrap_or_default();
-    let has = |name: &str| listed.lines().any(|line| line.starts_with(&format!("{name} ")));
-    match how {
-        how if how.contains("protocol=132") => has("SCTP"),
-        how if how.contains("protocol=33") => has("DCCP"),
-        _other => true,
-    }
 }
 
 /// One server, two workloads by their cgroups, and a policy that allows neither what is tried here.

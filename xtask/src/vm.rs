@@ -30,15 +30,19 @@ use anyhow::{Context as _, Result, bail};
 use crate::packages::{self, Packages};
 use crate::workspace::{root, say, target};
 use built::Built;
-use guest::{Goal, Kind, Plan, Step};
+use guest::{Goal, Kind, Mounts, Plan, Step};
 pub(crate) use guest::{first, host, steps, wait_as_first};
 use kernel::{Kernel, SERIES};
-use matrix::{DEMO, FIRED, Matrix, Row};
+use matrix::{AROUND, CAPTURE, CLOCK, DEMO, FIRED, HOSTS, LOCKDOWN, Matrix, PREFLIGHT, Row};
 pub(crate) use qemu::CMDLINE;
 use qemu::{Accelerator, Machine};
 use report::Report;
 
-/// Files of tests/tests, or `FILE::TEST`, that are not run on every kernel, and why; all others are.
+/// What begins the test of tests/tests/hosts.rs that has a start of its own.
+const LOCKED_DOWN: &str = "locked_down";
+/// What is run where nothing else is asked for.
+const STEPS: [&str; 8] = [FIRED, DEMO, CAPTURE, AROUND, PREFLIGHT, CLOCK, HOSTS, LOCKDOWN];
+/// Files of tests/tests, or `FILE::TEST`, that `--all` does not run either, and why.
 const LEFT_OUT: [(&str, &str); 14] = [
     ("attribution", "tens of thousands of connections take too long where instructions are translated"),
     ("clients", REQUESTS),
@@ -63,16 +67,74 @@ pub(crate) struct Wanted {
     /// A series of kernels (5.10, 6.1, 6.12, 6.18), or `all`
     #[arg(long, default_value = "all")]
     kernel: String,
-    /// Only these, and nothing else: `demo`, or a file of tests/tests; may be repeated
+    /// Only these, and nothing else: `demo`, `lockdown`, or a file of tests/tests; may be repeated
     #[arg(long)]
     test: Vec<String>,
+    /// Also the files of tests/tests that depend less on the kernel: an hour more each where instructions are translated
+    #[arg(long, conflicts_with = "test")]
+    all: bool,
 }
 
 impl Wanted {
     /// These steps, on one series.
     pub(crate) fn steps(series: &str, steps: &[&str]) -> Self {
-        Self { kernel: series.to_owned(), test: steps.iter().map(|&step| step.to_owned()).collect() }
+        let test = steps.iter().map(|&step| step.to_owned()).collect();
+        Self { kernel: series.to_owned(), test, all: false }
     }
+}
+
+/// In what state a step finds the machine: each is a start of its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// As a host is.
+    Whole,
+    /// Neither cgroups nor a bpf file system are mounted.
+    Bare,
+    /// Locked down for confidentiality.
+    LockedDown,
+}
+
+impl State {
+    const ALL: [Self; 3] = [Self::Whole, Self::Bare, Self::LockedDown];
+
+    fn of(step: &str) -> Self {
+        match step {
+            HOSTS => Self::Bare,
+            LOCKDOWN => Self::LockedDown,
+            _other => Self::Whole,
+        }
+    }
+
+    fn mounts(self) -> Mounts {
+        match self {
+            Self::Whole | Self::LockedDown => Mounts::All,
+            Self::Bare => Mounts::Bare,
+        }
+    }
+
+    /// What tells its files from those of the other states.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::Bare => "-bare",
+            Self::LockedDown => "-locked-down",
+        }
+    }
+
+    /// What the kernel is told.
+    fn told(self) -> &'static str {
+        match self {
+            Self::Whole | Self::Bare => "",
+            Self::LockedDown => qemu::LOCKED_DOWN,
+        }
+    }
+}
+
+/// What the machines of all kernels share.
+struct Workshop {
+    vm: PathBuf,
+    qemu: PathBuf,
+    disk: PathBuf,
 }
 
 /// Runs it and prints the matrix. An error if anything in it is red.
@@ -94,32 +156,49 @@ pub(crate) fn vm(wanted: &Wanted) -> Result<()> {
     let qemu = qemu::find(&vm)?;
     let packages = packages::install()?;
     let built = Built::build()?;
-    let plan = plan(&built, &packages, &wanted.test)?;
-    for (name, why) in LEFT_OUT.iter().filter(|(name, _)| leaves_out(wanted, &built, name)) {
-        say(format_args!("without tests/tests/{name}: {why}"));
+    let steps = steps_of(wanted, &built);
+    let mut plans = Vec::new();
+    for state in State::ALL {
+        plans.push((state, plan(&built, &packages, state, &steps)?));
     }
     let disk = disk::make(&vm, &built, &packages)?;
+    let workshop = Workshop { vm, qemu, disk };
     let mut matrix = Matrix::default();
     let mut accelerator = None;
     for series in series {
-        let kernel = Kernel::get(&vm, series)?;
+        let kernel = Kernel::get(&workshop.vm, series)?;
         let accelerator = match accelerator {
             Some(known) => known,
-            None => *accelerator.insert(qemu::accelerator(&qemu, &kernel, &vm)?),
+            None => *accelerator.insert(qemu::accelerator(&workshop.qemu, &kernel, &workshop.vm)?),
         };
-        matrix.add(boot(&vm, &qemu, &kernel, accelerator, &plan, &disk)?);
+        let (mut row, began) = (Row::new(&kernel.release), Instant::now());
+        for (state, plan) in &plans {
+            if !plan.steps.is_empty() && !row.is_broken() {
+                workshop.boot(&kernel, accelerator, *state, plan, &mut row)?;
+            }
+        }
+        row.took(began.elapsed());
+        matrix.add(row);
     }
     println!("{matrix}");
     matrix.verdict()
 }
 
-/// Whether what is wanted, but for this entry of [`LEFT_OUT`], would have it.
-fn leaves_out(wanted: &Wanted, built: &Built, name: &str) -> bool {
-    match name.split_once("::") {
-        _ if wanted.test.is_empty() => built.tests().any(|test| name.split("::").next() == Some(test)),
-        Some((file, _)) => wanted.test.iter().any(|test| test == file),
-        None => false,
+/// Names of what is to be run.
+fn steps_of(wanted: &Wanted, built: &Built) -> Vec<String> {
+    if !wanted.test.is_empty() {
+        return wanted.test.clone();
     }
+    let mut steps = STEPS.map(str::to_owned).to_vec();
+    if wanted.all {
+        for (name, why) in LEFT_OUT {
+            say(format_args!("without tests/tests/{name}: {why}"));
+        }
+        let left_out = |name: &str| LEFT_OUT.iter().any(|(left_out, _)| *left_out == name);
+        let others = built.tests().filter(|name| !STEPS.contains(name) && !left_out(name));
+        steps.extend(others.map(str::to_owned));
+    }
+    steps
 }
 
 /// Writes what a kernel of that series starts with to find the system on its first disk. Returns the kernel's image.
@@ -132,88 +211,97 @@ pub(crate) fn write_host_initrd(vm: &Path, series: &str, initrd: &Path) -> Resul
     Ok(kernel.image)
 }
 
-fn plan(built: &Built, packages: &Packages, tests: &[String]) -> Result<Plan> {
-    let test = |name: &str, kind: Kind| -> Result<Step> {
-        let mut arguments = vec!["--test-threads=1".to_owned()];
-        let left_out = LEFT_OUT.iter().filter_map(|(test, _)| test.split_once("::"));
-        for (_, test) in left_out.filter(|(file, _)| *file == name) {
-            arguments.extend(["--skip", test].map(str::to_owned));
-        }
-        arguments.extend((kind == Kind::Programs).then(|| "--nocapture".to_owned()));
-        Ok(Step { name: name.to_owned(), kind, program: built.test(name)?.to_owned(), arguments })
-    };
-    let text = |path: &Path| path.display().to_string();
-    let demo = Step {
-        name: DEMO.to_owned(),
-        kind: Kind::Demo,
-        program: built.xtask.clone(),
-        arguments: vec![
-            "demo-as-root".to_owned(),
-            "--agent".to_owned(),
-            text(&built.agent),
-            "--python".to_owned(),
-            text(&packages.python),
-            "--server-everything".to_owned(),
-            text(&packages.server_everything),
-        ],
-    };
-    let others =
-        built.tests().filter(|name| *name != FIRED && !LEFT_OUT.iter().any(|(left_out, _)| left_out == name));
-    let wanted: Vec<_> = match tests {
-        [] => [FIRED, DEMO].into_iter().chain(others).collect(),
-        some => some.iter().map(String::as_str).collect(),
-    };
-    let mut steps = Vec::new();
-    for name in wanted {
-        steps.push(match name {
-            FIRED => test(name, Kind::Programs)?,
-            DEMO => demo.clone(),
-            _ => test(name, Kind::Tests)?,
-        });
+/// What is run of these steps on a machine in that state.
+fn plan(built: &Built, packages: &Packages, state: State, steps: &[String]) -> Result<Plan> {
+    let mut planned = Vec::new();
+    for name in steps.iter().map(String::as_str).filter(|name| State::of(name) == state) {
+        planned.push(if name == DEMO { demo(built, packages) } else { test(built, name)? });
     }
     Ok(Plan {
+        mounts: state.mounts(),
         xtask: built.xtask.clone(),
         path: std::env::var("PATH").context("no PATH")? + ":/usr/sbin:/sbin",
         folder: root().join("tests"),
-        steps,
+        steps: planned,
     })
 }
 
-/// Runs all steps on one kernel.
-fn boot(
-    vm: &Path,
-    qemu: &Path,
-    kernel: &Kernel,
-    accelerator: Accelerator,
-    plan: &Plan,
-    disk: &Path,
-) -> Result<Row> {
-    let name = |what: &str| vm.join(format!("{}.{what}", kernel.series));
-    let [initrd, console, reports]: [PathBuf; 3] =
-        [name("initrd"), name("console.log"), name("reports.jsonl")];
-    initrd::write(kernel, &plan.xtask, &Goal::Run(plan.clone()), &initrd)?;
-    let machine =
-        Machine { kernel, initrd: &initrd, disk, console: &console, reports: &reports, accelerator };
-    say(format_args!("starting kernel {}; its console is {}", kernel.release, console.display()));
-    let mut row = Row::new(&kernel.release);
-    let mut since = Instant::now();
-    let mut seen = 0;
-    let ran = machine.run(qemu, || {
-        let text = fs::read_to_string(&reports).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        for line in whole.lines().skip(seen) {
-            let report: Report =
-                serde_json::from_str(line).with_context(|| format!("not a report: `{line}`"))?;
-            say(row.take(report, since.elapsed()));
-            since = Instant::now();
-            seen += 1;
+fn test(built: &Built, name: &str) -> Result<Step> {
+    let mut arguments = vec!["--test-threads=1".to_owned()];
+    let left_out = LEFT_OUT.iter().filter_map(|(test, _)| test.split_once("::"));
+    for (_, test) in left_out.filter(|(file, _)| *file == name) {
+        arguments.extend(["--skip", test].map(str::to_owned));
+    }
+    let (file, kind, more): (_, _, &[&str]) = match name {
+        FIRED => (name, Kind::Programs, &["--nocapture"]),
+        HOSTS => (name, Kind::Tests, &["--skip", LOCKED_DOWN]),
+        LOCKDOWN => (HOSTS, Kind::Tests, &[LOCKED_DOWN]),
+        _other => (name, Kind::Tests, &[]),
+    };
+    arguments.extend(more.iter().map(|&word| word.to_owned()));
+    Ok(Step { name: name.to_owned(), kind, program: built.test(file)?.to_owned(), arguments })
+}
+
+fn demo(built: &Built, packages: &Packages) -> Step {
+    let text = |path: &Path| path.display().to_string();
+    let arguments = vec![
+        "demo-as-root".to_owned(),
+        "--agent".to_owned(),
+        text(&built.agent),
+        "--python".to_owned(),
+        text(&packages.python),
+        "--server-everything".to_owned(),
+        text(&packages.server_everything),
+    ];
+    Step { name: DEMO.to_owned(), kind: Kind::Demo, program: built.xtask.clone(), arguments }
+}
+
+impl Workshop {
+    /// Runs a plan on one kernel, and adds what came of it to the kernel's row.
+    fn boot(
+        &self,
+        kernel: &Kernel,
+        accelerator: Accelerator,
+        state: State,
+        plan: &Plan,
+        row: &mut Row,
+    ) -> Result<()> {
+        let name = |what: &str| self.vm.join(format!("{}{}.{what}", kernel.series, state.suffix()));
+        let [initrd, console, reports]: [PathBuf; 3] =
+            [name("initrd"), name("console.log"), name("reports.jsonl")];
+        initrd::write(kernel, &plan.xtask, &Goal::Run(plan.clone()), &initrd)?;
+        let machine = Machine {
+            kernel,
+            initrd: &initrd,
+            disk: &self.disk,
+            console: &console,
+            reports: &reports,
+            accelerator,
+            told: state.told(),
+        };
+        say(format_args!("starting kernel {}; its console is {}", kernel.release, console.display()));
+        row.starts();
+        let mut since = Instant::now();
+        let mut seen = 0;
+        let ran = machine.run(&self.qemu, || {
+            let text = fs::read_to_string(&reports).unwrap_or_default();
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            for line in whole.lines().skip(seen) {
+                let report: Report =
+                    serde_json::from_str(line).with_context(|| format!("not a report: `{line}`"))?;
+                say(row.take(report, since.elapsed()));
+                since = Instant::now();
+                seen += 1;
+            }
+            Ok(())
+        });
+        match ran {
+            Ok(()) if row.has_ended() => {}
+            Ok(()) => {
+                row.broke(&format!("the virtual machine ended before its steps\n{}", machine.last_lines()));
+            }
+            Err(error) => row.broke(&format!("{error:#}")),
         }
         Ok(())
-    });
-    match ran {
-        Ok(()) if row.ended => {}
-        Ok(()) => row.broke(&format!("the virtual machine ended before its steps\n{}", machine.last_lines())),
-        Err(error) => row.broke(&format!("{error:#}")),
     }
-    Ok(row)
 }

@@ -1,6 +1,8 @@
 //! What the host says about itself and the agent: read once, before anything is attached.
 
-use std::{fs, io, path::PathBuf};
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::{fs, io, path::PathBuf, ptr};
 
 use super::CaptureError;
 
@@ -39,6 +41,31 @@ fn parse_mount(line: &str) -> Option<Mount> {
 /// Space, tab, newline and backslash are octal there.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// A file of a file system that nobody has mounted, through a mount that nobody sees (fsopen(2), Linux 5.2).
+pub(super) fn read_unmounted(kind: &CStr, file: &str) -> io::Result<String> {
+    /// FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE (linux/mount.h).
+    const CLOEXEC: libc::c_ulong = 1;
+    const CREATE: libc::c_ulong = 6;
+    // SAFETY: the pointer is to a text that outlives the call.
+    let context = descriptor(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), CLOEXEC) })?;
+    let none = ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither key nor value.
+    if unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), CREATE, none, none, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a call without pointers.
+    let mount = descriptor(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })?;
+    fs::read_to_string(format!("/proc/self/fd/{}/{file}", mount.as_raw_fd()))
+}
+
+fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(returned) {
+        // SAFETY: the call that returned it has just made it, for nobody else.
+        Ok(made) if made >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(made) }),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The agent's effective capabilities, a bit each.

@@ -37,7 +37,7 @@ struct Facts {
     initial_pid_namespace: bool,
     /// The kernel describes its types.
     btf: bool,
-    /// `none [integrity] confidentiality`; `None`: no lockdown, or securityfs is not mounted.
+    /// `none [integrity] confidentiality`; `None`: no lockdown, or the agent may not look.
     lockdown: Option<String>,
     /// There is a directory for the bpf file system.
     bpffs_directory: bool,
@@ -61,7 +61,9 @@ impl Facts {
             release: host::release()?,
             initial_pid_namespace: namespace.as_os_str() == INITIAL_PID_NAMESPACE,
             btf: Path::new(VMLINUX).exists(),
-            lockdown: fs::read_to_string(LOCKDOWN).ok(),
+            lockdown: fs::read_to_string(LOCKDOWN)
+                .or_else(|_not_mounted| host::read_unmounted(c"securityfs", "lockdown"))
+                .ok(),
             bpffs_directory: Path::new(BPFFS).is_dir(),
             mounts: host::mounts()?,
         })

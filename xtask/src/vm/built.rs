@@ -9,6 +9,9 @@ use serde::Deserialize;
 use crate::build;
 use crate::workspace::{cargo, say};
 
+/// Files of tests/tests that are for the inside of a virtual machine alone (`test = false` in tests/Cargo.toml).
+const GUESTS_ONLY: [&str; 2] = ["clock", "hosts"];
+
 /// Programs that were built.
 pub(super) struct Built {
     pub(super) agent: PathBuf,
@@ -39,15 +42,12 @@ impl Built {
     pub(super) fn build() -> Result<Self> {
         let agent = build::build(false)?;
         say("building the privileged tests");
-        let mut command = cargo(["test", "--package", "toolgate-tests", "--no-run", "--message-format=json"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let output = command.output().context("cannot start cargo")?;
-        if !output.status.success() {
-            bail!("the tests do not build: run `cargo test --package toolgate-tests --no-run`");
-        }
+        // Those that `cargo test` leaves out are named.
+        let guests_only: Vec<_> = GUESTS_ONLY.iter().flat_map(|name| ["--test", name]).collect();
+        let lines = [tests(&[])?, tests(&guests_only)?].concat();
         let xtask = std::env::current_exe().context("cannot tell where this program is")?;
         let mut built = Self { agent, xtask, tests: Vec::new(), helpers: Vec::new() };
-        for line in output.stdout.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{")) {
+        for line in lines.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{")) {
             let message: Message =
                 serde_json::from_slice(line).context("cargo says what is not understood")?;
             built.take(message);
@@ -62,7 +62,7 @@ impl Built {
         }
         if target.kind.iter().any(|kind| kind == "test") {
             self.tests.push((target.name, file));
-        } else if target.kind.iter().any(|kind| kind == "bin") {
+        } else if target.kind.iter().any(|kind| kind == "bin") && !self.helpers.contains(&file) {
             self.helpers.push(file);
         }
     }
@@ -91,4 +91,15 @@ impl Built {
             .chain(tests)
             .chain(self.helpers.iter().map(PathBuf::as_path))
     }
+}
+
+/// What cargo says when it builds the privileged tests, all or those that are named.
+fn tests(named: &[&str]) -> Result<Vec<u8>> {
+    let mut command = cargo(["test", "--package", "toolgate-tests", "--no-run", "--message-format=json"]);
+    command.args(named).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let output = command.output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build: run `cargo test --package toolgate-tests --no-run`");
+    }
+    Ok(output.stdout)
 }

@@ -53,9 +53,19 @@ pub(super) enum Goal {
     Start { init: PathBuf },
 }
 
+/// What is mounted before the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Mounts {
+    /// All that a host has.
+    All,
+    /// Neither cgroups nor a bpf file system.
+    Bare,
+}
+
 /// What is to be run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Plan {
+    pub(super) mounts: Mounts,
     /// This program on the disk.
     pub(super) xtask: PathBuf,
     pub(super) path: String,
@@ -136,17 +146,21 @@ fn enter() -> Result<std::convert::Infallible> {
 
 /// The first process on the disk: mounts the rest, starts what runs the steps, and takes away what lost its parent.
 pub(crate) fn host(plan: &str) -> Result<()> {
-    if let Err(error) = mount_all().and_then(|()| run_and_reap(plan)) {
+    if let Err(error) = mount_all(plan).and_then(|()| run_and_reap(plan)) {
         eprintln!("error: {error:#}");
     }
     end()
 }
 
-fn mount_all() -> Result<()> {
+fn mount_all(plan: &str) -> Result<()> {
+    let plan: Plan = serde_json::from_str(plan).context("not a plan")?;
     mount_one("proc", "/proc", "proc")?;
     mount_one("sysfs", "/sys", "sysfs")?;
-    mount_one("cgroup2", "/sys/fs/cgroup", "cgroup2")?;
-    mount_one("bpf", "/sys/fs/bpf", "bpf")?;
+    mount_one("securityfs", "/sys/kernel/security", "securityfs")?;
+    if plan.mounts == Mounts::All {
+        mount_one("cgroup2", "/sys/fs/cgroup", "cgroup2")?;
+        mount_one("bpf", "/sys/fs/bpf", "bpf")?;
+    }
     let this = std::env::current_exe().context("cannot tell where this program is")?;
     // A checkout below one of them lies on the disk, and would be hidden.
     for folder in ["/tmp", "/run"].into_iter().filter(|folder| !this.starts_with(folder)) {

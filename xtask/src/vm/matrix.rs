@@ -12,6 +12,29 @@ pub(super) const FIRED: &str = "fires";
 /// The step that shows an unmodified client.
 pub(super) const DEMO: &str = "demo";
 
+/// Redirection, guards, loss and adoption, a program or map at a time.
+pub(super) const CAPTURE: &str = "capture";
+/// Every way around them, with and without an agent.
+pub(super) const AROUND: &str = "around";
+/// Hosts that are no good for capture: as a mount namespace shows them, as they start, and locked down.
+pub(super) const PREFLIGHT: &str = "preflight";
+pub(super) const HOSTS: &str = "hosts";
+pub(super) const LOCKDOWN: &str = "lockdown";
+/// Clock steps and a suspend.
+pub(super) const CLOCK: &str = "clock";
+
+/// What a cell says of steps that were not asked for.
+const NONE: &str = "-";
+/// Columns, and the steps that each adds up.
+const COLUMNS: [(&str, &[&str]); 6] = [
+    ("programs fired", &[FIRED]),
+    ("demo calls", &[DEMO]),
+    ("`capture`", &[CAPTURE]),
+    ("ways around", &[AROUND]),
+    ("unfit hosts", &[PREFLIGHT, HOSTS, LOCKDOWN]),
+    ("clock, suspend", &[CLOCK]),
+];
+
 /// All kernels.
 #[derive(Default)]
 pub(super) struct Matrix {
@@ -25,14 +48,43 @@ pub(super) struct Row {
     booted: Option<Duration>,
     steps: Vec<(String, Outcome, Duration)>,
     /// Its last report has come.
-    pub(super) ended: bool,
+    ended: bool,
     /// Why it did not.
     broken: Option<String>,
+    /// How long all of it took.
+    took: Duration,
 }
 
 impl Row {
     pub(super) fn new(release: &str) -> Self {
-        Self { release: release.to_owned(), booted: None, steps: Vec::new(), ended: false, broken: None }
+        Self {
+            release: release.to_owned(),
+            booted: None,
+            steps: Vec::new(),
+            ended: false,
+            broken: None,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// A machine starts, of perhaps several.
+    pub(super) fn starts(&mut self) {
+        self.ended = false;
+    }
+
+    /// Whether its last report has come.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether it ended in another way than it should.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// All machines of this kernel took so long.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.took = time;
     }
 
     /// Takes in a report that came `after` the last one, and says in words what it was.
@@ -40,7 +92,7 @@ impl Row {
         let seconds = after.as_secs_f32();
         match report {
             Report::Booted => {
-                self.booted = Some(after);
+                let _the_first_is_shown = self.booted.get_or_insert(after);
                 format!("{}: booted in {seconds:.0} s", self.release)
             }
             Report::Step { name, outcome } => {
@@ -70,24 +122,21 @@ impl Row {
             time += *took;
         }
         if time == Duration::ZERO {
-            return "-".to_owned();
+            return NONE.to_owned();
         }
         format!("{}, {:.0} s", counts(&sum), time.as_secs_f32())
     }
 
-    fn cells(&self) -> [String; 5] {
+    fn cells(&self) -> Vec<String> {
         let boot = match self.booted {
             Some(took) if self.broken.is_none() => format!("ok, {:.0} s", took.as_secs_f32()),
             Some(took) => format!("BROKE OFF after {:.0} s", took.as_secs_f32()),
             None => "FAILED".to_owned(),
         };
-        [
-            self.release.clone(),
-            boot,
-            self.cell(|name| name == FIRED),
-            self.cell(|name| name == DEMO),
-            self.cell(|name| name != FIRED && name != DEMO),
-        ]
+        let named = COLUMNS.iter().map(|(_, steps)| self.cell(|name| steps.contains(&name)));
+        let other = self.cell(|name| !COLUMNS.iter().any(|(_, steps)| steps.contains(&name)));
+        let whole = format!("{:.0} s", self.took.as_secs_f32());
+        [self.release.clone(), boot].into_iter().chain(named).chain([other, whole]).collect()
     }
 
     fn failures(&self) -> Vec<String> {
@@ -126,16 +175,21 @@ impl Matrix {
 
 impl fmt::Display for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heading = ["kernel", "boot", "programs fired", "demo calls", "bypass tests"].map(str::to_owned);
-        let rows: Vec<_> = std::iter::once(heading).chain(self.rows.iter().map(Row::cells)).collect();
+        let named = COLUMNS.iter().map(|(heading, _)| *heading);
+        let heading = ["kernel", "boot"].into_iter().chain(named).chain(["other tests", "in all"]);
+        let mut rows = vec![heading.map(str::to_owned).collect::<Vec<_>>()];
+        rows.extend(self.rows.iter().map(Row::cells));
+        // What nobody asked for has no column.
+        let shown: Vec<_> =
+            (0..rows[0].len()).filter(|&column| rows.iter().skip(1).any(|row| row[column] != NONE)).collect();
         for (number, row) in rows.iter().enumerate() {
-            for (column, cell) in row.iter().enumerate() {
+            for &column in &shown {
                 let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-                write!(f, "| {cell:width$} ")?;
+                write!(f, "| {:width$} ", row[column])?;
             }
             writeln!(f, "|")?;
             if number == 0 {
-                writeln!(f, "{}", "| --- ".repeat(row.len()) + "|")?;
+                writeln!(f, "{}", "| --- ".repeat(shown.len()) + "|")?;
             }
         }
         Ok(())
@@ -163,13 +217,11 @@ mod tests {
         let mut matrix = Matrix::default();
         let mut green = row(&[]);
         green.take(Report::End, Duration::ZERO);
+        green.took(Duration::from_secs(11));
         matrix.add(green);
         assert!(matrix.verdict().is_ok());
         let table = matrix.to_string();
-        assert_eq!(
-            table.lines().last(),
-            Some("| 6.1    | ok, 7 s | -              | -          | 2 ok, 3 s    |")
-        );
+        assert_eq!(table.lines().last(), Some("| 6.1    | ok, 7 s | 2 ok, 3 s | 11 s   |"), "{table}");
 
         matrix.add(row(&["c"]));
         let mut broken = row(&[]);

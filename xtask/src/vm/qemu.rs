@@ -19,6 +19,8 @@ const PACKAGE: &str = "qemu-system-x86";
 /// What a kernel is told that starts with our initial archive.
 pub(crate) const CMDLINE: &str = "console=ttyS0 rdinit=/xtask loglevel=5 panic=-1 mitigations=off random.trust_cpu=on \
     net.ifnames=0 -- vm-guest";
+/// What else it is told, before that.
+pub(super) const LOCKED_DOWN: &str = "lockdown=confidentiality ";
 /// Without a sign of life on its ports for this long a machine hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(600);
 /// How long a kernel may take to find out that it has no file system, with the processor's help.
@@ -46,6 +48,8 @@ pub(super) struct Machine<'m> {
     /// Where the guest's reports go.
     pub(super) reports: &'m Path,
     pub(super) accelerator: Accelerator,
+    /// What the kernel is told beside [`CMDLINE`], with a space behind it.
+    pub(super) told: &'m str,
 }
 
 /// The program's file. Installs it where this is root or there is sudo.
@@ -97,7 +101,7 @@ impl Machine<'_> {
     pub(super) fn run(&self, qemu: &Path, mut look: impl FnMut() -> Result<()>) -> Result<()> {
         let mut command = base(qemu, self.kernel, self.accelerator);
         command.arg("-initrd").arg(self.initrd);
-        command.arg("-append").arg(CMDLINE);
+        command.arg("-append").arg(format!("{}{CMDLINE}", self.told));
         command.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", self.disk.display()));
         for port in [self.console, self.reports] {
             let _none_before = fs::remove_file(port);

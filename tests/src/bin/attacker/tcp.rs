@@ -18,6 +18,8 @@ const PADDING: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
 /// How long the kernel's poller of a ring looks before it sleeps, in milliseconds.
 const POLLER_MS: u32 = 200;
 const RING_ENTRIES: u32 = 8;
+/// `SOCK_DCCP` (socket(2)).
+const SOCK_DCCP: i32 = 6;
 
 /// Sets an option that is a number.
 pub(crate) fn set(socket: &Socket, level: i32, option: i32, value: i32) -> Result<(), Stopped> {
@@ -172,8 +174,12 @@ pub(crate) fn other_protocol(ask: &Ask) -> Tried {
         "vsock" => Domain::VSOCK,
         other => return Err(stopped("start", format!("no family `{other}`"))),
     };
-    let kind = if ask.find("datagram").is_some() { Type::DGRAM } else { Type::STREAM };
-    let kind = if ask.find("raw").is_some() { Type::RAW } else { kind };
+    let kind = match ask.find("kind") {
+        None => Type::STREAM,
+        Some("dccp") => Type::from(SOCK_DCCP),
+        Some("raw") => Type::RAW,
+        Some(other) => return Err(stopped("start", format!("no kind `{other}`"))),
+    };
     let protocol = i32::try_from(ask.number("protocol")?).map_err(|_| stopped("start", "no protocol"))?;
     Socket::new(domain, kind, (protocol != 0).then(|| Protocol::from(protocol))).at("socket")?;
     Ok("made".to_owned())

@@ -1,0 +1,116 @@
+//! Steps of the wall clock, and a suspend: the agent counts neither. In a virtual machine alone, where they harm nobody.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::time::{TimeSpec, TimeValLike as _};
+use nix::time::{ClockId, clock_gettime, clock_settime};
+use serde_json::json;
+use toolgate_tests::host::in_guest;
+use toolgate_tests::scene::{call, initialize, is_result};
+use toolgate_tests::{Caller, Connection, Scene, get, wait};
+
+const HOUR: i64 = 3600;
+/// Longer than an agent may give no sign of life.
+const LONGER_THAN_A_HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long the suspended machine's clock wakes it after.
+const ASLEEP_S: i64 = 5;
+
+fn step(seconds: i64) -> Result<()> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+    clock_settime(ClockId::CLOCK_REALTIME, now + TimeSpec::seconds(seconds)).context("cannot set the clock")
+}
+
+/// A permitted call is answered, with headers beside those of the connection, and another is denied.
+fn is_governed(connection: &mut Connection, headers: &str) -> Result<bool> {
+    let mut asks = |tool: &str| -> Result<bool> {
+        connection.request("POST", headers, &call(1, tool, &json!({})))?;
+        is_result(&connection.reply()?)
+    };
+    Ok(asks("echo")? && !asks("delete_everything")?)
+}
+
+/// Whether what policy denies reaches the server.
+fn goes_unchecked(scene: &Scene, caller: &mut Caller) -> Result<bool> {
+    let mut connection = caller.http(scene.server.address)?;
+    is_result(&connection.post(&call(1, "delete_everything", &json!({})))?)
+}
+
+/// New connections are served for that long, and the agent says that it is ready.
+fn is_served_for(scene: &Scene, caller: &mut Caller, time: Duration) -> Result<()> {
+    let since = Instant::now();
+    while since.elapsed() < time {
+        ensure!(is_governed(&mut caller.http(scene.server.address)?, "")?, "after {:?}", since.elapsed());
+    }
+    let ready = get(scene.agent.ready, "/")?;
+    ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    Ok(())
+}
+
+#[test]
+fn calls_sessions_and_heartbeat_take_no_notice_of_a_stepped_clock() -> Result<()> {
+    in_guest()?;
+    let scene = Scene::set()?;
+    let (mut caller, mut connection) = scene.reader()?;
+    let opened = connection.post(&initialize())?;
+    let session = format!("Mcp-Session-Id: {}\r\n", opened.header("mcp-session-id").context("no session")?);
+    // A day and more: a session may be idle for one.
+    for by in [HOUR, -2 * HOUR, 26 * HOUR, -25 * HOUR] {
+        step(by)?;
+        let mut connection = caller.http(scene.server.address)?;
+        ensure!(is_governed(&mut connection, &session)?, "stepped by {by} s");
+        is_served_for(&scene, &mut caller, LONGER_THAN_A_HEARTBEAT).with_context(|| format!("by {by} s"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bypass_ends_after_its_time_whatever_the_clock_is_set_to() -> Result<()> {
+    in_guest()?;
+    let scene = Scene::set()?;
+    let mut caller = scene.caller("reader")?;
+    ensure!(!goes_unchecked(&scene, &mut caller)?);
+    for by in [HOUR, -HOUR] {
+        let begun = Instant::now();
+        let mut bypass = scene.agent.toolgate("bypass");
+        bypass.args(["--for", "4s", "--reason", "a test", "--app-id", "reader"]);
+        let done = bypass.output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        step(by)?;
+        ensure!(goes_unchecked(&scene, &mut caller)?, "stepped by {by} s, and it has ended");
+        wait::until("the end of the bypass", || Ok((!goes_unchecked(&scene, &mut caller)?).then_some(())))
+            .with_context(|| format!("stepped by {by} s"))?;
+        ensure!(begun.elapsed() >= Duration::from_secs(4), "it ended after {:?}", begun.elapsed());
+    }
+    Ok(())
+}
+
+/// How long the machine was suspended since it started.
+fn suspended() -> Result<TimeSpec> {
+    Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)? - clock_gettime(ClockId::CLOCK_MONOTONIC)?)
+}
+
+fn suspend() -> Result<()> {
+    let alarm = "/sys/class/rtc/rtc0/wakealarm";
+    fs::write(alarm, "0").and_then(|()| fs::write(alarm, format!("+{ASLEEP_S}"))).context("no alarm")?;
+    fs::write("/sys/power/state", "freeze").context("cannot suspend")
+}
+
+#[test]
+fn a_suspended_agent_goes_on_and_knows_its_callers() -> Result<()> {
+    in_guest()?;
+    let scene = Scene::set()?;
+    let (mut before, mut connection) = scene.reader()?;
+    ensure!(is_governed(&mut connection, "")?);
+    let already = suspended()?;
+    suspend()?;
+    let asleep = suspended()? - already;
+    ensure!(asleep >= TimeSpec::seconds(ASLEEP_S - 1), "it was suspended for {asleep} only");
+    // Who was started before, and who after: their start times are counted by two clocks from now on.
+    let mut after = scene.caller("reader")?;
+    for caller in [&mut before, &mut after] {
+        is_served_for(&scene, caller, LONGER_THAN_A_HEARTBEAT)?;
+    }
+    Ok(())
+}
