@@ -14,6 +14,7 @@ use toolgate_ebpf_common::{CONNECTIONS_MAX, CONNECTIONS_PER_CGROUP_MAX, Record};
 use toolgate_tests::scene::text;
 use toolgate_tests::{
     Agent, Cgroup, Host, Netns, PidMax, Process, Setup, Vrf, Witness, free_address, kernel, pinned, refusal,
+    wait,
 };
 
 /// Who the attacker is, and who runs beside it.
@@ -754,13 +755,20 @@ impl Stage {
     }
 }
 
-/// The link-local address of a device (`/proc/net/if_inet6`).
+/// The link-local address of a device, once nobody else on the link turned out to have it (`/proc/net/if_inet6`).
 fn link_local(device: &str) -> Result<String> {
-    let addresses = fs::read_to_string("/proc/net/if_inet6").context("no IPv6")?;
-    let found = addresses.lines().find(|line| line.starts_with("fe80") && line.ends_with(device));
-    let digits = found.and_then(|line| line.get(..32)).context("no link-local address")?;
-    let number = u128::from_str_radix(digits, 16).context("not an address")?;
-    Ok(std::net::Ipv6Addr::from(number).to_string())
+    /// IFA_F_TENTATIVE: until then the address is not local yet.
+    const TENTATIVE: u32 = 0x40;
+    wait::until("a link-local address", || {
+        let addresses = fs::read_to_string("/proc/net/if_inet6").context("no IPv6")?;
+        let found = addresses.lines().find(|line| line.starts_with("fe80") && line.ends_with(device));
+        let Some(line) = found else { return Ok(None) };
+        let flags = line.split_whitespace().nth(4).context("an address without flags")?;
+        let digits = line.get(..32).context("a line without address")?;
+        let number = u128::from_str_radix(digits, 16).context("not an address")?;
+        let ready = u32::from_str_radix(flags, 16).context("flags that are no number")? & TENTATIVE == 0;
+        Ok(ready.then(|| std::net::Ipv6Addr::from(number).to_string()))
+    })
 }
 
 /// One server, two workloads by their cgroups, and a policy that allows neither what is tried here.
