@@ -70,7 +70,7 @@ pub(crate) struct Wanted {
     /// Only these, and nothing else: `demo`, `lockdown`, or a file of tests/tests; may be repeated
     #[arg(long)]
     test: Vec<String>,
-    /// Also the files of tests/tests that depend less on the kernel: an hour more each where instructions are translated
+    /// Also the files of tests/tests that depend less on the kernel
     #[arg(long, conflicts_with = "test")]
     all: bool,
 }
