@@ -20,7 +20,7 @@ pub(super) const AROUND: &str = "around";
 pub(super) const PREFLIGHT: &str = "preflight";
 pub(super) const HOSTS: &str = "hosts";
 pub(super) const LOCKDOWN: &str = "lockdown";
-/// Clock steps and a suspend.
+/// Steps of the wall clock.
 pub(super) const CLOCK: &str = "clock";
 
 /// What a cell says of steps that were not asked for.
@@ -32,7 +32,7 @@ const COLUMNS: [(&str, &[&str]); 6] = [
     ("`capture`", &[CAPTURE]),
     ("ways around", &[AROUND]),
     ("unfit hosts", &[PREFLIGHT, HOSTS, LOCKDOWN]),
-    ("clock, suspend", &[CLOCK]),
+    ("clock steps", &[CLOCK]),
 ];
 
 /// All kernels.
