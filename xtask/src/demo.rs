@@ -1,7 +1,5 @@
 //! `cargo xtask demo`: one unmodified MCP client against one real MCP server, once without an agent and once captured.
 
-mod leftovers;
-mod process;
 mod show;
 mod stage;
 
@@ -10,11 +8,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::leftovers::Leftovers;
 use crate::packages::Packages;
 use crate::sudo::{self, Root};
 use crate::workspace::say;
-use crate::{build, packages};
-use leftovers::Leftovers;
+use crate::{build, packages, process};
 use stage::Stage;
 
 /// What the part that runs as root is told by the part that built everything.

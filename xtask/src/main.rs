@@ -5,14 +5,19 @@
 //! - `packages`: the official client and server packages, in a private folder under `target/`
 //! - `toolchain`, `ebpf`: what compiles BPF programs, found or made, and the object that the agent embeds
 //! - `build`: the agent with its BPF object
-//! - `demo`, `run`, `test`, `vm`, `vagrant`, `ci`, `tidy`: the tasks
+//! - `process`, `ports`, `leftovers`: what a task starts, and proof that nothing of it is left
+//! - `demo`, `run`, `test`, `bench`, `vm`, `vagrant`, `ci`, `tidy`: the tasks
 
+mod bench;
 mod build;
 mod ci;
 mod debian;
 mod demo;
 mod ebpf;
+mod leftovers;
 mod packages;
+mod ports;
+mod process;
 mod run;
 mod sudo;
 mod test;
@@ -65,6 +70,17 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Measure the agent beside nginx, haproxy and Envoy
+    Bench(bench::Wanted),
+    /// The part of `bench` that runs as root
+    #[command(hide = true)]
+    BenchAsRoot(bench::Prepared),
+    /// The server behind all that `bench` measures
+    #[command(hide = true)]
+    BenchUpstream { addresses: Vec<String> },
+    /// Its load generator
+    #[command(hide = true)]
+    BenchGenerate,
     /// Run the agent and its tests on Debian's stock kernels, each in a virtual machine
     Vm(vm::Wanted),
     /// The virtual machine's first process, in its initial archive
@@ -102,6 +118,10 @@ fn main() -> ExitCode {
             Ok(())
         }),
         Task::Test { filter } => test::test(filter.as_deref()),
+        Task::Bench(wanted) => bench::bench(wanted),
+        Task::BenchAsRoot(prepared) => bench::measure(&prepared),
+        Task::BenchUpstream { addresses } => bench::serve(&addresses),
+        Task::BenchGenerate => bench::generate(),
         Task::Vm(wanted) => vm::vm(&wanted),
         Task::VmGuest => vm::first(),
         Task::VmGuestHost { plan } => vm::host(&plan),

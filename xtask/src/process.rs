@@ -1,11 +1,11 @@
-//! Processes that the demo starts: each ends with the demo, whichever way that ends.
+//! Processes that the task starts: each ends with the task, whichever way that ends.
 //!
-//! A signal to the demo is passed on to every process it started. Whatever waits for one of them then sees its end,
+//! A signal to the task is passed on to every process it started. Whatever waits for one of them then sees its end,
 //! returns an error, and the guards on the way out do the rest: nothing is left half done.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -16,10 +16,12 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sig
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-/// How many processes the demo runs at once, at most.
+/// How many processes the task runs at once, at most.
 const PROCESSES_MAX: usize = 8;
 /// How long a process may take to say that it is ready, or to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a process that fails may take to say why.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
 /// Lines of a process that are kept for an error message.
 const LAST_LINES_MAX: usize = 12;
 
@@ -27,8 +29,8 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Process ids of what runs now; 0: free.
 static RUNNING: [AtomicI32; PROCESSES_MAX] = [const { AtomicI32::new(0) }; PROCESSES_MAX];
 
-/// From now on Ctrl-C and SIGTERM end what was started, and thereby the demo, in order.
-pub(super) fn end_in_order() -> Result<()> {
+/// From now on Ctrl-C and SIGTERM end what was started, and thereby the task, in order.
+pub(crate) fn end_in_order() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(interrupted), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler calls nothing but atomics and kill(2), which are async-signal-safe.
@@ -48,22 +50,23 @@ extern "C" fn interrupted(_signal: i32) {
 }
 
 /// An error once a signal came: long work asks between its steps.
-pub(super) fn not_interrupted() -> Result<()> {
+pub(crate) fn not_interrupted() -> Result<()> {
     if INTERRUPTED.load(Ordering::SeqCst) {
         bail!("interrupted");
     }
     Ok(())
 }
 
-/// Was the demo told to end?
-pub(super) fn was_interrupted() -> bool {
+/// Was the task told to end?
+pub(crate) fn was_interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
 /// A running process, both its outputs read line by line. Dropped: it is ended, and waited for.
-pub(super) struct Process {
+pub(crate) struct Process {
     name: &'static str,
     child: Child,
+    input: Option<ChildStdin>,
     slot: &'static AtomicI32,
     lines: Receiver<String>,
     /// The last lines it wrote.
@@ -71,12 +74,21 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts it, in a process group of its own: a terminal's Ctrl-C reaches it through the demo alone. A demo that is
+    /// Starts it, in a process group of its own: a terminal's Ctrl-C reaches it through the task alone. A task that is
     /// killed takes it along.
-    pub(super) fn start(name: &'static str, command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(name: &'static str, command: &mut Command) -> Result<Self> {
+        Self::started(name, command.stdin(Stdio::null()))
+    }
+
+    /// The same with an input that [`Process::ask`] writes to.
+    pub(crate) fn start_to_ask(name: &'static str, command: &mut Command) -> Result<Self> {
+        Self::started(name, command.stdin(Stdio::piped()))
+    }
+
+    fn started(name: &'static str, command: &mut Command) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
         not_interrupted()?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         // SAFETY: between fork and exec nothing is called but prctl(2), which is async-signal-safe.
         unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGTERM).map_err(Into::into)) };
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
@@ -93,19 +105,20 @@ impl Process {
             let _ended = child.kill().and_then(|()| child.wait());
             bail!("more than {PROCESSES_MAX} processes");
         };
-        let process = Self { name, child, slot, lines, last: VecDeque::new() };
+        let input = child.stdin.take();
+        let process = Self { name, child, input, slot, lines, last: VecDeque::new() };
         // A signal between the start and the slot has missed this one.
         not_interrupted()?;
         Ok(process)
     }
 
     /// Its process id.
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits until it writes a line that contains `words`.
-    pub(super) fn wait_for(&mut self, words: &str) -> Result<()> {
+    pub(crate) fn wait_for(&mut self, words: &str) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.next_line(until) {
@@ -119,8 +132,22 @@ impl Process {
         }
     }
 
+    /// Writes it a line, and waits for the next that it writes.
+    pub(crate) fn ask(&mut self, line: &str) -> Result<String> {
+        not_interrupted()?;
+        let until = Instant::now() + PATIENCE;
+        let input = self.input.as_mut().with_context(|| format!("{} has no input", self.name))?;
+        let asked = writeln!(input, "{line}").context("its input is closed");
+        let answered = asked.and_then(|()| self.next_line(until));
+        answered.map_err(|error| {
+            // What it said last may come a moment after it closed its input.
+            while self.next_line(Instant::now() + LAST_WORDS_MAX).is_ok() {}
+            anyhow!("{} did not answer ({error}):\n{}", self.name, self.said())
+        })
+    }
+
     /// Waits for its end, whose lines are its result.
-    pub(super) fn finish(mut self) -> Result<Vec<String>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<String>> {
         let until = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
         while let Ok(line) = self.next_line(until) {
@@ -134,8 +161,17 @@ impl Process {
         Ok(lines)
     }
 
+    /// The same as `stop`, and the last lines that it wrote.
+    pub(crate) fn stop_and_tell(mut self) -> Result<String> {
+        let _gone_already = kill(Pid::from_raw(self.slot.load(Ordering::SeqCst)), Signal::SIGTERM);
+        let until = Instant::now() + PATIENCE;
+        while self.next_line(until).is_ok() {}
+        self.end()?;
+        Ok(self.said())
+    }
+
     /// Asks it to end, waits until it has; a process that does not listen is killed.
-    pub(super) fn stop(mut self) -> Result<ExitStatus> {
+    pub(crate) fn stop(mut self) -> Result<ExitStatus> {
         let _gone_already = kill(Pid::from_raw(self.slot.load(Ordering::SeqCst)), Signal::SIGTERM);
         let until = Instant::now() + PATIENCE;
         while self.next_line(until).is_ok() {}

@@ -1,0 +1,142 @@
+//! `cargo xtask bench`: the agent beside other proxies, one upstream and one load generator for all of them.
+//!
+//! Figures of two runs do not compare, so all is in ratios to `direct`, taken round by round, their median over the rounds.
+
+mod contestant;
+mod growth;
+mod load;
+mod peers;
+mod report;
+mod rounds;
+mod soak;
+mod stage;
+mod tool;
+mod usage;
+
+pub(crate) use tool::{generate, serve};
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::debian::{self, Packaged};
+use crate::leftovers::Leftovers;
+use crate::sudo::{self, Root};
+use crate::workspace::say;
+use crate::{build, packages, process};
+use stage::Stage;
+
+/// Beside the agent: the peers that Debian packages. Envoy is PyPI's.
+const PEERS: [Packaged; 2] = [("nginx", "nginx-light"), ("haproxy", "haproxy")];
+/// Two descriptors for each of 10,000 streams, and some more.
+const DESCRIPTORS: u64 = 65_536;
+
+/// What is measured.
+#[derive(clap::Args)]
+pub(crate) struct Wanted {
+    /// Fewer and shorter rounds of the most important cases
+    #[arg(long)]
+    quick: bool,
+    /// Write the results there, as a JSON array
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Only these beside `direct`: nginx, haproxy, envoy, toolgate
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Measure instead how cost grows with rules, workloads, streams and connections
+    #[arg(long)]
+    growth: bool,
+    /// Send instead 1,000,000 requests through one agent and watch its memory and descriptors
+    #[arg(long)]
+    soak: bool,
+}
+
+/// What the part that runs as root is told by the part that built everything.
+#[derive(clap::Args)]
+pub(crate) struct Prepared {
+    /// The agent's binary
+    #[arg(long)]
+    agent: PathBuf,
+    /// Envoy's binary
+    #[arg(long)]
+    envoy: Option<PathBuf>,
+    #[command(flatten)]
+    wanted: Wanted,
+}
+
+/// Sets up what is missing and builds, as this user; then measures, as root.
+pub(crate) fn bench(wanted: Wanted) -> Result<()> {
+    let root = sudo::root()?;
+    debian::need("the bench", &PEERS)?;
+    let envoy = packages::envoy().inspect_err(|error| say(format_args!("Envoy is missing: {error:#}"))).ok();
+    let agent = build::build(true)?;
+    match root {
+        Root::Already => measure(&Prepared { agent, envoy, wanted }),
+        Root::Sudo => {
+            let this = std::env::current_exe().context("cannot tell where this program is")?;
+            let mut command = sudo::command(root, this);
+            command.arg("bench-as-root").arg("--agent").arg(&agent);
+            command.args(envoy.iter().flat_map(|envoy| ["--envoy".as_ref(), envoy.as_os_str()]));
+            command.args(std::env::args_os().skip_while(|word| word != "bench").skip(1));
+            Err(command.exec()).context("cannot start sudo")
+        }
+    }
+}
+
+/// The bench itself: needs root, builds nothing, leaves nothing behind whichever way it ends.
+pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
+    process::end_in_order()?;
+    let _turn = turn()?;
+    let descriptors = raise_descriptor_limit()?;
+    let mut leftovers = Leftovers::before()?;
+    let folder =
+        tempfile::Builder::new().prefix("toolgate-bench.").tempdir().context("cannot make a folder")?;
+    let measured = Stage::set(prepared, folder.path()).and_then(|mut stage| {
+        let wanted = &prepared.wanted;
+        let measured = match (wanted.growth, wanted.soak) {
+            (true, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
+            (false, true) => soak::soak(&mut stage, &mut leftovers),
+            (false, false) => rounds::rounds(&mut stage, wanted, &mut leftovers),
+        };
+        measured.and(stage.strike())
+    });
+    let path = folder.path().to_owned();
+    folder.close().with_context(|| format!("cannot remove `{}`", path.display()))?;
+    let left = leftovers.check(&prepared.agent);
+    if process::was_interrupted() {
+        left?;
+        say("interrupted; nothing is left behind");
+        std::process::exit(130);
+    }
+    match (measured, left) {
+        (measured, Ok(())) => measured,
+        (Ok(()), Err(left)) => Err(left),
+        (Err(error), Err(left)) => bail!("{error:#}\nand then: {left:#}"),
+    }
+}
+
+/// One agent a host: the tests take turns by the same file.
+fn turn() -> Result<File> {
+    let path = std::env::temp_dir().join("toolgate-tests.lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open `{}`", path.display()))?;
+    if file.try_lock().is_err() {
+        say("waiting for whoever uses this host for tests");
+        file.lock().context("cannot take this host's lock")?;
+    }
+    Ok(file)
+}
+
+/// Whatever is started from here on inherits it. Returns the limit: root of a container may not raise it.
+fn raise_descriptor_limit() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for the descriptor limit")?;
+    let wanted = hard.max(DESCRIPTORS);
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
+        return Ok(wanted);
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the descriptor limit")?;
+    Ok(hard)
+}

@@ -1,0 +1,126 @@
+//! Who is measured: a way from the load generator to the upstream.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::peers::Peer;
+use super::usage;
+use crate::leftovers::Leftovers;
+use crate::ports::free_addresses;
+use crate::process::{Process, not_interrupted};
+
+/// How long a peer may take until it accepts.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One of them, running.
+pub(super) struct Contestant {
+    pub(super) name: &'static str,
+    /// Where the load connects to.
+    pub(super) address: SocketAddr,
+    /// Its connections come from captured cgroups.
+    pub(super) captured: bool,
+    /// Its processes; none is `direct`.
+    pub(super) processes: Vec<u32>,
+    pub(super) idle_mib: f64,
+    audit: Option<PathBuf>,
+    process: Option<Process>,
+}
+
+impl Contestant {
+    /// Straight to the upstream.
+    pub(super) fn direct(upstream: SocketAddr) -> Self {
+        Self {
+            name: "direct",
+            address: upstream,
+            captured: false,
+            processes: Vec::new(),
+            idle_mib: 0.0,
+            audit: None,
+            process: None,
+        }
+    }
+
+    /// Starts a peer, and waits until it accepts.
+    pub(super) fn peer(mut peer: Peer) -> Result<Self> {
+        let process = Process::start(peer.name, &mut peer.command)?;
+        let until = Instant::now() + PATIENCE;
+        while TcpStream::connect(peer.address).is_err() {
+            not_interrupted()?;
+            if Instant::now() > until {
+                bail!("{} accepts nothing:\n{}", peer.name, process.stop_and_tell()?);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let processes = usage::tree(process.id())?;
+        let idle_mib = usage::resident_mib(&processes)?;
+        Ok(Self {
+            name: peer.name,
+            address: peer.address,
+            captured: false,
+            processes,
+            idle_mib,
+            audit: None,
+            process: Some(process),
+        })
+    }
+
+    /// Starts the agent in front of `server`, with policy, audit and metrics on.
+    pub(super) fn toolgate(
+        agent: &Path,
+        folder: &Path,
+        cgroups: &str,
+        server: SocketAddr,
+        resources: &str,
+        leftovers: &mut Leftovers,
+    ) -> Result<Self> {
+        let [metrics, ready, outbound] = free_addresses()?;
+        let folder = folder.join("toolgate");
+        fs::create_dir_all(folder.join("resources")).context("cannot make a folder")?;
+        let audit = folder.join("audit.jsonl");
+        let settings = format!(
+            "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+             store: {{ embedded: {} }}\n\
+             audit: {{ file: {} }}\n\
+             capture: {{ cgroups: [\"{cgroups}\"] }}\n",
+            outbound.port(),
+            folder.join("admin.sock").display(),
+            folder.join("store").display(),
+            audit.display(),
+        );
+        fs::write(folder.join("toolgate.yaml"), settings).context("cannot write the configuration")?;
+        fs::write(folder.join("resources/all.yaml"), resources).context("cannot write the resources")?;
+        let mut command = Command::new(agent);
+        command.arg("run").arg("--config").arg(&folder);
+        let mut process = Process::start("the agent", &mut command)?;
+        process.wait_for("toolgate: ready")?;
+        leftovers.note_held_by(process.id())?;
+        let processes = vec![process.id()];
+        let idle_mib = usage::resident_mib(&processes)?;
+        Ok(Self {
+            name: "toolgate",
+            address: server,
+            captured: true,
+            processes,
+            idle_mib,
+            audit: Some(audit),
+            process: Some(process),
+        })
+    }
+
+    /// Empties the audit file, which would grow to gigabytes.
+    pub(super) fn tidy_up(&self) -> Result<()> {
+        let Some(audit) = &self.audit else { return Ok(()) };
+        let file = fs::OpenOptions::new().write(true).open(audit).context("cannot open the audit")?;
+        file.set_len(0).context("cannot empty the audit")
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self) -> Result<()> {
+        self.process.map_or(Ok(()), |process| process.stop().map(|_status| ()))
+    }
+}

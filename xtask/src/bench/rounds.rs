@@ -1,0 +1,118 @@
+//! The rounds: every contestant in every case, one after another, again and again.
+
+use anyhow::{Context as _, Result};
+
+use super::contestant::Contestant;
+use super::stage::{CALLERS, Case, Sample, Stage};
+use super::{Wanted, peers, report};
+use crate::leftovers::Leftovers;
+use crate::ports::free_addresses;
+use crate::workspace::say;
+
+const SMALL: usize = 300;
+const LARGE: usize = 64 * 1024;
+/// Connections at once where it is not one.
+const MANY: usize = 64;
+
+/// How often and how long.
+struct Plan {
+    rounds: usize,
+    millis: u64,
+    cases: Vec<Case>,
+}
+
+impl Plan {
+    fn of(wanted: &Wanted) -> Self {
+        let case = |kind, bytes, connections| Case { kind, bytes, connections, callers: 1, anew: false };
+        let by_all = |case: Case| Case { callers: CALLERS, ..case };
+        let anew = |connections| Case { anew: true, ..case("text", SMALL, connections) };
+        let mut cases = vec![
+            case("text", SMALL, 1),
+            case("text", SMALL, MANY),
+            case("text", LARGE, MANY),
+            by_all(case("text", SMALL, MANY)),
+            case("sse", SMALL, MANY),
+            anew(1),
+        ];
+        if wanted.quick {
+            return Self { rounds: 3, millis: 400, cases };
+        }
+        cases.extend([
+            case("text", LARGE, 1),
+            by_all(case("text", LARGE, MANY)),
+            case("structured", LARGE, MANY),
+            case("sse", SMALL, 1),
+            case("sse", LARGE, MANY),
+            anew(MANY),
+        ]);
+        Self { rounds: 9, millis: 700, cases }
+    }
+}
+
+/// All samples of one contestant in one case, one a round.
+pub(super) struct Row {
+    pub(super) contestant: &'static str,
+    pub(super) case: Case,
+    pub(super) idle_mib: f64,
+    pub(super) samples: Vec<Sample>,
+}
+
+/// Starts the contestants, measures, and tells.
+pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<()> {
+    let contestants = contestants(stage, wanted, leftovers)?;
+    let plan = Plan::of(wanted);
+    let mut rows: Vec<Row> = Vec::new();
+    for &case in &plan.cases {
+        rows.extend(contestants.iter().map(|contestant| Row {
+            contestant: contestant.name,
+            case,
+            idle_mib: contestant.idle_mib,
+            samples: Vec::new(),
+        }));
+    }
+    for round in 0..plan.rounds {
+        say(format_args!("round {} of {}", round + 1, plan.rounds));
+        for (index, &case) in plan.cases.iter().enumerate() {
+            // Each goes first as often as the others: what came before leaves its traces in caches and memory.
+            for turn in 0..contestants.len() {
+                let number = (turn + round) % contestants.len();
+                let sample = stage.sample(&contestants[number], case, plan.millis)?;
+                rows[index * contestants.len() + number].samples.push(sample);
+            }
+        }
+    }
+    for contestant in contestants.into_iter().rev() {
+        contestant.stop()?;
+    }
+    print!("{}", report::markdown(&rows));
+    if let Some(file) = &wanted.json {
+        std::fs::write(file, report::json(&rows)?)
+            .with_context(|| format!("cannot write `{}`", file.display()))?;
+    }
+    Ok(())
+}
+
+fn contestants(stage: &Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<Vec<Contestant>> {
+    let has = |name: &str| wanted.only.is_empty() || wanted.only.iter().any(|one| one == name);
+    let [nginx, haproxy, envoy] = free_addresses()?;
+    let (folder, upstream) = (stage.folder.as_path(), stage.plain);
+    let mut all = vec![Contestant::direct(upstream)];
+    if has("nginx") {
+        all.push(Contestant::peer(peers::nginx(folder, nginx, upstream)?)?);
+    }
+    if has("haproxy") {
+        all.push(Contestant::peer(peers::haproxy(folder, haproxy, upstream)?)?);
+    }
+    if has("envoy")
+        && let Some(binary) = &stage.prepared.envoy
+    {
+        match Contestant::peer(peers::envoy(binary, folder, envoy, upstream)?) {
+            Ok(running) => all.push(running),
+            Err(error) => say(format_args!("Envoy is left out: {error:#}")),
+        }
+    }
+    if has("toolgate") {
+        all.push(stage.toolgate("", leftovers)?);
+    }
+    Ok(all)
+}
