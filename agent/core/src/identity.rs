@@ -34,10 +34,13 @@ pub fn check_name(name: &str) -> Result<(), InvalidName> {
 
 /// Who a workload or a server is: App ID and namespace within a trust domain. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
-    trust_domain: Arc<str>,
-    namespace: Arc<str>,
-    app_id: Arc<str>,
+pub struct Identity(Arc<Names>);
+
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Names {
+    trust_domain: Box<str>,
+    namespace: Box<str>,
+    app_id: Box<str>,
 }
 
 impl Identity {
@@ -48,45 +51,47 @@ impl Identity {
     pub fn new(trust_domain: &str, namespace: &str, app_id: &str) -> Result<Self, InvalidName> {
         check_name(namespace)?;
         check_name(app_id)?;
-        Ok(Self { trust_domain: trust_domain.into(), namespace: namespace.into(), app_id: app_id.into() })
+        let names =
+            Names { trust_domain: trust_domain.into(), namespace: namespace.into(), app_id: app_id.into() };
+        Ok(Self(Arc::new(names)))
     }
 
     /// The trust domain, as in SPIFFE.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     /// The namespace.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.0.namespace
     }
 
     /// The App ID, without its namespace.
     #[must_use]
     pub fn app_id(&self) -> &str {
-        &self.app_id
+        &self.0.app_id
     }
 
     /// Trust domain, namespace and App ID.
     pub(crate) fn parts(&self) -> (&str, &str, &str) {
-        (&self.trust_domain, &self.namespace, &self.app_id)
+        (&self.0.trust_domain, &self.0.namespace, &self.0.app_id)
     }
 
     /// `spiffe://<trust domain>/ns/<namespace>/<app id>`.
     #[must_use]
     pub fn spiffe_id(&self) -> String {
-        format!("spiffe://{}/ns/{}/{}", self.trust_domain, self.namespace, self.app_id)
+        format!("spiffe://{}/ns/{}/{}", self.trust_domain(), self.namespace(), self.app_id())
     }
 }
 
 /// `app` in the namespace `default`, `app.namespace` elsewhere: what labels, logs and commands show.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if &*self.namespace == "default" {
-            return f.write_str(&self.app_id);
+        if self.namespace() == "default" {
+            return f.write_str(self.app_id());
         }
-        write!(f, "{}.{}", self.app_id, self.namespace)
+        write!(f, "{}.{}", self.app_id(), self.namespace())
     }
 }

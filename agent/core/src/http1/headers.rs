@@ -18,49 +18,76 @@ pub struct Header<'b> {
 /// cheap to pass on.
 const PLACES: usize = 24;
 
+/// Where a part of a head begins, and its length.
+pub(super) type Part = (u16, u16);
+
 /// Where a header stands in its head.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
-    name: (u16, u16),
-    value: (u16, u16),
+    name: Part,
+    value: Part,
+}
+
+/// Where all headers of a head stand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    kept: [Place; PLACES],
+    /// Those that are kept.
+    count: usize,
+    /// The lines behind them.
+    rest: Part,
 }
 
 /// All headers of one head. Plain data: nothing to drop, so that a borrowed head ends with its last use.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers<'b> {
     head: &'b [u8],
-    places: [Place; PLACES],
-    /// Those that are kept.
-    count: usize,
-    /// The lines behind them.
-    rest: &'b [u8],
+    places: Places,
 }
 
 impl<'b> Headers<'b> {
     /// Of `parsed`, which borrows `head`; that has at most 65,535 bytes.
     pub(super) fn new(head: &'b [u8], parsed: &[httparse::Header<'b>]) -> Self {
-        let start = |part: &[u8]| part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
-        let place = |part: &[u8]| {
-            (u16::try_from(start(part)).unwrap_or(u16::MAX), u16::try_from(part.len()).unwrap_or_default())
-        };
-        let mut places = [Place::default(); PLACES];
-        for (to, from) in places.iter_mut().zip(parsed) {
-            *to = Place { name: place(from.name.as_bytes()), value: place(from.value) };
+        let mut kept = [Place::default(); PLACES];
+        for (to, from) in kept.iter_mut().zip(parsed) {
+            *to = Place { name: find(head, from.name.as_bytes()), value: find(head, from.value) };
         }
-        let next = parsed.get(PLACES).and_then(|next| head.get(start(next.name.as_bytes())..));
-        Self { head, places, count: parsed.len().min(PLACES), rest: next.unwrap_or_default() }
+        let next = parsed.get(PLACES).map(|next| find(head, next.name.as_bytes()));
+        let rest = next.and_then(|(start, _)| head.get(usize::from(start)..)).unwrap_or_default();
+        let places = Places { kept, count: parsed.len().min(PLACES), rest: find(head, rest) };
+        Self { head, places }
     }
 
-    fn part(&self, (start, length): (u16, u16)) -> &'b [u8] {
+    /// The headers of another head, which stand where these stood.
+    pub(super) fn at(head: &'b [u8], places: &Places) -> Self {
+        Self { head, places: *places }
+    }
+
+    /// Where they stand.
+    pub(super) fn places(&self) -> Places {
+        self.places
+    }
+
+    /// Where a part of the same head is.
+    pub(super) fn find(&self, part: &[u8]) -> Part {
+        find(self.head, part)
+    }
+
+    /// Bytes of the head that they are of.
+    pub(super) fn bytes(&self) -> usize {
+        self.head.len()
+    }
+
+    pub(super) fn part(&self, (start, length): Part) -> &'b [u8] {
         let start = usize::from(start);
         self.head.get(start..start + usize::from(length)).unwrap_or_default()
     }
 
     /// All in order, names as bytes: what is only compared is no text first.
     pub(super) fn raw(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
-        let kept = self.places.iter().take(self.count);
+        let kept = self.places.kept.iter().take(self.places.count);
         let kept = kept.map(|place| (self.part(place.name), self.part(place.value)));
-        let mut rest = self.rest;
+        let mut rest = self.part(self.places.rest);
         kept.chain(std::iter::from_fn(move || {
             let (line, behind) = rest.split_at_checked(memchr::memchr(b'\n', rest)? + 1)?;
             rest = behind;
@@ -184,4 +211,10 @@ pub(super) fn begins(name: &[u8], lower: &str) -> bool {
 /// The characters of a method or a header's name (RFC 9110 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Where a part of a head is.
+fn find(head: &[u8], part: &[u8]) -> Part {
+    let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+    (u16::try_from(start).unwrap_or(u16::MAX), u16::try_from(part.len()).unwrap_or_default())
 }

@@ -7,6 +7,7 @@ mod error;
 mod guess;
 mod head;
 mod headers;
+mod kept;
 mod target;
 mod write;
 
@@ -15,4 +16,5 @@ pub use error::HttpError;
 pub use guess::{Guess, looks_like_http};
 pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, request_head, response_head};
 pub use headers::{HEADERS_MAX, Header, Headers};
+pub use kept::KeptHead;
 pub use write::{CHUNK_END, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head};

@@ -89,6 +89,7 @@ fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&[u8]) -> 
     let named = |name: &[u8]| {
         has_connection && headers.tokens("connection").any(|token| token.eq_ignore_ascii_case(name))
     };
+    out.reserve(headers.bytes());
     for (name, value) in headers.raw() {
         let hop_by_hop = HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name, "proxy-");
         if hop_by_hop || dropped(name) || named(name) {
@@ -112,7 +113,16 @@ fn end(out: &mut Vec<u8>, framing: Outgoing) {
     }
 }
 
-fn decimal(out: &mut Vec<u8>, number: u64) {
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{number}");
+fn decimal(out: &mut Vec<u8>, mut number: u64) {
+    let start = out.len();
+    loop {
+        out.push(b'0' + (number % 10) as u8);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    if let Some(digits) = out.get_mut(start..) {
+        digits.reverse();
+    }
 }
