@@ -100,6 +100,7 @@ impl AuditFile {
 mod tests {
     use std::io::Read as _;
     use std::os::unix::fs::OpenOptionsExt as _;
+    use std::path::Path;
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
