@@ -240,14 +240,15 @@ impl Agent {
     /// # Errors
     /// It fails; with what it said.
     pub fn upgrade(&mut self, arguments: &[&str]) -> Result<u32> {
-        let output = self.toolgate("upgrade").args(arguments).output().context("cannot start it")?;
+        let mut command = self.toolgate("upgrade");
+        let output = command.arg("--json").args(arguments).output().context("cannot start it")?;
         let (said, errors) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
             bail!("{said}{errors}");
         }
-        // `agent 2 took over from agent 1`
-        let pid = said.split(' ').nth(1).and_then(|word| word.parse().ok());
+        let answer: Value = serde_json::from_str(&said).with_context(|| format!("no JSON: {said}"))?;
+        let pid = answer.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok());
         let pid = pid.with_context(|| format!("no process id: {said}"))?;
         self.successor = Some(pid);
         Ok(pid)
