@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use toolgate_ebpf_common::{CONNECTIONS_MAX, CONNECTIONS_PER_CGROUP_MAX, Record};
 use toolgate_tests::scene::text;
 use toolgate_tests::{
-    Agent, Cgroup, Host, Netns, PidMax, Process, Setup, Vrf, Witness, free_address, kernel, pinned, refusal,
-    wait,
+    Agent, Cgroup, Host, Netns, PidMax, Process, Setup, Vrf, Witness, free_address, pinned, port_range,
+    refusal, wait,
 };
 
 /// Who the attacker is, and who runs beside it.
@@ -24,8 +24,6 @@ const BESIDE: &str = "beside";
 const HTTPS: u16 = 443;
 /// Process ids where there are few: the kernel gives none below 300 twice. The machine goes on with them for a second.
 const PIDS: u32 = 1_024;
-/// `IP_LOCAL_PORT_RANGE` (ip(7)).
-const LISTENS_IN_A_RANGE: (u32, u32) = (6, 3);
 /// When a record was made that no sweep takes for a left one.
 const NEVER_OLD: u64 = u64::MAX;
 
@@ -513,7 +511,7 @@ impl Stage {
             ("protocol=33", has("DCCP"), Refused(&["ESOCKTNOSUPPORT"])),
             ("protocol=262", has("MPTCP"), UNKNOWN),
             ("{vrf}", self.vrf.is_some(), Refused(&["ENODEV"])),
-            ("unbound=1", kernel()? >= LISTENS_IN_A_RANGE, Refused(&["ENOPROTOOPT"])),
+            ("unbound=1", port_range::is_settable()?, Refused(&["ENOPROTOOPT"])),
         ];
         let missing = needs.iter().find(|(word, there, _)| how.contains(word) && !there);
         Ok(missing.map(|&(_, _, says)| says))
