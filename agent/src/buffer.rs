@@ -36,6 +36,60 @@ fn give_back(block: Vec<u8>) {
     }
 }
 
+/// Bytes of a small buffer that is kept for reuse, at most.
+const SCRATCH_BYTES_MAX: usize = 32 * 1024;
+
+thread_local! {
+    static SCRATCHES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer of its thread's, empty at first, for what is put together to be written: heads, chunks, events.
+#[derive(Default)]
+pub struct Scratch(Vec<u8>);
+
+impl Scratch {
+    /// To be written to.
+    pub fn vec(&mut self) -> &mut Vec<u8> {
+        if self.0.capacity() == 0 {
+            self.0 = SCRATCHES.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
+        &mut self.0
+    }
+
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Forgets all, and gives the memory back to the thread.
+    pub fn clear(&mut self) {
+        let mut vec = std::mem::take(&mut self.0);
+        if (1..=SCRATCH_BYTES_MAX).contains(&vec.capacity()) {
+            vec.clear();
+            SCRATCHES.with_borrow_mut(|kept| {
+                if kept.len() < POOLED_MAX {
+                    kept.push(vec);
+                }
+            });
+        }
+    }
+}
+
+impl std::ops::Deref for Scratch {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// Bytes that were read and not yet used.
 #[derive(Default)]
 pub struct Buffer {

@@ -10,8 +10,8 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`file`], [`limits`],
-//! [`netns`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`deadline`], [`file`],
+//! [`limits`], [`netns`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
@@ -20,6 +20,7 @@ pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod deadline;
 pub mod existing;
 pub mod file;
 pub mod forward;

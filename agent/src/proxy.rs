@@ -10,8 +10,9 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::deadline::timeout;
+use arc_swap::Guard;
 use tokio::io::AsyncWriteExt as _;
-use tokio::time::timeout;
 use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
@@ -114,10 +115,9 @@ enum Opening {
 /// Looks at the first bytes: requests that can be decided one by one, or something else.
 async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker: &Worker) -> Opening {
     let node = &*worker.node;
-    let resources = node.resources.load_full();
-    let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
-    let turn = Turn { worker, origin, resources: &resources, caller: &caller, working: Cell::default() };
-    let decision = match declared(&resources, &origin.captured, node) {
+    let Identified { resources, caller } = &identified(None, origin, node).await;
+    let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
+    let decision = match declared(resources, &origin.captured, node) {
         Some(server) => decision::opaque(caller.as_ref(), server),
         // The guard lets the agent pass: what is not decided as for that server must not.
         None if node.namespaces.guards(origin.captured.process.netns_cookie, origin.captured.original) => {
@@ -139,6 +139,26 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
     }
 }
 
+/// Who a connection is of, and the resources that say so.
+struct Identified {
+    resources: Arc<Resources>,
+    caller: Result<Identity, Unidentified>,
+}
+
+/// The same as `before` unless there are other resources now: nothing else can make another caller of a connection.
+async fn identified(before: Option<Identified>, origin: &Arc<Origin>, node: &Node) -> Identified {
+    let resources = node.resources.load();
+    match before {
+        Some(before) if Arc::ptr_eq(&before.resources, &resources) => before,
+        Some(_) | None => {
+            let resources = Guard::into_inner(resources);
+            let domain = &node.agent.trust_domain;
+            let caller = node.identify.caller(origin, &resources, domain, &node.limits).await;
+            Identified { resources, caller }
+        }
+    }
+}
+
 /// One request after another, until either side has enough.
 async fn requests<S: Stream>(
     client: &mut Client<S>,
@@ -147,17 +167,19 @@ async fn requests<S: Stream>(
     worker: &Worker,
 ) {
     let node = &*worker.node;
+    let mut before = None;
     loop {
         let head = client.head(&node.limits).await;
         if matches!(head, Ok(None)) {
             return;
         }
-        let resources = node.resources.load_full(); // one generation for the whole request
-        let caller = node.identify.caller(origin, &resources, &node.agent.trust_domain, &node.limits).await;
+        // One generation for the whole request.
+        let now = identified(before.take(), origin, node).await;
+        let Identified { resources, caller } = before.insert(now);
         let working = Cell::new(Some(worker.working()));
         // The next request is the next agent's.
         let head = head.map(|head| head.map(|head| head.going_on_if(!worker.is_leaving())));
-        let turn = Turn { worker, origin, resources: &resources, caller: &caller, working };
+        let turn = Turn { worker, origin, resources, caller, working };
         let entry = match node.record.open(origin, resources.generation) {
             Ok(entry) => entry, // closed exactly once, also on drop
             Err(no_slot) => {
@@ -169,7 +191,7 @@ async fn requests<S: Stream>(
             turn.turned_away(client, entry).await;
             return;
         }
-        let server = declared(&resources, &origin.captured, node);
+        let server = declared(resources, &origin.captured, node);
         let flow = match (head, server) {
             (Ok(None), _) => return,
             (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
@@ -197,7 +219,7 @@ impl Turn<'_> {
             Ok(body) => body,
             Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
         };
-        let outcome = match client.request(head, &body, &self.worker.node.limits) {
+        let outcome = match client.request(head, &body) {
             Ok((request, mut watch)) => self.decided(request, &mut watch, server, &mut entry).await,
             Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
         };

@@ -1,7 +1,8 @@
 //! Session ids, bound to the (caller, server) that got them.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,49 @@ fn forget_oldest(shard: &mut HashMap<Key, Bound>, of: impl Fn(&Bound) -> bool) {
 }
 
 /// Server identity and session id.
-type Key = (Identity, Box<str>);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    server: Identity,
+    id: Box<str>,
+}
+
+/// The same, borrowed: what is looked up for each request costs no allocation.
+trait Named {
+    fn name(&self) -> (&Identity, &str);
+}
+
+impl Named for Key {
+    fn name(&self) -> (&Identity, &str) {
+        (&self.server, &self.id)
+    }
+}
+
+impl Named for (&Identity, &str) {
+    fn name(&self) -> (&Identity, &str) {
+        *self
+    }
+}
+
+impl<'n> Borrow<dyn Named + 'n> for Key {
+    fn borrow(&self) -> &(dyn Named + 'n) {
+        self
+    }
+}
+
+/// As `Key` derives it.
+impl Hash for dyn Named + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl PartialEq for dyn Named + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for dyn Named + '_ {}
 
 /// A binding on its way to another process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +96,7 @@ fn identity((trust_domain, namespace, app_id): &Name) -> Option<Identity> {
     Identity::new(trust_domain, namespace, app_id).ok()
 }
 
-fn binding((server, id): &Key, bound: &Bound) -> Binding {
+fn binding(Key { server, id }: &Key, bound: &Bound) -> Binding {
     let idle_ms = u64::try_from(bound.used.elapsed().as_millis()).unwrap_or(u64::MAX);
     Binding { server: name(server), caller: name(&bound.caller), id: id.clone(), idle_ms }
 }
@@ -128,7 +171,7 @@ impl Sessions {
             return false;
         }
         let mut shard = self.shard(id);
-        let key = (server.clone(), id.into());
+        let key = Key { server: server.clone(), id: id.into() };
         if let Some(bound) = shard.get_mut(&key) {
             let own = bound.caller == *caller;
             if own {
@@ -169,7 +212,7 @@ impl Sessions {
         now: Instant,
     ) -> SessionUse {
         let Some(id) = id else { return SessionUse::None };
-        match self.shard(id).get_mut(&(server.clone(), id.into())) {
+        match self.shard(id).get_mut(&(server, id) as &dyn Named) {
             Some(bound) if bound.caller == *caller && now.duration_since(bound.used) < self.idle_max => {
                 bound.used = now;
                 SessionUse::Own
@@ -180,7 +223,7 @@ impl Sessions {
 
     /// Forgets a session that its caller ended.
     pub fn end(&self, server: &Identity, id: &str) {
-        self.shard(id).remove(&(server.clone(), id.into()));
+        self.shard(id).remove(&(server, id) as &dyn Named);
     }
 
     /// How many are bound.

@@ -275,6 +275,7 @@ impl Life {
                 }
                 () = patrol.back(node) => if !is_announced {
                     is_announced = true;
+                    give_memory_back();
                     announce(node);
                     systemd::ready();
                 } else {
@@ -388,6 +389,15 @@ async fn chores(node: &Node, kernel: &Kernel) {
             Err(error) => tracing::warn!(%error, "stale kernel records stay"),
         }
         exec_root::sweep();
+    }
+}
+
+/// What the start needed (the kernel's types, the configuration as text) is freed by now, but not given back.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) is given no memory of ours, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

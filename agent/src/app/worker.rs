@@ -19,6 +19,7 @@ use toolgate_core::denial::Reason;
 use super::heartbeat::{TICK_EVERY, Tick};
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
+use crate::deadline;
 use crate::forward::Pool;
 use crate::netns::{self, Listeners, ORDERS_MAX, Order};
 use crate::proxy;
@@ -207,7 +208,7 @@ impl Worker {
         let worker = Rc::clone(self);
         worker.connections.set(worker.connections.get() + 1);
         spawn_local(async move {
-            proxy::connection(stream, captured, share, &worker).await;
+            deadline::connection(proxy::connection(stream, captured, share, &worker)).await;
             drop(counted);
             worker.connections.set(worker.connections.get() - 1);
             worker.rested.notify_one();

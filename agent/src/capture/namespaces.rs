@@ -17,8 +17,9 @@ use toolgate_ebpf_common::{LISTENERS_MAX, Namespace, ROUTES_IPV6, Record};
 
 use super::{CaptureError, abi::Abi, plan::map_error, settings::is_absent};
 
-/// A network namespace, by the number that the kernel gave it. None is given twice before the next boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A network namespace, by the number that the kernel gave it. None is given twice before the next boot;
+/// the default is given to none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cookie(pub(super) u64);
 
 impl std::fmt::Display for Cookie {

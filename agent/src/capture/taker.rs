@@ -43,7 +43,7 @@ pub struct Recorded {
 }
 
 /// An executable, for comparison with what stat says of a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Executable {
     /// `st_dev`. On overlay over two file systems and on btrfs stat says another.
     pub dev: u64,

@@ -9,18 +9,19 @@ mod pool;
 pub use passage::{first_to_speak, pass, relay};
 pub use pool::Pool;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::deadline::timeout;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
 use toolgate_core::decision::{Passage, Permitted, Server};
 use toolgate_core::denial::Reason;
 use toolgate_core::http1;
 use toolgate_core::identity::Identity;
 
-use crate::buffer::{BLOCK_BYTES, Buffer};
+use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
 use crate::capture::Cookie;
 use crate::limits::{Limit, Limits};
 use crate::netns::{Namespace, Namespaces, NetnsError};
@@ -195,10 +196,11 @@ impl Undeclared<'_> {
     }
 }
 
-/// A connection to a server.
+/// A connection to a server. Only this module writes to it.
 pub struct Upstream {
-    /// The connection.
-    pub io: TcpStream,
+    io: TcpStream,
+    /// Bytes of the reply that is awaited have come.
+    speaking: bool,
     /// What the server said and nobody has read yet.
     pub buffer: Buffer,
     /// The server's address.
@@ -284,21 +286,40 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
         .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
         .and_then(|io| io.set_nodelay(true).map(|()| io))
         .map_err(|source| ForwardError::connecting(address, source))?;
-    Ok(Upstream { io, buffer: Buffer::default(), address, cut: false })
+    Ok(Upstream { io, speaking: false, buffer: Buffer::default(), address, cut: false })
 }
 
 impl Upstream {
     /// Writes a request with exactly one framing, head and body in one system call.
     async fn write_request(&mut self, request: &Request<'_>, limits: &Limits) -> Result<(), ForwardError> {
-        let mut head = Vec::with_capacity(request.head.bytes + 64);
+        let mut head = Scratch::default();
         let has_body = !request.body.is_empty() || matches!(request.head.method, "POST" | "PUT" | "PATCH");
         let length = has_body.then_some(request.body.len() as u64);
-        http1::write_request_head(&mut head, &request.head, length, false);
+        http1::write_request_head(head.vec(), &request.head, length, false);
         self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)], limits).await?;
-        // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
-        // Best effort: without it the reply is slow, not wrong.
-        let _ = socket2::SockRef::from(&self.io).set_tcp_quickack(true);
+        self.speaking = self.cut;
         Ok(())
+    }
+
+    /// Reads once more of what the server says; safe to cancel. 0: it closed.
+    ///
+    /// # Errors
+    /// As [`Buffer::poll_fill`].
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        let Self { io, buffer, speaking, .. } = self;
+        let mut waits_for_ack = *speaking;
+        let filled = poll_fn(|cx| {
+            let polled = buffer.poll_fill(cx, io, BLOCK_BYTES);
+            if polled.is_pending() && std::mem::take(&mut waits_for_ack) {
+                // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
+                // Best effort: without it the reply is slow, not wrong.
+                let _ = socket2::SockRef::from(&*io).set_tcp_quickack(true);
+            }
+            polled
+        });
+        let count = filled.await?;
+        *speaking = true;
+        Ok(count)
     }
 
     /// Waits for `work`, or for the server to speak (`None`), whichever comes first.

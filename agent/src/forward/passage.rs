@@ -3,8 +3,8 @@
 
 use std::io::IoSlice;
 
+use crate::deadline::timeout;
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
-use tokio::time::timeout;
 use toolgate_core::decision::{Passage, Permitted};
 use toolgate_core::http1::{self, Framing, Guess};
 
@@ -50,7 +50,7 @@ pub async fn pass<S: Stream>(
         None => stream_request(client, head, &mut upstream, limits).await?,
         // Its chunks were joined, so its framing is another now.
         Some(body @ BodyAt::Joined(_)) => {
-            let (request, mut watch) = client.request(head, &body, limits).map_err(broken)?;
+            let (request, mut watch) = client.request(head, &body).map_err(broken)?;
             let sent = watch.unless_left(upstream.write_request(&request, limits)).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);

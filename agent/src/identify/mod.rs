@@ -17,7 +17,7 @@ use toolgate_core::workload::{self, Asked, EXEC_CGROUP, Evidence, FileId, Proces
 
 use self::digest::{Connected, Digests, Ran};
 use self::image::Runtimes;
-use crate::capture::{CaptureError, Captured, Recorded, cgroup};
+use crate::capture::{CaptureError, Captured, Executable, Recorded, cgroup};
 use crate::config::Resources;
 use crate::file::{self, Sync};
 use crate::limits::Limits;
@@ -27,6 +27,9 @@ use crate::shares::Share;
 /// Cgroup paths remembered; an id is never used twice while the machine is up, so an entry never lies.
 const CGROUPS_MAX: usize = 16_384;
 
+/// Executables and callers remembered; more, and all are looked up again.
+const KNOWN_MAX: usize = 4_096;
+
 /// Who connected, and where to: one for each connection.
 #[derive(Debug)]
 pub struct Origin {
@@ -35,7 +38,7 @@ pub struct Origin {
     /// The same in terms that selectors speak of; `None` where the cgroup is gone.
     pub process: Option<Process>,
     /// The executable's path for the record, when `/proc` still shows the recorded file there.
-    pub exe: Option<String>,
+    pub exe: Option<Arc<str>>,
     /// What its captured cgroup may have in use at once.
     pub share: Arc<Share>,
     connected: Connected,
@@ -43,9 +46,22 @@ pub struct Origin {
     image: OnceCell<Result<Image, Arc<str>>>,
 }
 
+/// A process between two execs: its id, its start, what it runs.
+type Running = (u32, u64, Executable);
+
+/// Whose processes are whose, where the kernel's record alone decides, under these resources.
+#[derive(Default)]
+struct Callers {
+    resources: Option<Arc<Resources>>,
+    known: HashMap<(u64, u32, FileId), Result<Identity, Unidentified>>,
+}
+
 /// Turns recorded processes into callers.
 pub struct Identify {
     cgroups: Mutex<HashMap<u64, Arc<str>>>,
+    /// What [`Process`]es run. Another exec is another key.
+    exes: Mutex<HashMap<Running, Arc<str>>>,
+    callers: Mutex<Callers>,
     digests: Digests,
     runtimes: Runtimes,
     metrics: Arc<Metrics>,
@@ -57,6 +73,8 @@ impl Identify {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             cgroups: Mutex::default(),
+            exes: Mutex::default(),
+            callers: Mutex::default(),
             digests: Digests::default(),
             runtimes: Runtimes::default(),
             metrics,
@@ -78,7 +96,7 @@ impl Identify {
                 None
             }
         };
-        let exe = exe_path(recorded);
+        let exe = self.exe(recorded);
         let connected = Connected::at(recorded.connected_ns);
         let (exe_sha256, image) = (OnceCell::new(), OnceCell::new());
         Origin { captured, process, exe, share, connected, exe_sha256, image }
@@ -108,15 +126,65 @@ impl Identify {
     pub async fn caller(
         &self,
         origin: &Origin,
-        resources: &Resources,
+        resources: &Arc<Resources>,
         trust_domain: &str,
         limits: &Limits,
     ) -> Result<Identity, Unidentified> {
         let process = origin.process.as_ref().ok_or(Unidentified::Unknown)?;
+        let key = (origin.captured.process.cgroup_id, process.uid, process.exe);
+        if let Some(caller) = self.known_caller(&key, resources) {
+            return caller;
+        }
         let asked = workload::asked(process, &resources.workloads);
+        let by_record = asked == Asked::default();
         let evidence = self.evidence(origin, asked, limits).await;
         let claim = workload::exec_claim(&process.cgroup, trust_domain);
-        workload::identify(process, &evidence, &resources.workloads, claim.as_ref())
+        let caller = workload::identify(process, &evidence, &resources.workloads, claim.as_ref());
+        // What was looked up besides is of this connection alone.
+        if by_record {
+            self.remember_caller(key, resources, &caller);
+        }
+        caller
+    }
+
+    fn known_caller(
+        &self,
+        key: &(u64, u32, FileId),
+        resources: &Arc<Resources>,
+    ) -> Option<Result<Identity, Unidentified>> {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = callers.resources.as_ref().is_some_and(|known| Arc::ptr_eq(known, resources));
+        callers.known.get(key).filter(|_| same).cloned()
+    }
+
+    fn remember_caller(
+        &self,
+        key: (u64, u32, FileId),
+        resources: &Arc<Resources>,
+        caller: &Result<Identity, Unidentified>,
+    ) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = callers.resources.as_ref().is_some_and(|known| Arc::ptr_eq(known, resources));
+        if !same || callers.known.len() >= KNOWN_MAX {
+            callers.known.clear();
+            callers.resources = Some(Arc::clone(resources));
+        }
+        callers.known.insert(key, caller.clone());
+    }
+
+    /// The path of the recorded executable, looked up once between two execs.
+    fn exe(&self, recorded: &Recorded) -> Option<Arc<str>> {
+        let key = (recorded.tgid, recorded.start_ns, recorded.exe);
+        let known = self.exes.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        known.or_else(|| {
+            let path: Arc<str> = exe_path(recorded)?.into();
+            let mut exes = self.exes.lock().unwrap_or_else(PoisonError::into_inner);
+            if exes.len() >= KNOWN_MAX {
+                exes.clear();
+            }
+            exes.insert(key, Arc::clone(&path));
+            Some(path)
+        })
     }
 
     /// Looks up what is asked, once for each connection.

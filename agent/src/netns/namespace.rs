@@ -121,7 +121,9 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    pub(super) fn new(cookie: Cookie, door: Door) -> Self {
+    /// The namespace behind a door.
+    #[must_use]
+    pub fn new(cookie: Cookie, door: Door) -> Self {
         Self { cookie, door, addresses: ArcSwap::default() }
     }
 

@@ -1,5 +1,6 @@
 //! What the reply to a request will be, as far as the request tells: kept while the request itself is forgotten.
 
+use smallvec::SmallVec;
 use toolgate_core::denial::Shape;
 use toolgate_core::mcp::{Class, ListKind, Message, Method};
 
@@ -19,8 +20,8 @@ pub struct Expected {
     pub ends_by_itself: bool,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
-    /// The request's id as JSON, where it has one.
-    id: Option<Box<str>>,
+    /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
+    id: Option<SmallVec<[u8; 40]>>,
 }
 
 impl Expected {
@@ -35,7 +36,7 @@ impl Expected {
             return expected;
         };
         if let Message::Request(call) = message {
-            expected.id = call.id.as_ref().map(|id| id.raw().into());
+            expected.id = call.id.as_ref().map(|id| SmallVec::from_slice(id.raw().as_bytes()));
             expected.initialize = call.method == Method::Initialize;
             if let Class::List(kind) = call.method.class() {
                 expected.list = Some(kind);
@@ -68,7 +69,8 @@ impl Expected {
     /// How a failure is put to the client: as an error of its request, where that has an id.
     #[must_use]
     pub fn failure(&self) -> Shape<'_> {
-        self.id.as_deref().map_or(Shape::Notification, |id| Shape::Request { id })
+        let id = self.id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
+        id.map_or(Shape::Notification, |id| Shape::Request { id })
     }
 }
 

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use crate::deadline::timeout;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
 use toolgate_core::denial::Answer;
-use toolgate_core::http1::{self, ChunkedDecoder, Framing, Guess, HttpError, RequestHead};
+use toolgate_core::http1::{self, ChunkedDecoder, Framing, Guess, HttpError, KeptHead, RequestHead};
 
 use crate::buffer::{BLOCK_BYTES, Buffer, PARKED_BYTES};
 use crate::limits::{Limit, Limits};
@@ -130,6 +130,8 @@ pub struct Client<S> {
     later: Buffer,
     /// For what waits in the buffers.
     charge: Charge,
+    /// The last head that was read; its memory serves for the next.
+    kept: Option<Box<KeptHead>>,
 }
 
 /// Sees a client leave while its request, which lies in the read buffer, is sent.
@@ -152,7 +154,8 @@ impl<S: Stream> Watch<'_, S> {
 impl<S: Stream> Client<S> {
     /// A client that has said nothing yet.
     pub fn new(io: S, share: Arc<Share>) -> Self {
-        Self { io, buffer: Buffer::default(), later: Buffer::default(), charge: Charge::new(share) }
+        let (buffer, later) = (Buffer::default(), Buffer::default());
+        Self { io, buffer, later, charge: Charge::new(share), kept: None }
     }
 
     /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left, or was silent, without a word.
@@ -188,6 +191,11 @@ impl<S: Stream> Client<S> {
     async fn rest_of_head(&mut self, limits: &Limits) -> Result<HeadAt, Broken> {
         loop {
             if let Some(head) = http1::request_head(self.buffer.bytes(), &limits.head())? {
+                let kept = KeptHead::of(&head);
+                match &mut self.kept {
+                    Some(before) => **before = kept,
+                    None => self.kept = Some(Box::new(kept)),
+                }
                 return Ok(HeadAt {
                     bytes: head.bytes,
                     framing: head.framing,
@@ -295,19 +303,19 @@ impl<S: Stream> Client<S> {
     /// The request whose head and body were read, and who sees the client leave meanwhile.
     ///
     /// # Errors
-    /// None in practice: the head was parsed before.
+    /// None in practice: the head was parsed before, and is where it was.
     pub fn request<'b>(
         &'b mut self,
         head: &HeadAt,
         body: &'b BodyAt,
-        limits: &Limits,
     ) -> Result<(Request<'b>, Watch<'b, S>), Broken> {
-        let Self { io, buffer, later, .. } = self;
+        let Self { io, buffer, later, kept, .. } = self;
         let (bytes, end) = match body {
             BodyAt::InPlace(length) => (buffer.bytes(), head.bytes + length),
             BodyAt::Joined(whole) => (&whole[..], whole.len()),
         };
-        let head = http1::request_head(bytes, &limits.head())?.ok_or(Broken::ClientLeft)?;
+        let kept = kept.as_ref().and_then(|kept| kept.on(bytes));
+        let head = kept.filter(|kept| kept.bytes == head.bytes).ok_or(Broken::ClientLeft)?;
         let body = &bytes[head.bytes..end];
         Ok((Request { head, body }, Watch { io, later }))
     }

@@ -57,7 +57,7 @@ impl Turn<'_> {
             Err(broken) => return self.broken(client, &broken, None, entry).await,
         };
         let own = passing.as_mut().ok().and_then(|way| way.upstream.take());
-        let outcome = match client.request(head, &body, &node.limits) {
+        let outcome = match client.request(head, &body) {
             Ok((request, mut watch)) => self.decided_undeclared(&request, &mut watch, own, &mut entry).await,
             Err(broken) => return self.broken(client, &broken, None, entry).await,
         };

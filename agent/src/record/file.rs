@@ -24,11 +24,11 @@ pub(super) struct AuditFile {
 }
 
 impl AuditFile {
-    /// Opens it for appending.
+    /// Opens it for appending; what was written is on disk after `sync`.
     ///
     /// # Errors
     /// [`AuditError::Open`].
-    pub(super) fn open(plan: &AuditPlan) -> Result<Self, AuditError> {
+    pub(super) fn open(plan: &AuditPlan, sync: Duration) -> Result<Self, AuditError> {
         let path = &plan.file;
         let opened = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
             // The audit tells who uses what: root's alone. A pipe that nobody reads must hold up neither the start nor,
@@ -37,13 +37,7 @@ impl AuditFile {
             options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)
         });
         let file = opened.map_err(|cause| AuditError::Open { path: path.clone(), cause })?;
-        Ok(Self {
-            file,
-            dirty_since: None,
-            sync: plan.sync,
-            write_time_max: plan.write_time_max,
-            is_in_line: false,
-        })
+        Ok(Self { file, dirty_since: None, sync, write_time_max: plan.write_time_max, is_in_line: false })
     }
 
     /// How long the next sync can wait.
@@ -107,10 +101,12 @@ mod tests {
 
     use super::*;
 
+    const SYNC: Duration = Duration::from_millis(1);
+
     fn plan(file: &Path) -> AuditPlan {
         AuditPlan {
             file: file.to_owned(),
-            sync: Duration::from_millis(1),
+            sync: SYNC,
             write_time_max: Duration::from_millis(10),
             deny_on_failure: true,
             state_directory: "/".into(),
@@ -122,7 +118,7 @@ mod tests {
     fn lines_stay_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
-        let mut file = AuditFile::open(&plan(&path)).unwrap();
+        let mut file = AuditFile::open(&plan(&path), SYNC).unwrap();
         let mut text = b"{}\n{}\n".to_vec();
         file.append(&mut text).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n{}\n");
@@ -140,11 +136,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
-        let refused = AuditFile::open(&plan(&path)).map(drop).unwrap_err().to_string();
+        let refused = AuditFile::open(&plan(&path), SYNC).map(drop).unwrap_err().to_string();
         assert!(refused.contains("nobody reads"), "{refused}");
         let open = || std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
         let mut reader = open().unwrap();
-        let mut file = AuditFile::open(&plan(&path)).unwrap();
+        let mut file = AuditFile::open(&plan(&path), SYNC).unwrap();
         let mut text = vec![b'x'; 1 << 20];
         let full = file.append(&mut text).unwrap_err();
         assert!(full.to_string().contains("`audit_write_max`"), "{full}");

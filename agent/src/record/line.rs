@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
 use smallvec::SmallVec;
 use toolgate_core::decision::ShadowVerdict;
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Method};
 
+use super::json::{Clock, Json};
+use super::name::Name;
 use crate::identify::Origin;
 use crate::shares::Held;
 
 /// Whether the message went on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Not known yet; written as a denial, since nothing was forwarded.
     Undecided,
@@ -38,11 +39,8 @@ impl Verdict {
     }
 }
 
-/// The most bytes of a name or a detail that is kept.
-const NAME_BYTES_MAX: usize = 256;
-
 /// Who sent the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// The caller, to a server.
     Outbound,
@@ -72,9 +70,49 @@ pub enum Phase {
     Closed,
 }
 
+/// What of a message is counted, apart from its time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Labels {
+    pub(super) direction: Direction,
+    pub(super) caller: Option<Identity>,
+    pub(super) target: Option<Identity>,
+    pub(super) method: &'static str,
+    pub(super) tool: Option<Name>,
+    pub(super) verdict: Verdict,
+    /// Why not, or what went wrong after it was permitted.
+    pub(super) reason: Option<Reason>,
+}
+
+impl Labels {
+    /// The label of the caller: its App ID, or that it has none.
+    pub(super) fn caller(&self) -> String {
+        self.caller.as_ref().map_or_else(|| "unidentified".to_owned(), ToString::to_string)
+    }
+
+    /// The label of the target: its App ID, or `undeclared`.
+    pub(super) fn target(&self) -> String {
+        self.target.as_ref().map_or_else(|| "undeclared".to_owned(), ToString::to_string)
+    }
+
+    /// The label of the tool; empty where the message names none.
+    pub(super) fn tool(&self) -> &str {
+        match &self.tool {
+            // Cut short, it is no tool's name any more.
+            Some(tool) if tool.is_cut() => "other",
+            Some(tool) => tool.as_str(),
+            None => "",
+        }
+    }
+
+    /// The label of the reason.
+    pub(super) fn reason(&self) -> &'static str {
+        self.reason.map_or("permitted", Reason::as_str)
+    }
+}
+
 /// The place of an entry in its caller's share; a copy of the line has none.
 #[derive(Debug)]
-struct Place(#[expect(dead_code, reason = "held until the line is written")] Option<Held>);
+struct Place(Option<Held>);
 
 impl Clone for Place {
     fn clone(&self) -> Self {
@@ -90,16 +128,9 @@ pub struct Line {
     origin: Arc<Origin>,
     generation: u64,
     pub(super) phase: Phase,
-    pub(super) direction: Direction,
-    pub(super) caller: Option<Identity>,
-    pub(super) target: Option<Identity>,
-    pub(super) method: &'static str,
-    pub(super) method_name: Option<Box<str>>,
-    pub(super) tool: Option<Box<str>>,
+    pub(super) labels: Labels,
+    pub(super) method_name: Option<Name>,
     pub(super) digest: Option<[u8; 32]>,
-    pub(super) verdict: Verdict,
-    /// Why not, or what went wrong after it was permitted.
-    pub(super) reason: Option<Reason>,
     pub(super) rules: SmallVec<[Arc<str>; 2]>,
     /// What the shadow policies would have said.
     pub(super) shadow: Option<ShadowVerdict>,
@@ -108,7 +139,7 @@ pub struct Line {
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) duration: Duration,
-    _place: Place,
+    place: Place,
 }
 
 impl Line {
@@ -119,15 +150,17 @@ impl Line {
             origin,
             generation,
             phase: Phase::Whole,
-            direction: Direction::Outbound,
-            caller: None,
-            target: None,
-            method: "unread",
+            labels: Labels {
+                direction: Direction::Outbound,
+                caller: None,
+                target: None,
+                method: "unread",
+                tool: None,
+                verdict: Verdict::Undecided,
+                reason: None,
+            },
             method_name: None,
-            tool: None,
             digest: None,
-            verdict: Verdict::Undecided,
-            reason: None,
             rules: SmallVec::new(),
             shadow: None,
             detail: None,
@@ -135,174 +168,106 @@ impl Line {
             request_bytes: 0,
             response_bytes: 0,
             duration: Duration::ZERO,
-            _place: Place(Some(place)),
+            place: Place(Some(place)),
         }
     }
 
     pub(super) fn call(&mut self, call: &Call<'_>, digest: Option<[u8; 32]>) {
-        self.method = call.method.as_str();
+        self.labels.method = call.method.as_str();
         if call.method == Method::Other {
-            self.method_name = Some(bounded(&call.method_name));
+            self.method_name = Some(Name::new(&call.method_name));
         }
         if call.method == Method::ToolsCall {
-            self.tool = call.name.as_deref().map(bounded);
+            self.labels.tool = call.name.as_deref().map(Name::new);
         }
         self.digest = digest;
     }
 
-    /// The label of the tool; empty where the message names none.
-    pub(super) fn tool_label(&self) -> &str {
-        match self.tool.as_deref() {
-            // Cut short, it is no tool's name any more.
-            Some(tool) if tool.len() > NAME_BYTES_MAX => "other",
-            Some(tool) => tool,
-            None => "",
-        }
+    /// It is written: another entry of its caller's may have its place.
+    pub(super) fn leave_place(&mut self) {
+        self.place.0 = None;
     }
 
     pub(super) fn request_id(&self) -> String {
         format!("{:x}", self.id)
     }
 
-    /// The label of the caller: its App ID, or that it has none.
-    pub(super) fn caller_label(&self) -> String {
-        self.caller.as_ref().map_or_else(|| "unidentified".to_owned(), ToString::to_string)
-    }
-
-    /// The label of the target: its App ID, or `undeclared`.
-    pub(super) fn target_label(&self) -> String {
-        self.target.as_ref().map_or_else(|| "undeclared".to_owned(), ToString::to_string)
-    }
-
-    /// The label of the reason.
-    pub(super) fn reason_label(&self) -> &'static str {
-        self.reason.map_or("permitted", Reason::as_str)
-    }
-
     /// As JSON, with its newline.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let process = &self.origin.captured.process;
-        let text = AuditLine {
-            time: humantime::format_rfc3339_micros(self.time).to_string(),
-            request_id: self.request_id(),
-            phase: match self.phase {
-                Phase::Whole => None,
-                Phase::Opened => Some("opened"),
-                Phase::Closed => Some("closed"),
-            },
-            direction: self.direction.as_str(),
-            caller: AuditCaller {
-                app_id: self.caller.as_ref().map(ToString::to_string),
-                spiffe_id: self.caller.as_ref().map(Identity::spiffe_id),
-                pid: process.tgid,
-                exe: self.origin.exe.as_deref(),
-                uid: process.uid,
-                cgroup: self.origin.process.as_ref().map(|process| process.cgroup.as_str()),
-            },
-            target: self.target_label(),
-            address: self.origin.captured.original.to_string(),
-            method: self.method_name.as_deref().unwrap_or(self.method),
-            tool: self.tool.as_deref(),
-            arguments_digest: self.digest.map(hex),
-            decision: self.verdict.as_str(),
-            reason: self.reason_label(),
-            rules: &self.rules,
-            shadow: self.shadow.as_ref().map(|shadow| AuditShadow {
-                decision: if shadow.reason.is_none() { "permit" } else { "deny" },
-                reason: shadow.reason.map(Reason::as_str),
-                rules: &shadow.rules,
-            }),
-            detail: self.detail.as_deref().map(bounded),
-            generation: self.generation,
-            status: self.status,
-            request_bytes: self.request_bytes,
-            response_bytes: self.response_bytes,
-            duration_us: u64::try_from(self.duration.as_micros()).unwrap_or(u64::MAX),
-        };
-        // Strings and numbers always serialise, and a Vec takes all.
-        let _ = serde_json::to_writer(&mut *out, &text);
-        out.push(b'\n');
-    }
-}
-
-#[derive(Serialize)]
-struct AuditLine<'a> {
-    time: String,
-    request_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    phase: Option<&'static str>,
-    direction: &'static str,
-    caller: AuditCaller<'a>,
-    target: String,
-    address: String,
-    method: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tool: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    arguments_digest: Option<String>,
-    decision: &'static str,
-    reason: &'static str,
-    rules: &'a [Arc<str>],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    shadow: Option<AuditShadow<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<Box<str>>,
-    generation: u64,
-    status: u16,
-    request_bytes: u64,
-    response_bytes: u64,
-    duration_us: u64,
-}
-
-#[derive(Serialize)]
-struct AuditShadow<'a> {
-    decision: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-    rules: &'a [Arc<str>],
-}
-
-#[derive(Serialize)]
-struct AuditCaller<'a> {
-    app_id: Option<String>,
-    spiffe_id: Option<String>,
-    pid: u32,
-    exe: Option<&'a str>,
-    uid: u32,
-    cgroup: Option<&'a str>,
-}
-
-/// A name as it is kept: what a message says may be as long as a body.
-pub(super) fn bounded(name: &str) -> Box<str> {
-    if name.len() <= NAME_BYTES_MAX {
-        return name.into();
-    }
-    format!("{}…", &name[..name.floor_char_boundary(NAME_BYTES_MAX)]).into()
-}
-
-fn hex(digest: [u8; 32]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn digests_are_lower_case_hex() {
-        let mut digest = [0; 32];
-        digest[..3].copy_from_slice(&[0x0f, 0xa0, 0xff]);
-        assert_eq!(hex(digest), format!("0fa0ff{}", "0".repeat(58)));
+    pub(super) fn write(&self, clock: &mut Clock, out: &mut Vec<u8>) {
+        let mut json = Json(out);
+        json.raw(r#"{"time":""#);
+        clock.show(self.time, &mut json);
+        json.raw(r#"","request_id":""#).hex_number(self.id).raw("\"");
+        match self.phase {
+            Phase::Whole => {}
+            Phase::Opened => {
+                json.raw(r#","phase":"opened""#);
+            }
+            Phase::Closed => {
+                json.raw(r#","phase":"closed""#);
+            }
+        }
+        json.raw(r#","direction":"#).string(self.labels.direction.as_str());
+        self.who_and_where(&mut json);
+        self.what(&mut json);
+        json.raw(r#","generation":"#).number(self.generation);
+        json.raw(r#","status":"#).number(self.status.into());
+        json.raw(r#","request_bytes":"#).number(self.request_bytes);
+        json.raw(r#","response_bytes":"#).number(self.response_bytes);
+        let micros = u64::try_from(self.duration.as_micros()).unwrap_or(u64::MAX);
+        json.raw(r#","duration_us":"#).number(micros).raw("}\n");
     }
 
-    #[test]
-    fn long_names_are_cut_between_characters() {
-        assert_eq!(&*bounded("search"), "search");
-        let cut = bounded(&"\u{e9}".repeat(200));
-        assert_eq!(&*cut, format!("{}…", "\u{e9}".repeat(128)));
-        let odd = bounded(&format!("a{}", "\u{e9}".repeat(200)));
-        assert_eq!(&*odd, format!("a{}…", "\u{e9}".repeat(127)));
+    fn who_and_where(&self, json: &mut Json<'_>) {
+        let captured = &self.origin.captured;
+        json.raw(r#","caller":{"app_id":"#);
+        match &self.labels.caller {
+            Some(caller) => {
+                json.name(caller).raw(r#","spiffe_id":"spiffe://"#).escaped(caller.trust_domain());
+                json.raw("/ns/").raw(caller.namespace()).raw("/").raw(caller.app_id()).raw("\"");
+            }
+            None => {
+                json.raw(r#"null,"spiffe_id":null"#);
+            }
+        }
+        json.raw(r#","pid":"#).number(captured.process.tgid.into());
+        json.raw(r#","exe":"#).string_or_null(self.origin.exe.as_deref());
+        json.raw(r#","uid":"#).number(captured.process.uid.into());
+        let cgroup = self.origin.process.as_ref().map(|process| process.cgroup.as_str());
+        json.raw(r#","cgroup":"#).string_or_null(cgroup).raw(r#"},"target":"#);
+        match &self.labels.target {
+            Some(target) => {
+                json.name(target);
+            }
+            None => {
+                json.raw(r#""undeclared""#);
+            }
+        }
+        json.raw(r#","address":"#).address(captured.original);
+    }
+
+    fn what(&self, json: &mut Json<'_>) {
+        let method = self.method_name.as_ref().map_or(self.labels.method, Name::as_str);
+        json.raw(r#","method":"#).string(method);
+        if let Some(tool) = &self.labels.tool {
+            json.raw(r#","tool":"#).string(tool.as_str());
+        }
+        if let Some(digest) = &self.digest {
+            json.raw(r#","arguments_digest":""#).hex(digest).raw("\"");
+        }
+        json.raw(r#","decision":"#).string(self.labels.verdict.as_str());
+        json.raw(r#","reason":"#).string(self.labels.reason());
+        json.raw(r#","rules":"#).strings(&self.rules);
+        if let Some(shadow) = &self.shadow {
+            let decision = if shadow.reason.is_none() { "permit" } else { "deny" };
+            json.raw(r#","shadow":{"decision":"#).string(decision);
+            if let Some(reason) = shadow.reason {
+                json.raw(r#","reason":"#).string(reason.as_str());
+            }
+            json.raw(r#","rules":"#).strings(&shadow.rules).raw("}");
+        }
+        if let Some(detail) = &self.detail {
+            json.raw(r#","detail":"#).string(Name::new(detail).as_str());
+        }
     }
 }

@@ -2,13 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+};
 
 use toolgate_core::denial::Reason;
 
-use super::Line;
+use super::line::Labels;
 use super::refusals::Refusals;
 
 /// Tools told apart for each target; more count as `other`.
@@ -36,13 +39,23 @@ pub struct Metrics {
     older: IntCounterVec,
     /// What the limits refused.
     pub limits: Refusals,
-    labels: Mutex<Labels>,
+    known: Mutex<Known>,
 }
 
+/// What was counted before.
 #[derive(Default)]
-struct Labels {
+struct Known {
+    /// Where messages of these labels are counted; at most [`SERIES_MAX`], the others are looked up each time.
+    counted: HashMap<Labels, Series>,
     tools: HashMap<String, HashSet<String>>,
     series: HashSet<[String; 7]>,
+}
+
+/// Where a message is counted.
+#[derive(Clone)]
+struct Series {
+    requests: IntCounter,
+    durations: Histogram,
 }
 
 impl Default for Metrics {
@@ -123,7 +136,7 @@ impl Metrics {
             reload_failures,
             older,
             limits: Refusals::new(&limits),
-            labels: Mutex::default(),
+            known: Mutex::default(),
         }
     }
 
@@ -148,23 +161,35 @@ impl Metrics {
         series.map(|metric| (result(metric), whole(metric.get_counter().get_value()))).collect()
     }
 
-    pub(super) fn count(&self, line: &Line) {
-        let target = line.target_label();
-        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
-        let tool = labels.tool(&target, line.tool_label());
-        let series = labels.series([
-            line.direction.as_str().to_owned(),
-            line.caller_label(),
+    pub(super) fn count(&self, labels: &Labels, duration: Duration) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = known.counted.get(labels) {
+            return series.count(duration);
+        }
+        let series = self.series(labels, &mut known);
+        series.count(duration);
+        if known.counted.len() < SERIES_MAX {
+            known.counted.insert(labels.clone(), series);
+        }
+    }
+
+    fn series(&self, labels: &Labels, known: &mut Known) -> Series {
+        let target = labels.target();
+        let tool = known.tool(&target, labels.tool());
+        let series = known.series([
+            labels.direction.as_str().to_owned(),
+            labels.caller(),
             target,
-            line.method.to_owned(),
+            labels.method.to_owned(),
             tool,
-            line.verdict.as_str().to_owned(),
-            line.reason_label().to_owned(),
+            labels.verdict.as_str().to_owned(),
+            labels.reason().to_owned(),
         ]);
-        drop(labels);
-        self.requests.with_label_values(&series).inc();
         let [_, _, target, method, _, decision, _] = &series;
-        self.durations.with_label_values(&[target, method, decision]).observe(line.duration.as_secs_f64());
+        Series {
+            requests: self.requests.with_label_values(&series),
+            durations: self.durations.with_label_values(&[target, method, decision]),
+        }
     }
 
     /// The text format, version 0.0.4, with `more` behind it.
@@ -201,7 +226,14 @@ fn whole(count: f64) -> u64 {
     count as u64
 }
 
-impl Labels {
+impl Series {
+    fn count(&self, duration: Duration) {
+        self.requests.inc();
+        self.durations.observe(duration.as_secs_f64());
+    }
+}
+
+impl Known {
     /// The label of a tool; empty where the message names none.
     fn tool(&mut self, target: &str, tool: &str) -> String {
         if tool.is_empty() {
@@ -236,7 +268,7 @@ mod tests {
 
     #[test]
     fn tools_and_series_are_bounded() {
-        let mut labels = Labels::default();
+        let mut labels = Known::default();
         let tools: HashSet<String> = (0..1_000).map(|n| labels.tool("docs", &format!("tool{n}"))).collect();
         assert_eq!(tools.len(), TOOLS_MAX + 1);
         assert_eq!(labels.tool("docs", "tool0"), "tool0");

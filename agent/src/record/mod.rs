@@ -6,9 +6,12 @@
 
 mod digest;
 mod file;
+mod json;
 mod line;
 mod marks;
 mod metrics;
+mod name;
+mod queue;
 mod refusals;
 mod writer;
 
@@ -18,8 +21,9 @@ pub use metrics::Metrics;
 pub use refusals::Refusals;
 pub use writer::{AuditError, Recent, Writer};
 
+use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use toolgate_core::decision::{Denied, Permitted};
@@ -32,8 +36,9 @@ use crate::limits::Limit;
 use crate::parse::{Asked, Request};
 use crate::shares::{Exceeded, Use};
 use marks::Mark;
+use name::Name;
+use queue::{Item, Queue, Slots};
 use serde::Serialize;
-use writer::{Item, Queue};
 
 /// No entry can be opened: the message must be denied (`audit.on_failure: deny`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -75,32 +80,6 @@ pub struct Recorder {
     sync: Duration,
 }
 
-/// Entries in use, and whether the file takes them.
-struct Slots {
-    used: AtomicUsize,
-    max: usize,
-    failing: AtomicBool,
-}
-
-impl Slots {
-    fn take(&self) -> bool {
-        let taken = self.used.fetch_add(1, Ordering::Relaxed) < self.max;
-        if !taken {
-            self.used.fetch_sub(1, Ordering::Relaxed);
-        }
-        taken
-    }
-
-    fn free(&self, count: usize) {
-        self.used.fetch_sub(count, Ordering::Relaxed);
-    }
-
-    /// Returns what was set before.
-    fn set_failing(&self, failing: bool) -> bool {
-        self.failing.swap(failing, Ordering::Relaxed)
-    }
-}
-
 impl Recorder {
     /// A recorder in front of `queue`. Request ids go on from the clock, so that a restart repeats none.
     fn new(plan: &AuditPlan, queue: Arc<Queue>, digester: Digester, writer: &Writer) -> Self {
@@ -126,7 +105,7 @@ impl Recorder {
         let share = origin.share.take(Use::Entry, 1).map_err(NoSlot::Share);
         let taken = share.and_then(|share| Ok((self.take_slot()?, share)));
         let line = match taken {
-            Ok((id, share)) => Some(Box::new(Line::new(id, Arc::clone(origin), generation, share))),
+            Ok((id, share)) => Some(self.queue.line(id, Arc::clone(origin), generation, share)),
             Err(no_slot) if self.deny_on_failure => return Err(no_slot),
             // `audit.on_failure: dangerous_allow`: it passes without a record.
             Err(_) => {
@@ -138,7 +117,7 @@ impl Recorder {
     }
 
     fn take_slot(&self) -> Result<u64, NoSlot> {
-        if self.deny_on_failure && self.queue.slots.failing.load(Ordering::Relaxed) {
+        if self.deny_on_failure && self.queue.slots.are_failing() {
             return Err(NoSlot::Failing);
         }
         if !self.queue.slots.take() {
@@ -243,17 +222,17 @@ impl Entry {
 
     /// Who asks, once that is known.
     pub fn caller(&mut self, caller: &Identity) {
-        self.set(|line| line.caller = Some(caller.clone()));
+        self.set(|line| line.labels.caller = Some(caller.clone()));
     }
 
     /// Which declared server is asked; undeclared where this is never said.
     pub fn target(&mut self, server: &Identity) {
-        self.set(|line| line.target = Some(server.clone()));
+        self.set(|line| line.labels.target = Some(server.clone()));
     }
 
     /// What is asked where it is no JSON-RPC message: `GET stream`, `connection`.
     pub fn method(&mut self, method: &'static str) {
-        self.set(|line| line.method = method);
+        self.set(|line| line.labels.method = method);
     }
 
     /// What is asked of a declared server.
@@ -289,7 +268,7 @@ impl Entry {
                 Message::Request(call) | Message::Notification(call) => {
                     line.call(call, recorder.digest(call));
                 }
-                Message::Response(_) => line.method = "response",
+                Message::Response(_) => line.labels.method = "response",
             }
         });
     }
@@ -297,8 +276,8 @@ impl Entry {
     /// It was denied, and the client is told with `status`.
     pub fn denied(&mut self, denied: &Denied, status: u16) {
         self.set(|line| {
-            line.verdict = Verdict::Deny;
-            line.reason = Some(denied.reason);
+            line.labels.verdict = Verdict::Deny;
+            line.labels.reason = Some(denied.reason);
             line.rules = denied.rules.clone();
             line.detail.clone_from(&denied.detail);
             line.shadow.clone_from(&denied.shadow);
@@ -309,10 +288,10 @@ impl Entry {
     /// It was refused or failed for `reason`, and the client is told with `status`.
     pub fn refused(&mut self, reason: Reason, status: u16, detail: impl Into<String>) {
         self.set(|line| {
-            if line.verdict == Verdict::Undecided {
-                line.verdict = Verdict::Deny;
+            if line.labels.verdict == Verdict::Undecided {
+                line.labels.verdict = Verdict::Deny;
             }
-            line.reason = Some(reason);
+            line.labels.reason = Some(reason);
             line.detail = Some(detail.into());
             line.status = status;
         });
@@ -324,12 +303,12 @@ impl Entry {
             line.shadow = permitted.shadow().cloned();
             match permitted.observed() {
                 None => {
-                    line.verdict = Verdict::Permit;
+                    line.labels.verdict = Verdict::Permit;
                     line.rules = permitted.rules().into();
                 }
                 Some(denied) => {
-                    line.verdict = Verdict::Observe;
-                    line.reason = Some(denied.reason);
+                    line.labels.verdict = Verdict::Observe;
+                    line.labels.reason = Some(denied.reason);
                     line.rules = denied.rules.clone();
                 }
             }
@@ -347,7 +326,7 @@ impl Entry {
     /// It was permitted, and failed after that.
     pub fn failed(&mut self, reason: Reason, bytes: u64, detail: String) {
         self.set(|line| {
-            line.reason = Some(reason);
+            line.labels.reason = Some(reason);
             line.response_bytes = bytes;
             line.detail = Some(detail);
         });
@@ -356,11 +335,11 @@ impl Entry {
     /// A request that the server sent to the caller.
     pub fn server_request(&mut self, method: &str, denied: &Denied, observe: bool) {
         self.set(|line| {
-            line.direction = Direction::FromServer;
-            line.method = Method::from_name(method).as_str();
-            line.method_name = Some(line::bounded(method));
-            line.verdict = if observe { Verdict::Observe } else { Verdict::Deny };
-            line.reason = Some(denied.reason);
+            line.labels.direction = Direction::FromServer;
+            line.labels.method = Method::from_name(method).as_str();
+            line.method_name = Some(Name::new(method));
+            line.labels.verdict = if observe { Verdict::Observe } else { Verdict::Deny };
+            line.labels.reason = Some(denied.reason);
         });
     }
 
@@ -394,9 +373,9 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let Some(mut line) = self.line.take() else { return };
-        if line.verdict == Verdict::Undecided {
-            line.verdict = Verdict::Deny;
-            line.reason = Some(Reason::ClientLeft);
+        if line.labels.verdict == Verdict::Undecided {
+            line.labels.verdict = Verdict::Deny;
+            line.labels.reason = Some(Reason::ClientLeft);
         }
         line.duration = self.started.elapsed();
         self.queue.push(Item::Message(line), true);
@@ -426,8 +405,9 @@ pub struct AuditPlan {
 /// [`AuditError`] names the file that cannot be opened, and why.
 pub fn start(plan: &AuditPlan) -> Result<(Recorder, Writer), AuditError> {
     let digester = Digester::open(&plan.state_directory)?;
-    let slots = Slots { used: AtomicUsize::new(0), max: plan.entries_max, failing: AtomicBool::new(false) };
-    let queue = Arc::new(Queue::new(slots));
+    // A lane for each worker, and one for the operator's thread.
+    let lanes = 1 + std::thread::available_parallelism().map_or(1, NonZero::get);
+    let queue = Arc::new(Queue::new(Slots::new(plan.entries_max), lanes));
     // What was written last is not on disk for as long as a sync may take; without a file nothing was ever written.
     let last = std::fs::metadata(&plan.file).and_then(|file| file.modified());
     let mark = |cause| AuditError::Mark { folder: plan.state_directory.clone(), cause };

@@ -3,19 +3,23 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::file::AuditFile;
+use super::json::Clock;
 use super::marks::Mark;
-use super::{AuditPlan, Line, Metrics, Phase, Slots};
+use super::queue::{Batch, Item, Queue};
+use super::{AuditPlan, Metrics, Phase};
 use crate::limits::Limit;
 
 /// Lines that `status` shows.
 const RECENT_MAX: usize = 20;
-/// How long the first line of a batch waits for others.
-const GATHER_FOR: Duration = Duration::from_millis(2);
+/// How long the first line of a batch waits for others, at most: each batch costs the CPU that it is written on a pause.
+const GATHER_MAX: Duration = Duration::from_millis(20);
+/// The same as a part of `audit.sync`, which a line may wait in all.
+const GATHER_SHARE: u32 = 5;
 /// Between two tries to write after one failed.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
@@ -61,71 +65,6 @@ fn next_step(cause: &io::Error) -> &'static str {
     }
 }
 
-/// What the writer writes.
-pub(super) enum Item {
-    /// One message.
-    Message(Box<Line>),
-    /// Something of the agent's own life, as JSON with its newline: no metric counts it.
-    Event(Vec<u8>),
-}
-
-/// Entries on their way to the writer. Bounded by the slots that they hold.
-pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
-    pub(super) slots: Slots,
-}
-
-#[derive(Default)]
-struct Waiting {
-    /// Each with whether it holds a slot.
-    lines: Vec<(Item, bool)>,
-    closing: bool,
-}
-
-impl Queue {
-    pub(super) fn new(slots: Slots) -> Self {
-        Self { waiting: Mutex::default(), arrived: Condvar::new(), slots }
-    }
-
-    pub(super) fn push(&self, line: Item, holds_slot: bool) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.lines.push((line, holds_slot));
-        // One wake for a batch: the writer takes all that came until it looks.
-        if waiting.lines.len() == 1 {
-            self.arrived.notify_one();
-        }
-    }
-
-    fn close(&self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
-        self.arrived.notify_one();
-    }
-
-    /// Whether no more will come, as far as that is known after `wait`.
-    fn closes_within(&self, wait: Duration) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = |waiting: &mut Waiting| !waiting.closing;
-        let (waiting, _) =
-            self.arrived.wait_timeout_while(waiting, wait, open).unwrap_or_else(PoisonError::into_inner);
-        waiting.closing
-    }
-
-    /// Takes all that waits; at the latest after `wait`. The flag: no more will come.
-    fn take(&self, wait: Duration) -> (Vec<(Item, bool)>, bool) {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let nothing = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.closing;
-        let (waiting, _) =
-            self.arrived.wait_timeout_while(waiting, wait, nothing).unwrap_or_else(PoisonError::into_inner);
-        // More come with the first under load: one write and one wake for all of them.
-        let gather = if waiting.lines.is_empty() { Duration::ZERO } else { GATHER_FOR };
-        let open = |waiting: &mut Waiting| !waiting.closing;
-        let (mut waiting, _) =
-            self.arrived.wait_timeout_while(waiting, gather, open).unwrap_or_else(PoisonError::into_inner);
-        (std::mem::take(&mut waiting.lines), waiting.closing)
-    }
-}
-
 /// The last entries, each as its line of JSON.
 pub type Recent = Arc<Mutex<VecDeque<String>>>;
 
@@ -142,12 +81,14 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn start(plan: &AuditPlan, queue: Arc<Queue>, mark: Arc<Mark>) -> Result<Self, AuditError> {
-        let file = AuditFile::open(plan)?;
+        let file = AuditFile::open(plan, plan.sync - plan.sync / GATHER_SHARE)?;
         let metrics = Arc::new(Metrics::new());
         let recent = Recent::default();
         let mut work = Work {
             file,
             text: Vec::new(),
+            clock: Clock::default(),
+            gather: GATHER_MAX.min(plan.sync / GATHER_SHARE),
             deny_on_failure: plan.deny_on_failure,
             queue: Arc::clone(&queue),
             metrics: Arc::clone(&metrics),
@@ -173,6 +114,8 @@ impl Writer {
 struct Work {
     file: AuditFile,
     text: Vec<u8>,
+    clock: Clock,
+    gather: Duration,
     deny_on_failure: bool,
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
@@ -181,29 +124,31 @@ struct Work {
 
 impl Work {
     fn run(&mut self) {
+        let mut batch = Batch::default();
         loop {
-            let (lines, closing) = self.queue.take(self.file.sync_in());
-            for (index, (line, _)) in lines.iter().enumerate() {
+            let closing = self.queue.take(&mut batch, self.file.sync_in(), self.gather);
+            let count = batch.count();
+            for (index, item) in batch.items().enumerate() {
                 let start = self.text.len();
-                match line {
+                match item {
                     Item::Message(line) => {
-                        line.write(&mut self.text);
+                        line.write(&mut self.clock, &mut self.text);
                         if line.phase != Phase::Opened {
-                            self.metrics.count(line);
+                            self.metrics.count(&line.labels, line.duration);
                         }
                     }
                     Item::Event(text) => self.text.extend_from_slice(text),
                 }
-                if lines.len() - index <= RECENT_MAX {
+                if count - index <= RECENT_MAX {
                     self.show(&self.text[start..]);
                 }
             }
             if !self.write() {
                 self.file.give_up(&mut self.text);
-                self.metrics.audit_lost.inc_by(lines.len() as u64);
-                tracing::error!(messages = lines.len(), "audit lines lost: the file cannot be written");
+                self.metrics.audit_lost.inc_by(count as u64);
+                tracing::error!(messages = count, "audit lines lost: the file cannot be written");
             }
-            self.queue.slots.free(lines.iter().filter(|(_, holds_slot)| *holds_slot).count());
+            self.queue.give_back(&mut batch);
             if closing {
                 return;
             }

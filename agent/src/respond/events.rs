@@ -6,9 +6,9 @@ use std::io::IoSlice;
 use toolgate_core::http1;
 use toolgate_core::mcp::{self, Envelope, ListKind, Method, json, list, sse};
 
-use super::{Exchange, Fault, Reply, unreadable, write};
+use super::{Exchange, Fault, QUEUED_BYTES_MAX, Reply, TOGETHER_BYTES_MAX, put_chunk, unreadable, write};
 use crate::body::Body;
-use crate::buffer::BLOCK_BYTES;
+use crate::buffer::{BLOCK_BYTES, Scratch};
 use crate::limits::Limit;
 use crate::parse::Stream;
 
@@ -27,12 +27,12 @@ enum Judged {
 impl<S: Stream> Reply<'_, S> {
     pub(super) async fn events(&mut self, body: &mut Body) -> Result<(), Fault> {
         let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
-        let mut held = Vec::new();
+        let mut held = Scratch::default();
         loop {
             let mut consumed = 0;
             if !body.is_done() {
                 let run = body.next(self.upstream.buffer.bytes())?;
-                held.extend_from_slice(run.data);
+                held.vec().extend_from_slice(run.data);
                 consumed = run.consumed;
                 self.upstream.buffer.consume(consumed);
             }
@@ -41,9 +41,10 @@ impl<S: Stream> Reply<'_, S> {
                 break;
             }
             if consumed == 0 {
-                if !held.is_empty() {
-                    self.charge.at_least(held.capacity())?;
-                }
+                self.flush_beside(held.capacity()).await?;
+                // What the client was slow to take is no longer held.
+                self.charge.release();
+                self.charge.at_least(held.capacity())?;
                 self.wait(body, true).await?;
             }
             if held.len() > BLOCK_BYTES {
@@ -51,12 +52,12 @@ impl<S: Stream> Reply<'_, S> {
             }
         }
         // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
-        self.out.extend_from_slice(http1::LAST_CHUNK);
+        self.out.vec().extend_from_slice(http1::LAST_CHUNK);
         self.flush().await
     }
 
     /// Sends every event that is whole, and keeps the rest.
-    async fn whole_events(&mut self, splitter: &mut sse::Splitter, held: &mut Vec<u8>) -> Result<(), Fault> {
+    async fn whole_events(&mut self, splitter: &mut sse::Splitter, held: &mut Scratch) -> Result<(), Fault> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
@@ -67,19 +68,23 @@ impl<S: Stream> Reply<'_, S> {
             }
             start += span.bytes;
         }
-        held.drain(..start);
-        if held.is_empty() && held.capacity() > BLOCK_BYTES {
-            *held = Vec::new();
-        }
-        if held.is_empty() {
+        if start == held.len() {
+            held.clear(); // an idle stream holds nothing
             self.charge.release();
+        } else {
+            held.vec().drain(..start);
         }
         Ok(())
     }
 
     async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
+        if event.len() <= TOGETHER_BYTES_MAX {
+            put_chunk(self.out.vec(), event);
+            self.queued += event.len();
+            return if self.out.len() < QUEUED_BYTES_MAX { Ok(()) } else { self.flush_beside(held).await };
+        }
         self.begun = true;
-        http1::write_chunk_head(&mut self.out, event.len());
+        http1::write_chunk_head(self.out.vec(), event.len());
         let mut parts = [IoSlice::new(&self.out), IoSlice::new(event), IoSlice::new(http1::CHUNK_END)];
         write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
         self.wrote(event.len());

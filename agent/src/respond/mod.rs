@@ -8,11 +8,11 @@ mod events;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::time::timeout;
+use memchr::memmem::Finder;
 use toolgate_core::decision::Server;
 use toolgate_core::denial::Reason;
 use toolgate_core::http1::{self, Framing, HttpError, Outgoing, ResponseHead};
@@ -20,8 +20,9 @@ use toolgate_core::identity::Identity;
 use toolgate_core::mcp::ListKind;
 
 use crate::body::Body;
-use crate::buffer::BLOCK_BYTES;
+use crate::buffer::{BLOCK_BYTES, Scratch};
 use crate::config::Resources;
+use crate::deadline::{timeout, timeout_at};
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
 use crate::parse::{self, Client, Stream};
@@ -185,7 +186,8 @@ pub async fn stream<S: Stream>(
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
     let charge = Charge::new(Arc::clone(client.share()));
-    let mut reply = Reply { upstream, client, exchange, charge, out: Vec::new(), bytes: 0, begun: false };
+    let out = Scratch::default();
+    let mut reply = Reply { upstream, client, exchange, charge, out, queued: 0, bytes: 0, begun: false };
     match reply.run().await {
         Ok((status, keep_alive)) => {
             let upgraded = status == 101;
@@ -196,6 +198,18 @@ pub async fn stream<S: Stream>(
         }
         Err(fault) => Err(Broken { fault, bytes: reply.bytes, begun: reply.begun }),
     }
+}
+
+/// A chunk of so many bytes waits for what is ready after it: one write for both.
+const TOGETHER_BYTES_MAX: usize = 8 * 1024;
+
+/// So many bytes wait at most.
+const QUEUED_BYTES_MAX: usize = 24 * 1024;
+
+fn put_chunk(out: &mut Vec<u8>, data: &[u8]) {
+    http1::write_chunk_head(out, data.len());
+    out.extend_from_slice(data);
+    out.extend_from_slice(http1::CHUNK_END);
 }
 
 /// What a reply's body is, as far as it matters here.
@@ -212,24 +226,27 @@ struct Reply<'r, S> {
     exchange: &'r Exchange<'r>,
     /// For what it holds while it waits.
     charge: Charge,
-    /// What is to be written with the next bytes: the head, then chunks.
-    out: Vec<u8>,
+    /// What is to be written with the next bytes: the head, small chunks.
+    out: Scratch,
+    /// Bytes of the body in it.
+    queued: usize,
     bytes: u64,
     begun: bool,
 }
 
 impl<S: Stream> Reply<'_, S> {
     async fn run(&mut self) -> Result<(u16, bool), Fault> {
-        let head_bytes = self.wait_for_head().await?;
+        self.wait_for_head().await?;
         let parsed = http1::response_head(
             self.upstream.buffer.bytes(),
             self.exchange.http_method,
             &self.exchange.limits.head(),
         )?;
         let Some(head) = parsed else { return Err(server_left()) };
-        let (status, keep_alive, framing) = (head.status, head.keep_alive, head.framing);
+        let (head_bytes, status, keep_alive, framing) =
+            (head.bytes, head.status, head.keep_alive, head.framing);
         if status == 101 {
-            self.out.extend_from_slice(&self.upstream.buffer.bytes()[..head_bytes]);
+            self.out.vec().extend_from_slice(&self.upstream.buffer.bytes()[..head_bytes]);
             self.upstream.buffer.consume(head_bytes);
             self.flush().await?;
             return Ok((status, true));
@@ -243,7 +260,7 @@ impl<S: Stream> Reply<'_, S> {
             self.filtered_list(kind, &head_copy, &mut body).await?;
         } else {
             let outgoing = outgoing(&head, content, self.exchange.http_method)?;
-            http1::write_response_head(&mut self.out, &head, outgoing, self.exchange.close);
+            http1::write_response_head(self.out.vec(), &head, outgoing, self.exchange.close);
             self.upstream.buffer.consume(head_bytes);
             match content {
                 Content::Events => self.events(&mut body).await?,
@@ -254,12 +271,15 @@ impl<S: Stream> Reply<'_, S> {
     }
 
     /// Waits for the final head; interim ones (1xx, RFC 9110 15.2) end here.
-    async fn wait_for_head(&mut self) -> Result<usize, Fault> {
+    async fn wait_for_head(&mut self) -> Result<(), Fault> {
         let limits = self.exchange.limits;
         let limit = limits.first_byte_max;
-        let deadline = tokio::time::Instant::now() + limit;
+        let due = tokio::time::Instant::now() + limit;
         loop {
             let bytes = self.upstream.buffer.bytes();
+            if is_whole_and_final(bytes) {
+                return Ok(()); // as nearly always, and it is parsed but once
+            }
             match http1::response_head(bytes, self.exchange.http_method, &limits.head())? {
                 Some(head) if head.status == 101 && !self.exchange.upgrade => {
                     return Err(unreadable("reply", "101 to no upgrade"));
@@ -268,9 +288,9 @@ impl<S: Stream> Reply<'_, S> {
                     let interim = head.bytes;
                     self.upstream.buffer.consume(interim);
                 }
-                Some(head) => return Ok(head.bytes),
+                Some(_) => return Ok(()),
                 None => {
-                    let more = tokio::time::timeout_at(deadline, self.more()).await;
+                    let more = timeout_at(due, self.more()).await;
                     if !more.map_err(|_| Fault::Slow(limit, Limit::FirstByte))?? {
                         return Err(server_left());
                     }
@@ -281,10 +301,9 @@ impl<S: Stream> Reply<'_, S> {
 
     /// Reads more of the reply, unless the client leaves first. False: the server closed.
     async fn more(&mut self) -> Result<bool, Fault> {
-        let Upstream { io, buffer, .. } = &mut *self.upstream;
         tokio::select! {
             biased;
-            filled = buffer.fill(io, BLOCK_BYTES) => match filled {
+            filled = self.upstream.fill() => match filled {
                 Ok(count) => Ok(count > 0),
                 Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(HttpError::HeadTooLarge { head_bytes_max: BLOCK_BYTES }.into()),
                 Err(error) => Err(Fault::ServerLeft(error)),
@@ -328,24 +347,34 @@ impl<S: Stream> Reply<'_, S> {
         while !body.is_done() {
             let run = body.next(self.upstream.buffer.bytes())?;
             let (consumed, count) = (run.consumed, run.data.len());
+            let mut is_full = false;
             if count > 0 {
-                if chunked {
-                    http1::write_chunk_head(&mut self.out, count);
+                if chunked && count <= TOGETHER_BYTES_MAX {
+                    put_chunk(self.out.vec(), run.data);
+                    self.queued += count;
+                    is_full = self.out.len() >= QUEUED_BYTES_MAX;
+                } else {
+                    if chunked {
+                        http1::write_chunk_head(self.out.vec(), count);
+                    }
+                    let end: &[u8] = if chunked { http1::CHUNK_END } else { b"" };
+                    let mut parts = [IoSlice::new(&self.out), IoSlice::new(run.data), IoSlice::new(end)];
+                    let held = self.upstream.buffer.held();
+                    self.begun = true;
+                    write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
+                    self.wrote(count);
                 }
-                let end: &[u8] = if chunked { http1::CHUNK_END } else { b"" };
-                let mut parts = [IoSlice::new(&self.out), IoSlice::new(run.data), IoSlice::new(end)];
-                let held = self.upstream.buffer.held();
-                self.begun = true;
-                write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
-                self.wrote(count);
             }
             self.upstream.buffer.consume(consumed);
+            if is_full {
+                self.flush().await?;
+            }
             if consumed == 0 && !body.is_done() {
                 self.wait(body, false).await?;
             }
         }
         if chunked {
-            self.out.extend_from_slice(http1::LAST_CHUNK);
+            self.out.vec().extend_from_slice(http1::LAST_CHUNK);
         }
         self.flush().await
     }
@@ -363,20 +392,25 @@ impl<S: Stream> Reply<'_, S> {
     }
 
     async fn flush(&mut self) -> Result<(), Fault> {
+        self.flush_beside(self.upstream.buffer.held()).await
+    }
+
+    /// The same while so many bytes are `held` besides.
+    async fn flush_beside(&mut self, held: usize) -> Result<(), Fault> {
         if self.out.is_empty() {
             return Ok(());
         }
         self.begun = true;
+        let held = held + self.out.capacity();
         let mut parts = [IoSlice::new(&self.out)];
-        write(self.client, &mut self.charge, self.upstream.buffer.held(), &mut parts, self.exchange.limits)
-            .await?;
+        write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
         self.wrote(0);
         Ok(())
     }
 
     fn wrote(&mut self, body_bytes: usize) {
         self.out.clear();
-        self.bytes += body_bytes as u64;
+        self.bytes += (std::mem::take(&mut self.queued) + body_bytes) as u64;
     }
 
     /// Reads a whole body of at most `reply_bytes_max`. Room for what will be shown of it is charged with it.
@@ -412,7 +446,7 @@ impl<S: Stream> Reply<'_, S> {
         let parsed = http1::response_head(head, self.exchange.http_method, &limits)?;
         let head = parsed.ok_or_else(server_left)?;
         let outgoing = Outgoing::Length(shown.len() as u64);
-        http1::write_response_head(&mut self.out, &head, outgoing, self.exchange.close);
+        http1::write_response_head(self.out.vec(), &head, outgoing, self.exchange.close);
         self.begun = true;
         let mut parts = [IoSlice::new(&self.out), IoSlice::new(&shown)];
         let held = whole.len() + shown.len();
@@ -445,6 +479,14 @@ async fn write<S: Stream>(
         if is_slow { Fault::SlowClient(limits.client_write_max) } else { Fault::ClientLeft }
     })
 }
+
+/// Whether all of a head is there that is not 1xx. Says nothing of its rules.
+fn is_whole_and_final(bytes: &[u8]) -> bool {
+    // `HTTP/1.1 200`
+    bytes.get(9).is_some_and(|digit| matches!(digit, b'2'..=b'5')) && HEAD_END.find(bytes).is_some()
+}
+
+static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
 
 fn is_success(status: u16) -> bool {
     (200..300).contains(&status)

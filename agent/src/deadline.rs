@@ -1,0 +1,164 @@
+//! Deadlines: one timer for a connection, however many waits it has.
+//!
+//! tokio's own timeout puts a timer into its wheel for each wait that is not over at once, and takes it out again: several
+//! times a request. Here a wait only says when it is due; the connection's timer is moved where it would ring too late,
+//! and looks again where it rang too early, which is nearly never.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+/// A wait was not over in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+/// What the waits of the connection that is being polled say.
+#[derive(Clone, Copy)]
+enum Said {
+    /// No connection is: waits have timers of their own.
+    Outside,
+    Nothing,
+    Due(Instant),
+}
+
+thread_local! {
+    static SAID: Cell<Said> = const { Cell::new(Said::Outside) };
+}
+
+/// Until the timer is first needed.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// Does all of a connection's work, whose waits ([`timeout`]) share one timer. Each poll must reach all waits that are
+/// going on: `select!` and plain `await` do, a set that polls only what was woken does not.
+pub async fn connection<T>(work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    let timer = tokio::time::sleep(FAR);
+    tokio::pin!(timer);
+    poll_fn(move |cx| {
+        loop {
+            let outside = SAID.replace(Said::Nothing);
+            let polled = work.as_mut().poll(cx);
+            let Said::Due(due) = SAID.replace(outside) else { return polled };
+            if polled.is_ready() {
+                return polled;
+            }
+            if timer.is_elapsed() || timer.deadline() > due {
+                timer.as_mut().reset(due);
+            }
+            // It rang: either for the wait that is due, which the work will find, or too early.
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+/// The outcome of `work`, unless it takes longer than `limit`.
+///
+/// # Errors
+/// [`Elapsed`].
+pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    within(None, limit, work).await
+}
+
+/// The same until a moment that was set before.
+///
+/// # Errors
+/// [`Elapsed`].
+pub async fn timeout_at<T>(due: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    within(Some(due), Duration::ZERO, work).await
+}
+
+async fn within<T>(
+    mut due: Option<Instant>,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
+    tokio::pin!(work);
+    let mut own: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(move |cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        let now = Instant::now();
+        let due = *due.get_or_insert_with(|| now + limit);
+        if now >= due {
+            return Poll::Ready(Err(Elapsed));
+        }
+        match SAID.get() {
+            Said::Nothing => SAID.set(Said::Due(due)),
+            Said::Due(other) => SAID.set(Said::Due(due.min(other))),
+            Said::Outside => {
+                let own = own.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+                return own.as_mut().poll(cx).map(|()| Err(Elapsed));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Runs it in a connection and outside of one: (outcome, how long it took).
+    async fn both<T: PartialEq + std::fmt::Debug, F: Future<Output = T>>(
+        work: impl Fn() -> F,
+    ) -> (T, Duration) {
+        let begun = Instant::now();
+        let inside = connection(work()).await;
+        let took = begun.elapsed();
+        let begun = Instant::now();
+        assert_eq!((work().await, begun.elapsed()), (inside, took));
+        (work().await, took)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_when_it_is_due() {
+        let (ended, took) = both(|| timeout(30 * SECOND, pending::<()>())).await;
+        assert_eq!((ended, took.as_secs()), (Err(Elapsed), 30));
+        assert_eq!(both(|| timeout(SECOND, ready(7))).await, (Ok(7), Duration::ZERO));
+        let (ended, took) = both(|| timeout(30 * SECOND, sleep(29 * SECOND))).await;
+        assert_eq!((ended, took.as_secs()), (Ok(()), 29));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_after_and_within_one_another_have_their_own_limits() {
+        let (ended, took) = both(|| async {
+            let first = timeout(300 * SECOND, sleep(SECOND)).await;
+            let short = timeout(5 * SECOND, pending::<()>()).await;
+            let long = timeout(600 * SECOND, pending::<()>()).await;
+            (first, short, long)
+        })
+        .await;
+        assert_eq!((ended, took.as_secs()), ((Ok(()), Err(Elapsed), Err(Elapsed)), 606));
+        let nested = || timeout(10 * SECOND, timeout(20 * SECOND, pending::<()>()));
+        let (ended, took) = both(nested).await;
+        assert_eq!((ended, took.as_secs()), (Err(Elapsed), 10));
+        let nested = || timeout(20 * SECOND, timeout(10 * SECOND, pending::<()>()));
+        let (ended, took) = both(nested).await;
+        assert_eq!((ended, took.as_secs()), (Ok(Err(Elapsed)), 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_holds_for_all_waits_until_it() {
+        let (ended, took) = both(|| async {
+            let due = Instant::now() + 10 * SECOND;
+            (timeout_at(due, sleep(9 * SECOND)).await, timeout_at(due, pending::<()>()).await)
+        })
+        .await;
+        assert_eq!((ended, took.as_secs()), ((Ok(()), Err(Elapsed)), 10));
+    }
+}

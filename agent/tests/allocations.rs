@@ -1,0 +1,289 @@
+//! A permitted call costs no allocation once its connection is warm: parsed, decided, forwarded, answered, recorded.
+#![expect(clippy::unwrap_used, reason = "a test whose scene cannot be set fails")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use toolgate::capture::{Captured, Cookie, Executable, Recorded};
+use toolgate::config::{self, AgentConfig, Resources};
+use toolgate::deadline;
+use toolgate::forward::{self, Pool};
+use toolgate::identify::{Identify, Origin};
+use toolgate::limits::Limits;
+use toolgate::netns::{Door, Namespace};
+use toolgate::parse::{self, Client, Expected};
+use toolgate::record::{self, AuditPlan, Recorder};
+use toolgate::respond::{self, Exchange, McpExchange};
+use toolgate::sessions::Sessions;
+use toolgate::shares::Shares;
+use toolgate_core::decision::{self, Decision, Mode, SessionUse};
+use toolgate_core::identity::Identity;
+
+thread_local! {
+    static HERE: Cell<u64> = const { Cell::new(0) };
+}
+static EVERYWHERE: AtomicU64 = AtomicU64::new(0);
+static IN_SERVER: AtomicU64 = AtomicU64::new(0);
+
+/// The system's allocator, counting.
+struct Counting;
+
+fn count() {
+    HERE.with(|count| count.set(count.get() + 1));
+    EVERYWHERE.fetch_add(1, Ordering::Relaxed);
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting touches no memory that it hands out.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`, which is the same here.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `System.alloc` above, with this layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const WARM_UP: usize = 50;
+const CALLS: usize = 500;
+/// Entries at once, before the calls: as many lines wait for the writer then as can wait at all in so many calls.
+const ENTRIES: usize = WARM_UP + CALLS;
+
+#[test]
+fn a_warm_permitted_call_allocates_nothing() {
+    let json = reply("application/json", r#"{"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#);
+    check("small, JSON", &json, "x", None);
+    check("small, with a session", &json, "x", Some("0123456789abcdef-0123-4567-89ab-cdef"));
+    check("64 KiB, JSON", &json, &"x".repeat(64 * 1024), None);
+    let event = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{\"content\":[]}}\n\n";
+    check("small, as an event", &reply("text/event-stream", event), "x", None);
+}
+
+fn reply(content_type: &str, body: &str) -> String {
+    let framed = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n{framed}")
+}
+
+fn check(name: &str, reply: &str, message: &str, session: Option<&str>) {
+    let scene = Scene::set(reply.to_owned());
+    let request = scene.request(message, session);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (here, writer) = runtime.block_on(deadline::connection(scene.calls(&request, session)));
+    scene.writer.finish();
+    assert_eq!(here, 0, "{name}: allocations in {CALLS} calls");
+    // Its batches are of any size, and the newest lines are kept as text.
+    assert!(writer <= 2 * CALLS as u64, "{name}: {writer} allocations of the writer's in {CALLS} calls");
+}
+
+/// All that the path of a call needs.
+struct Scene {
+    server: SocketAddr,
+    resources: Arc<Resources>,
+    caller: Identity,
+    recorder: Recorder,
+    writer: record::Writer,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn set(reply: String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        std::thread::spawn(move || serve(&listener, reply.as_bytes()));
+        let (recorder, writer) = record::start(&AuditPlan {
+            file: folder.path().join("audit.jsonl"),
+            sync: Duration::from_millis(100),
+            deny_on_failure: true,
+            state_directory: folder.path().join("store"),
+            entries_max: 1_024,
+            write_time_max: Duration::from_secs(1),
+        })
+        .unwrap();
+        let resources = Arc::new(resources(folder.path(), server));
+        let caller = Identity::new("example.org", "default", "reader").unwrap();
+        Self { server, resources, caller, recorder, writer, folder }
+    }
+
+    fn request(&self, message: &str, session: Option<&str>) -> Vec<u8> {
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{{"name":"echo","arguments":{{"message":"{message}"}}}}}}"#
+        );
+        let session = session.map(|id| format!("Mcp-Session-Id: {id}\r\n")).unwrap_or_default();
+        let (host, length) = (self.server, body.len());
+        format!(
+            "POST /mcp HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nAccept: application/json, \
+             text/event-stream\r\n{session}Content-Length: {length}\r\n\r\n{body}"
+        )
+        .into_bytes()
+    }
+
+    /// Allocations of this thread's, and of the writer's, in the calls after the warm-up.
+    async fn calls(&self, request: &[u8], session: Option<&str>) -> (u64, u64) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let share = Shares::new(&Limits::default()).of(1);
+        let mut client = Client::new(listener.accept().await.unwrap().0, Arc::clone(&share));
+        let identify = Identify::new(Arc::clone(&self.writer.metrics));
+        let origin = Arc::new(identify.origin(captured(self.server), share));
+        let sessions = Sessions::new(64, Duration::from_secs(60));
+        if let Some(session) = session {
+            let server = &self.resources.servers[0].identity;
+            assert!(sessions.bind(&self.caller, server, session, Instant::now()));
+        }
+        let (pool, home) = (Pool::default(), Namespace::new(Cookie::default(), Door::home().unwrap()));
+        let (mut here, mut others) = (0, 0);
+        let mut got = vec![0; 4_096];
+        self.fill_lane(&origin);
+        for call in 0..WARM_UP + CALLS {
+            if call == WARM_UP {
+                others = EVERYWHERE.load(Ordering::Relaxed) - HERE.get() - IN_SERVER.load(Ordering::Relaxed);
+            }
+            program.write_all(request).unwrap();
+            let before = HERE.get();
+            self.call(&mut client, &origin, &sessions, &pool, &home).await;
+            if call >= WARM_UP {
+                here += HERE.get() - before;
+            }
+            assert_ne!(program.read(&mut got).unwrap(), 0);
+            assert!(got.starts_with(b"HTTP/1.1 200 OK\r\n"));
+        }
+        let all = EVERYWHERE.load(Ordering::Relaxed) - HERE.get() - IN_SERVER.load(Ordering::Relaxed);
+        (here, all - others)
+    }
+
+    /// Opens and closes many entries at once, and waits until the writer is done with them.
+    fn fill_lane(&self, origin: &Arc<Origin>) {
+        let entries: Vec<_> = (0..ENTRIES).map(|_| self.recorder.open(origin, 1).unwrap()).collect();
+        drop(entries);
+        let audit = self.folder.path().join("audit.jsonl");
+        let lines = || std::fs::read(&audit).unwrap().iter().filter(|byte| **byte == b'\n').count();
+        while lines() < ENTRIES {
+            std::thread::yield_now();
+        }
+    }
+
+    /// One call, as `proxy.rs` leads it through the stages.
+    async fn call(
+        &self,
+        client: &mut Client<tokio::net::TcpStream>,
+        origin: &Arc<Origin>,
+        sessions: &Sessions,
+        pool: &Pool,
+        home: &Namespace,
+    ) {
+        let limits = &Limits::default();
+        let server = self.resources.servers[0].as_ref();
+        let head = client.head(limits).await.unwrap().unwrap();
+        let mut entry = self.recorder.open(origin, 1).unwrap();
+        entry.target(&server.identity);
+        entry.caller(&self.caller);
+        let body = client.body(&head, limits).await.unwrap();
+        let (request, mut watch) = client.request(&head, &body).unwrap();
+        let asked = parse::asked(request, server, limits).unwrap_or_else(|refused| panic!("{refused:?}"));
+        entry.asked(&asked, &self.recorder);
+        let used = sessions.used_by(&self.caller, &server.identity, asked.session, Instant::now());
+        assert_ne!(used, SessionUse::Unknown);
+        let policies = &self.resources.policies;
+        let decision = decision::decide(Ok(&self.caller), server, &asked, used, policies, Mode::default());
+        let Decision::Permitted(permitted) = decision else { panic!("it is permitted") };
+        entry.permitted(&permitted);
+        let expected = Expected::of(&asked);
+        let leg = forward::leg(&self.caller, server);
+        let sending = forward::send(permitted, &leg, pool, home, limits);
+        let mut upstream = watch.unless_left(sending).await.unwrap().unwrap();
+        client.done(&head, &body);
+        let exchange = Exchange {
+            http_method: expected.http_method,
+            mcp: Some(McpExchange {
+                caller: &self.caller,
+                server,
+                resources: &self.resources,
+                list: expected.list,
+                sessions: None,
+                observe: false,
+                on_server_request: &|_| {},
+            }),
+            upgrade: false,
+            close: false,
+            limits,
+        };
+        let replied = respond::stream(&mut upstream, client, &exchange).await.unwrap();
+        assert!(replied.reusable);
+        entry.replied(replied.status, replied.bytes);
+        pool.checkin(leg, upstream, limits);
+    }
+}
+
+fn captured(original: SocketAddr) -> Captured {
+    let exe = Executable { dev: 1, ino: 1, exec_id: 1 };
+    let process = Recorded {
+        tgid: 1,
+        start_ns: 1,
+        exe,
+        cgroup_id: 1,
+        captured_id: 1,
+        uid: 0,
+        netns_cookie: Cookie::default(),
+        connected_ns: 1,
+    };
+    Captured { original, process }
+}
+
+fn resources(folder: &std::path::Path, server: SocketAddr) -> Resources {
+    let text = format!(
+        "apiVersion: toolgate/v1
+kind: Server
+metadata: {{ name: docs }}
+spec: {{ local: {{ address: \"{server}\" }}, path: /mcp }}
+---
+apiVersion: toolgate/v1
+kind: Policy
+metadata: {{ name: docs }}
+spec:
+  rules:
+  - {{ name: echo, effect: allow, callers: [reader], servers: [docs], tools: [echo],
+      arguments: {{ message: {{ type: string, max_length: 100000 }} }} }}
+"
+    );
+    let folder = folder.join("resources");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("all.yaml"), text).unwrap();
+    config::load_resources(&folder, &AgentConfig::default()).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+/// Answers every request of every connection, one after another.
+fn serve(listener: &TcpListener, reply: &[u8]) {
+    let mut block = vec![0; 256 * 1024];
+    while let Ok((mut stream, _)) = listener.accept() {
+        let (mut head, mut left) = (Vec::with_capacity(1_024), None);
+        while let Ok(count @ 1..) = stream.read(&mut block) {
+            let mut body = count;
+            if left.is_none() {
+                head.extend_from_slice(&block[..count]);
+                let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+                let text = std::str::from_utf8(&head[..end]).unwrap();
+                let length = text.split("\r\n").find_map(|line| line.strip_prefix("Content-Length: "));
+                left = Some(length.unwrap().parse::<usize>().unwrap());
+                body = head.len() - end - 4;
+            }
+            left = left.map(|left| left - body);
+            if left == Some(0) {
+                (left, _) = (None, head.clear());
+                stream.write_all(reply).unwrap();
+            }
+            IN_SERVER.store(HERE.get(), Ordering::Relaxed);
+        }
+    }
+}
