@@ -46,6 +46,9 @@ pub(crate) struct Wanted {
     /// Only these beside `direct`: nginx, haproxy, envoy, toolgate
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only cases whose name, as the table has it, contains this
+    #[arg(long)]
+    case: Option<String>,
     /// Measure instead how cost grows with rules, workloads, streams and connections
     #[arg(long)]
     growth: bool,
@@ -72,7 +75,7 @@ pub(crate) fn bench(wanted: Wanted) -> Result<()> {
     let root = sudo::root()?;
     debian::need("the bench", &PEERS)?;
     let envoy = packages::envoy().inspect_err(|error| say(format_args!("Envoy is missing: {error:#}"))).ok();
-    let agent = build::build(true)?;
+    let agent = build::build_to_package()?;
     match root {
         Root::Already => measure(&Prepared { agent, envoy, wanted }),
         Root::Sudo => {

@@ -1,12 +1,14 @@
 //! What the rounds come to: ratios, medians, and the goals of one hop.
 
 use std::fmt::Write as _;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::rounds::Row;
 use super::stage::{Case, Sample};
+use crate::workspace::run_quietly;
 
 /// One row against another of the same case, round by round; the median of it.
 fn ratio(row: &Row, base: &Row, of: impl Fn(&Sample) -> f64) -> f64 {
@@ -41,7 +43,8 @@ fn drift(rows: &[Row]) -> f64 {
     drifts.fold(0.0, f64::max)
 }
 
-fn case_name(case: &Case) -> String {
+/// As the tables have it.
+pub(super) fn name(case: &Case) -> String {
     let size =
         if case.bytes < 1024 { format!("{} B", case.bytes) } else { format!("{} KiB", case.bytes / 1024) };
     let kind = if case.anew { "a connection each" } else { case.kind };
@@ -49,13 +52,30 @@ fn case_name(case: &Case) -> String {
     format!("{kind} {size} / {}{callers}", case.connections)
 }
 
+/// When and where it was measured.
+fn machine() -> String {
+    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let models: Vec<&str> = cpus.lines().filter_map(|line| line.strip_prefix("model name\t: ")).collect();
+    let date = run_quietly(Command::new("date").args(["--utc", "+%F"])).map(|output| output.stdout);
+    format!(
+        "{}, {} x {}, Linux {}, load average {} (5 minutes).\n",
+        String::from_utf8_lossy(&date.unwrap_or_default()).trim(),
+        models.len(),
+        models.first().copied().unwrap_or("unknown CPU"),
+        read("/proc/sys/kernel/osrelease").trim(),
+        read("/proc/loadavg").split(' ').nth(1).unwrap_or_default(),
+    )
+}
+
 /// Both tables.
 pub(super) fn markdown(rows: &[Row]) -> String {
     let rounds = rows.first().map_or(0, |row| row.samples.len());
     let mut text = format!(
-        "\nRatios to `direct` of the same round, medians of {rounds} rounds; p50 of `direct` drifted by up to {:.0} %.\n\n\
+        "\n{}\nRatios to `direct` of the same round, medians of {rounds} rounds; p50 of `direct` drifted by up to {:.0} %.\n\n\
          | case / connections | contestant | p50 x | p99 x | rps x | p50 us | rps | CPU us/request | MiB idle | MiB load |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        machine(),
         drift(rows)
     );
     for row in rows {
@@ -64,7 +84,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         let _ = writeln!(
             text,
             "| {} | {} | {:.2} | {:.2} | {:.2} | {:.1} | {:.0} | {:.1} | {:.1} | {:.1} |",
-            case_name(&row.case),
+            name(&row.case),
             row.contestant,
             ratio(row, direct, |s| s.p50_us),
             ratio(row, direct, |s| s.p99_us),
@@ -98,7 +118,7 @@ fn goals(rows: &[Row]) -> String {
     let mut goals = Vec::new();
     for row in rows.iter().filter(|row| row.contestant == "toolgate") {
         let case = &row.case;
-        let name = case_name(case);
+        let name = name(case);
         if let Some(direct) = of(rows, "direct", case).filter(|_| case.anew) {
             if case.connections == 1 {
                 let more = |(one, other): (&Sample, &Sample)| one.p50_us - other.p50_us;

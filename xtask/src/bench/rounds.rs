@@ -60,7 +60,10 @@ pub(super) struct Row {
 /// Starts the contestants, measures, and tells.
 pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<()> {
     let contestants = contestants(stage, wanted, leftovers)?;
-    let plan = Plan::of(wanted);
+    let mut plan = Plan::of(wanted);
+    if let Some(part) = &wanted.case {
+        plan.cases.retain(|case| report::name(case).contains(part.as_str()));
+    }
     let mut rows: Vec<Row> = Vec::new();
     for &case in &plan.cases {
         rows.extend(contestants.iter().map(|contestant| Row {
