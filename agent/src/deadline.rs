@@ -107,11 +107,14 @@ async fn within<T>(
 mod tests {
     use std::future::{pending, ready};
 
-    use tokio::time::sleep;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// Of the paused clock: no test waits.
+    fn ready_in(time: Duration) -> Sleep {
+        tokio::time::sleep_until(Instant::now() + time)
+    }
 
     /// Runs it in a connection and outside of one: (outcome, how long it took).
     async fn both<T: PartialEq + std::fmt::Debug, F: Future<Output = T>>(
@@ -130,14 +133,14 @@ mod tests {
         let (ended, took) = both(|| timeout(30 * SECOND, pending::<()>())).await;
         assert_eq!((ended, took.as_secs()), (Err(Elapsed), 30));
         assert_eq!(both(|| timeout(SECOND, ready(7))).await, (Ok(7), Duration::ZERO));
-        let (ended, took) = both(|| timeout(30 * SECOND, sleep(29 * SECOND))).await;
+        let (ended, took) = both(|| timeout(30 * SECOND, ready_in(29 * SECOND))).await;
         assert_eq!((ended, took.as_secs()), (Ok(()), 29));
     }
 
     #[tokio::test(start_paused = true)]
     async fn waits_after_and_within_one_another_have_their_own_limits() {
         let (ended, took) = both(|| async {
-            let first = timeout(300 * SECOND, sleep(SECOND)).await;
+            let first = timeout(300 * SECOND, ready_in(SECOND)).await;
             let short = timeout(5 * SECOND, pending::<()>()).await;
             let long = timeout(600 * SECOND, pending::<()>()).await;
             (first, short, long)
@@ -156,7 +159,7 @@ mod tests {
     async fn a_moment_holds_for_all_waits_until_it() {
         let (ended, took) = both(|| async {
             let due = Instant::now() + 10 * SECOND;
-            (timeout_at(due, sleep(9 * SECOND)).await, timeout_at(due, pending::<()>()).await)
+            (timeout_at(due, ready_in(9 * SECOND)).await, timeout_at(due, pending::<()>()).await)
         })
         .await;
         assert_eq!((ended, took.as_secs()), ((Ok(()), Err(Elapsed)), 10));
