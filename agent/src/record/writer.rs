@@ -20,6 +20,8 @@ const RECENT_MAX: usize = 20;
 const GATHER_MAX: Duration = Duration::from_millis(20);
 /// The same as a part of `audit.sync`, which a line may wait in all.
 const GATHER_SHARE: u32 = 5;
+/// Of the text's memory between two batches.
+const TEXT_BYTES_KEPT: usize = 1 << 20;
 /// Between two tries to write after one failed.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
@@ -149,6 +151,8 @@ impl Work {
                 tracing::error!(messages = count, "audit lines lost: the file cannot be written");
             }
             self.queue.give_back(&mut batch);
+            // A slow disk makes large batches.
+            self.text.shrink_to(TEXT_BYTES_KEPT);
             if closing {
                 return;
             }

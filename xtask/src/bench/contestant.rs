@@ -14,6 +14,8 @@ use crate::leftovers::Leftovers;
 use crate::ports::free_addresses;
 use crate::process::{Process, not_interrupted};
 
+/// Bytes of one file of resources.
+const FILE_BYTES_MAX: usize = 512 * 1024;
 /// How long a peer may take until it accepts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,7 +95,7 @@ impl Contestant {
             audit.display(),
         );
         fs::write(folder.join("toolgate.yaml"), settings).context("cannot write the configuration")?;
-        fs::write(folder.join("resources/all.yaml"), resources).context("cannot write the resources")?;
+        write_resources(&folder.join("resources"), resources)?;
         let mut command = Command::new(agent);
         command.arg("run").arg("--config").arg(&folder);
         let mut process = Process::start("the agent", &mut command)?;
@@ -123,4 +125,25 @@ impl Contestant {
     pub(super) fn stop(self) -> Result<()> {
         self.process.map_or(Ok(()), |process| process.stop().map(|_status| ()))
     }
+}
+
+/// Writes documents into files as large as the agent takes them.
+fn write_resources(folder: &Path, resources: &str) -> Result<()> {
+    for entry in fs::read_dir(folder).context("cannot list the resources")? {
+        fs::remove_file(entry.context("cannot list the resources")?.path()).context("cannot remove them")?;
+    }
+    let mut files = vec![String::new()];
+    for document in resources.split("---\n") {
+        if files.last().is_some_and(|file| file.len() + document.len() > FILE_BYTES_MAX) {
+            files.push(String::new());
+        }
+        if let Some(file) = files.last_mut() {
+            file.push_str("---\n");
+            file.push_str(document);
+        }
+    }
+    for (number, file) in files.iter().enumerate() {
+        fs::write(folder.join(format!("{number}.yaml")), file).context("cannot write the resources")?;
+    }
+    Ok(())
 }
