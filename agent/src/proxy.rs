@@ -3,6 +3,7 @@
 //! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here. The same
 //! path for what goes to no declared server is in `proxy/undeclared.rs`.
 
+mod identified;
 mod undeclared;
 
 use std::cell::Cell;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::deadline::timeout;
-use arc_swap::Guard;
 use tokio::io::AsyncWriteExt as _;
 use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
@@ -30,6 +30,7 @@ use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Str
 use crate::record::{Entry, NoSlot};
 use crate::respond::{self, Exchange, McpExchange};
 use crate::shares::{Held, Share, Use};
+use identified::{Identified, identified};
 use undeclared::{Passing, Way};
 
 /// Whether a connection goes on after a request.
@@ -136,26 +137,6 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
             }
         },
         Decision::Permitted(passage) => turn.on_the_way(client, passage).await,
-    }
-}
-
-/// Who a connection is of, and the resources that say so.
-struct Identified {
-    resources: Arc<Resources>,
-    caller: Result<Identity, Unidentified>,
-}
-
-/// The same as `before` unless there are other resources now: nothing else can make another caller of a connection.
-async fn identified(before: Option<Identified>, origin: &Arc<Origin>, node: &Node) -> Identified {
-    let resources = node.resources.load();
-    match before {
-        Some(before) if Arc::ptr_eq(&before.resources, &resources) => before,
-        Some(_) | None => {
-            let resources = Guard::into_inner(resources);
-            let domain = &node.agent.trust_domain;
-            let caller = node.identify.caller(origin, &resources, domain, &node.limits).await;
-            Identified { resources, caller }
-        }
     }
 }
 

@@ -1,0 +1,31 @@
+//! Who a connection is of, from one request to the next.
+
+use std::sync::Arc;
+
+use arc_swap::Guard;
+use toolgate_core::identity::Identity;
+use toolgate_core::workload::Unidentified;
+
+use crate::app::Node;
+use crate::config::Resources;
+use crate::identify::Origin;
+
+/// Who a connection is of, and the resources that say so.
+pub(super) struct Identified {
+    pub(super) resources: Arc<Resources>,
+    pub(super) caller: Result<Identity, Unidentified>,
+}
+
+/// The same as `before` unless there are other resources now: nothing else can make another caller of a connection.
+pub(super) async fn identified(before: Option<Identified>, origin: &Arc<Origin>, node: &Node) -> Identified {
+    let resources = node.resources.load();
+    match before {
+        Some(before) if Arc::ptr_eq(&before.resources, &resources) => before,
+        Some(_) | None => {
+            let resources = Guard::into_inner(resources);
+            let domain = &node.agent.trust_domain;
+            let caller = node.identify.caller(origin, &resources, domain, &node.limits).await;
+            Identified { resources, caller }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What goes wrong with a reply, and whose fault that is.
+
+use std::io;
+use std::time::Duration;
+
+use toolgate_core::denial::Reason;
+use toolgate_core::http1::HttpError;
+
+use crate::limits::Limit;
+use crate::parse;
+use crate::shares::Exceeded;
+
+/// Whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The client closed, or does not take its reply.
+    #[error("the client left before the reply ended")]
+    ClientLeft,
+    /// The server said something that is no HTTP/1.1 reply.
+    #[error("the server's reply is broken: {0}")]
+    Http(#[from] HttpError),
+    /// The connection ended within the reply.
+    #[error("the server closed in the middle of its reply: {0}")]
+    ServerLeft(io::Error),
+    /// Nothing came.
+    #[error("the server sent nothing more within {0:?} ({1})")]
+    Slow(Duration, Limit),
+    /// The client does not take its reply in time.
+    #[error("the client did not take its reply within {0:?} ({limit})", limit = Limit::ClientWrite)]
+    SlowClient(Duration),
+    /// There is no memory left for what waits.
+    #[error("no memory for the reply: {0}")]
+    NoRoom(#[from] Exceeded),
+    /// A list or an event exceeds its limit.
+    #[error("the server's {what} exceeds {bytes_max} bytes ({limit})")]
+    TooLarge {
+        /// A list or an event.
+        what: &'static str,
+        /// The limit.
+        bytes_max: usize,
+        /// Its name.
+        limit: Limit,
+    },
+    /// It cannot be read, so it cannot be filtered.
+    #[error("the server's {what} cannot be read: {problem}")]
+    Unreadable {
+        /// A list or an event.
+        what: &'static str,
+        /// Why.
+        problem: String,
+    },
+    /// The session belongs to another caller, or there is no room for it.
+    #[error("the server's session id cannot be bound to this caller")]
+    Session,
+}
+
+impl Fault {
+    /// The label.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::ClientLeft | Self::SlowClient(_) => Reason::ClientLeft,
+            Self::Slow(..) => Reason::ServerTimeout,
+            Self::NoRoom(_) => Reason::Overload,
+            Self::Http(_)
+            | Self::ServerLeft(_)
+            | Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::Session => Reason::ServerFault,
+        }
+    }
+
+    /// The status for a client that has seen none.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Slow(..) => 504,
+            Self::NoRoom(_) => 503,
+            Self::ClientLeft
+            | Self::SlowClient(_)
+            | Self::Http(_)
+            | Self::ServerLeft(_)
+            | Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::Session => 502,
+        }
+    }
+
+    /// The limit that it ran into.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Http(error) => parse::http_limit(error),
+            Self::Slow(_, limit) | Self::TooLarge { limit, .. } => Some(*limit),
+            Self::SlowClient(_) => Some(Limit::ClientWrite),
+            Self::NoRoom(exceeded) => Some(exceeded.limit),
+            Self::ClientLeft | Self::ServerLeft(_) | Self::Unreadable { .. } | Self::Session => None,
+        }
+    }
+}
