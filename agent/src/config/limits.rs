@@ -212,9 +212,9 @@ mod tests {
             ),
             ("streams_max: 8", &["1:24 `streams_per_cgroup_max` is 1024, more than the 8 of `streams_max`"]),
             (
-                "streams_per_cgroup_max: 4000",
+                "streams_per_cgroup_max: 9000, streams_max: 9000",
                 &[
-                    "1:35 twice `streams_per_cgroup_max` is 8000, more than the 4096 of `audit_entries_per_cgroup_max`",
+                    "1:35 twice `streams_per_cgroup_max` is 18000, more than the 16384 of `audit_entries_per_cgroup_max`",
                 ],
             ),
             (
