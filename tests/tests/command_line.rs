@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::pty::openpty;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::User;
 use serde_json::{Value, json};
 use toolgate_tests::scene::{call, initialize, is_result, resources};
@@ -44,9 +44,12 @@ fn exec_leaves_the_terminal_to_the_command() -> Result<()> {
     let ends = [pty.slave.try_clone()?, pty.slave.try_clone()?, pty.slave];
     let [input, output, errors] = ends.map(Stdio::from);
     command.stdin(input).stdout(output).stderr(errors);
-    // SAFETY: between fork and exec nothing is called but setsid(2) and ioctl(2), which are async-signal-safe.
+    // SAFETY: between fork and exec nothing is called but setsid(2), ioctl(2) and sigaction(2), which are
+    // async-signal-safe; no handler is set.
     unsafe {
         command.pre_exec(|| {
+            // A shell that runs the tests in the background has them, and what they start, ignore it.
+            nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigDfl)?;
             nix::unistd::setsid()?;
             nix::errno::Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             Ok(())
