@@ -6,6 +6,7 @@
 //! - `caller`: a captured process that connects where it is told and hands over the connection
 //! - `cgroup`: a cgroup of a test's own
 //! - `netns`: a network namespace of a test's own
+//! - `held`: what an agent's process holds on to
 //! - `http`: the client's end of such a connection, byte for byte
 //! - `server`: an MCP server that tells the test what really reached it, and plays what the test says
 //! - `peer`: a server whose every byte is the test's own
@@ -22,6 +23,7 @@
 mod agent;
 mod caller;
 mod cgroup;
+mod held;
 pub mod host;
 pub mod http;
 pub mod netns;
@@ -41,6 +43,7 @@ mod witness;
 pub use agent::{Agent, Ended, Setup, free_address, get, toolgate};
 pub use caller::{Caller, Connected, connector};
 pub use cgroup::Cgroup;
+pub use held::Held;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
 pub use netns::Netns;

@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use toolgate_tests::scene::text;
 use toolgate_tests::{
-    Agent, Caller, Host, Netns, PortRange, Process, Setup, Witness, pinned, port_range, wait,
+    Agent, Caller, Held, Host, Netns, PortRange, Process, Setup, Witness, pinned, port_range, wait,
 };
 
 const WORKLOADS: [&str; 4] = ["one", "two", "three", "four"];
@@ -19,21 +18,6 @@ const CONNECTIONS: usize = 10_000;
 const THREADS: usize = 64;
 /// 200 ports, in each namespace.
 const PORTS: &str = "42000 42199";
-
-/// What an agent holds on to.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Held {
-    descriptors: usize,
-    threads: usize,
-}
-
-fn held(agent: &Agent) -> Result<Held> {
-    let count = |what: &str| -> Result<usize> {
-        let folder = format!("/proc/{}/{what}", agent.process().id());
-        Ok(fs::read_dir(Path::new(&folder)).with_context(|| format!("cannot read `{folder}`"))?.count())
-    };
-    Ok(Held { descriptors: count("fd")?, threads: count("task")? })
-}
 
 /// Two servers, one for each family, and each workload may call the tools of its own name alone.
 fn resources(servers: [SocketAddr; 2]) -> String {
@@ -103,7 +87,7 @@ fn ten_thousand_connections_are_whose_they_are() -> Result<()> {
     }
     let quiet = || Ok((left()? == (0, 0)).then_some(()));
     wait::until("the end of the first connections", quiet)?;
-    let before = held(&agent)?;
+    let before = Held::by(&agent)?;
 
     let range = PortRange::set(PORTS)?;
     netns.within(|| fs::write(port_range::PATH, PORTS).context("cannot narrow the port range"))?;
@@ -150,7 +134,7 @@ fn ten_thousand_connections_are_whose_they_are() -> Result<()> {
 
     server.hang_up();
     wait::until("the end of all connections", quiet)?;
-    let is_as_before = || Ok((held(&agent)? <= before).then_some(()));
+    let is_as_before = || Ok(Held::by(&agent)?.is_within(before).then_some(()));
     wait::until("the agent to let go", is_as_before)
-        .with_context(|| format!("it held {before:?}, and holds {:?}", held(&agent)))
+        .with_context(|| format!("it held {before:?}, and holds {:?}", Held::by(&agent)))
 }

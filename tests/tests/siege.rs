@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use toolgate_tests::{Agent, Cgroup, Host, PortRange, Process, Setup, Witness, pinned, wait};
+use toolgate_tests::{Agent, Cgroup, Held, Host, PortRange, Process, Setup, Witness, pinned, wait};
 
 const ROUNDS: usize = 100;
 /// A stopped or starved agent is noticed when its heartbeat is old, which takes a moment each time.
@@ -16,31 +16,20 @@ const STARVED_EVERY: usize = 10;
 /// Periods of 100 ms that it starves.
 const STARVED_PERIODS: u64 = 5;
 
-/// What the agent and the programs hold on to.
-#[derive(Debug, PartialEq, Eq)]
-struct Held {
+/// What the programs and the agent hold on to.
+#[derive(Debug)]
+struct Left {
     pins: Vec<PathBuf>,
     maps: usize,
     programs: usize,
     links: usize,
-    descriptors: usize,
-    threads: usize,
+    agent: Held,
 }
 
-fn held(agent: &Agent) -> Result<Held> {
-    let count = |what: &str| -> Result<usize> {
-        let folder = format!("/proc/{}/{what}", agent.process().id());
-        Ok(fs::read_dir(Path::new(&folder)).with_context(|| format!("cannot read `{folder}`"))?.count())
-    };
+fn left(agent: &Agent) -> Result<Left> {
     let (programs, links) = pinned::loaded_programs()?;
-    Ok(Held {
-        pins: pinned::pins()?,
-        maps: pinned::loaded_maps()?,
-        programs,
-        links,
-        descriptors: count("fd")?,
-        threads: count("task")?,
-    })
+    let (pins, maps) = (pinned::pins()?, pinned::loaded_maps()?);
+    Ok(Left { pins, maps, programs, links, agent: Held::by(agent)? })
 }
 
 /// A cgroup that has next to no CPU time, of either version of the controller.
@@ -181,7 +170,7 @@ fn nobody_answers_in_the_agents_place() -> Result<()> {
     let mut siege = Siege { agent, load, starvation: Starvation::new()? };
     siege.hears("answered")?;
     siege.round(0)?;
-    let before = held(&siege.agent)?;
+    let before = left(&siege.agent)?;
     for round in 1..ROUNDS {
         siege.round(round).with_context(|| format!("round {round}"))?;
     }
@@ -201,11 +190,10 @@ fn nobody_answers_in_the_agents_place() -> Result<()> {
     }
     // What the agent holds for connections that were broken off goes with them; programs go when no CPU runs them.
     let is_no_more = || {
-        let now = held(&siege.agent)?;
+        let now = left(&siege.agent)?;
         let kernel = now.maps <= before.maps && now.programs <= before.programs && now.links <= before.links;
-        let agent = now.descriptors <= before.descriptors && now.threads <= before.threads;
-        Ok((kernel && agent && now.pins == before.pins).then_some(()))
+        Ok((kernel && now.agent.is_within(before.agent) && now.pins == before.pins).then_some(()))
     };
     wait::until("no more than before", is_no_more)
-        .with_context(|| format!("before: {before:#?}\nnow: {:#?}", held(&siege.agent)))
+        .with_context(|| format!("before: {before:#?}\nnow: {:#?}", left(&siege.agent)))
 }
