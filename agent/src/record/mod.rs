@@ -173,7 +173,7 @@ impl Recorder {
         }
     }
 
-    /// The HMAC of a call's arguments, as the audit shows it.
+    /// The digest of a call's arguments, as the audit shows it.
     #[must_use]
     pub fn digest(&self, call: &Call<'_>) -> Option<[u8; 32]> {
         call.arguments.map(|arguments| self.digester.digest(arguments.text().as_bytes()))
@@ -391,7 +391,7 @@ pub struct AuditPlan {
     pub sync: Duration,
     /// Whether messages are denied while the file cannot be written.
     pub deny_on_failure: bool,
-    /// Where the node's HMAC key is kept.
+    /// Where the key of argument digests is kept.
     pub state_directory: std::path::PathBuf,
     /// Entries in use at once.
     pub entries_max: usize,

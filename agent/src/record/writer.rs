@@ -36,7 +36,7 @@ pub enum AuditError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// The node's HMAC key cannot be used.
+    /// The key of argument digests cannot be used.
     #[error("cannot use key `{}`: {problem}", path.display())]
     Key {
         /// The key's file.
