@@ -181,6 +181,13 @@ impl Buffer {
             self.start = 0;
             return true;
         }
+        if self.store.len() < BLOCK_BYTES {
+            // It was parked, and more came than that has room for.
+            let mut block = take_block();
+            block[..self.end].copy_from_slice(&self.store);
+            self.store = block;
+            return true;
+        }
         let grown = (self.store.len() * 2).min(bytes_max);
         self.store.resize(grown, 0);
         true

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -58,35 +58,38 @@ pub async fn connection<T>(work: impl Future<Output = T>) -> T {
     .await
 }
 
-/// The outcome of `work`, unless it takes longer than `limit`.
-///
-/// # Errors
-/// [`Elapsed`].
-pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
-    within(None, limit, work).await
+pin_project_lite::pin_project! {
+    /// Waits for its work, until it is due. A future of its own, not an `async fn`: that would copy the work, which holds
+    /// the state of a whole reply, from hand to hand.
+    pub struct Timeout<F> {
+        #[pin]
+        work: F,
+        due: Option<Instant>,
+        limit: Duration,
+        own: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+/// The outcome of `work`, unless it takes longer than `limit`: then [`Elapsed`].
+pub fn timeout<F: Future>(limit: Duration, work: F) -> Timeout<F> {
+    Timeout { work, due: None, limit, own: None }
 }
 
 /// The same until a moment that was set before.
-///
-/// # Errors
-/// [`Elapsed`].
-pub async fn timeout_at<T>(due: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
-    within(Some(due), Duration::ZERO, work).await
+pub fn timeout_at<F: Future>(due: Instant, work: F) -> Timeout<F> {
+    Timeout { work, due: Some(due), limit: Duration::ZERO, own: None }
 }
 
-async fn within<T>(
-    mut due: Option<Instant>,
-    limit: Duration,
-    work: impl Future<Output = T>,
-) -> Result<T, Elapsed> {
-    tokio::pin!(work);
-    let mut own: Option<Pin<Box<Sleep>>> = None;
-    poll_fn(move |cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(done) = this.work.poll(cx) {
             return Poll::Ready(Ok(done));
         }
         let now = Instant::now();
-        let due = *due.get_or_insert_with(|| now + limit);
+        let due = *this.due.get_or_insert_with(|| now + *this.limit);
         if now >= due {
             return Poll::Ready(Err(Elapsed));
         }
@@ -94,13 +97,12 @@ async fn within<T>(
             Said::Nothing => SAID.set(Said::Due(due)),
             Said::Due(other) => SAID.set(Said::Due(due.min(other))),
             Said::Outside => {
-                let own = own.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+                let own = this.own.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
                 return own.as_mut().poll(cx).map(|()| Err(Elapsed));
             }
         }
         Poll::Pending
-    })
-    .await
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod undeclared;
 
 use std::cell::Cell;
 use std::fmt::Display;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -252,8 +253,11 @@ impl Turn<'_> {
             taken => taken.and_then(Result::ok),
         };
         let leg = forward::leg(caller, server);
-        let sending = forward::send(permitted, &leg, &self.worker.pool, node.namespaces.home(), &node.limits);
-        let sent = watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft));
+        let sent = {
+            let (pool, home) = (&self.worker.pool, node.namespaces.home());
+            let sending = pin!(forward::send(permitted, &leg, pool, home, &node.limits));
+            watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
+        };
         for fault in self.worker.pool.faults() {
             // Without a record it is in the log all the same.
             let _ = node.record.event(&fault);

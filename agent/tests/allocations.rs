@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -201,8 +202,10 @@ impl Scene {
         entry.permitted(&permitted);
         let expected = Expected::of(&asked);
         let leg = forward::leg(&self.caller, server);
-        let sending = forward::send(permitted, &leg, pool, home, limits);
-        let mut upstream = watch.unless_left(sending).await.unwrap().unwrap();
+        let mut upstream = {
+            let sending = pin!(forward::send(permitted, &leg, pool, home, limits));
+            watch.unless_left(sending).await.unwrap().unwrap()
+        };
         client.done(&head, &body);
         let exchange = Exchange {
             http_method: expected.http_method,

@@ -4,6 +4,7 @@
 //! a cgroup name and a metric label without escaping.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// The most bytes an App ID or a namespace may have (a DNS label's, RFC 1123).
@@ -33,14 +34,22 @@ pub fn check_name(name: &str) -> Result<(), InvalidName> {
 }
 
 /// Who a workload or a server is: App ID and namespace within a trust domain. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity(Arc<Names>);
 
-#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Names {
     trust_domain: Box<str>,
     namespace: Box<str>,
     app_id: Box<str>,
+    /// Of the names: each call looks its caller and its server up in several tables.
+    hash: u64,
+}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
 }
 
 impl Identity {
@@ -51,8 +60,14 @@ impl Identity {
     pub fn new(trust_domain: &str, namespace: &str, app_id: &str) -> Result<Self, InvalidName> {
         check_name(namespace)?;
         check_name(app_id)?;
-        let names =
-            Names { trust_domain: trust_domain.into(), namespace: namespace.into(), app_id: app_id.into() };
+        let mut hasher = DefaultHasher::new();
+        (trust_domain, namespace, app_id).hash(&mut hasher);
+        let names = Names {
+            trust_domain: trust_domain.into(),
+            namespace: namespace.into(),
+            app_id: app_id.into(),
+            hash: hasher.finish(),
+        };
         Ok(Self(Arc::new(names)))
     }
 
@@ -74,6 +89,12 @@ impl Identity {
         &self.0.app_id
     }
 
+    /// Whether it is shown without its namespace.
+    #[must_use]
+    pub fn is_in_default_namespace(&self) -> bool {
+        self.namespace() == "default"
+    }
+
     /// Trust domain, namespace and App ID.
     pub(crate) fn parts(&self) -> (&str, &str, &str) {
         (&self.0.trust_domain, &self.0.namespace, &self.0.app_id)
@@ -89,7 +110,7 @@ impl Identity {
 /// `app` in the namespace `default`, `app.namespace` elsewhere: what labels, logs and commands show.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace() == "default" {
+        if self.is_in_default_namespace() {
             return f.write_str(self.app_id());
         }
         write!(f, "{}.{}", self.app_id(), self.namespace())

@@ -2,6 +2,7 @@
 //! streamed, and bytes that nobody reads.
 
 use std::io::IoSlice;
+use std::pin::pin;
 
 use crate::deadline::timeout;
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
@@ -51,14 +52,14 @@ pub async fn pass<S: Stream>(
         // Its chunks were joined, so its framing is another now.
         Some(body @ BodyAt::Joined(_)) => {
             let (request, mut watch) = client.request(head, &body).map_err(broken)?;
-            let sent = watch.unless_left(upstream.write_request(&request, limits)).await;
+            let sent = watch.unless_left(pin!(upstream.write_request(&request, limits))).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);
         }
         Some(body @ BodyAt::InPlace(length)) => {
             let (mut watch, buffer) = client.watched();
             let mut parts = [IoSlice::new(&buffer.bytes()[..head.bytes + length])];
-            let sent = watch.unless_left(upstream.write(&mut parts, limits)).await;
+            let sent = watch.unless_left(pin!(upstream.write(&mut parts, limits))).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);
         }

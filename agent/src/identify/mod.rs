@@ -8,7 +8,7 @@ mod image;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::OnceCell;
 use toolgate_core::container::{Container, Image};
@@ -41,6 +41,8 @@ pub struct Origin {
     pub exe: Option<Arc<str>>,
     /// What its captured cgroup may have in use at once.
     pub share: Arc<Share>,
+    /// Who, and where to, as each line of the record puts it; written by the first.
+    pub shown: OnceLock<[Box<str>; 2]>,
     connected: Connected,
     exe_sha256: OnceCell<Result<Sha256, Arc<str>>>,
     image: OnceCell<Result<Image, Arc<str>>>,
@@ -99,7 +101,8 @@ impl Identify {
         let exe = self.exe(recorded);
         let connected = Connected::at(recorded.connected_ns);
         let (exe_sha256, image) = (OnceCell::new(), OnceCell::new());
-        Origin { captured, process, exe, share, connected, exe_sha256, image }
+        let shown = OnceLock::new();
+        Origin { captured, process, exe, share, shown, connected, exe_sha256, image }
     }
 
     /// Whose share of the limits a process takes from, as a cgroup's id: the captured cgroup's, or of what `exec` started

@@ -198,6 +198,9 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
 
 /// `application/json`, with or without `charset=utf-8`: MCP is UTF-8.
 fn is_json(content_type: &str) -> bool {
+    if content_type == "application/json" {
+        return true; // as nearly always
+    }
     let mut parts = content_type.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default();
     media_type.eq_ignore_ascii_case("application/json")

@@ -10,6 +10,7 @@ pub use expected::Expected;
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -142,7 +143,7 @@ pub struct Watch<'c, S> {
 
 impl<S: Stream> Watch<'_, S> {
     /// Waits for `work`, or for the client to leave: `None`.
-    pub async fn unless_left<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn unless_left<T>(&mut self, work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         tokio::select! {
             biased;
             done = work => Some(done),
@@ -185,7 +186,10 @@ impl<S: Stream> Client<S> {
                 return Ok(None);
             }
         }
-        within(limits.head_time_max, ("head", Limit::HeadTime), self.rest_of_head(limits)).await.map(Some)
+        let time_max = limits.head_time_max;
+        let read = timeout(time_max, self.rest_of_head(limits)).await;
+        let slow = |_| Broken::Slow { what: "head", time_max, limit: Limit::HeadTime };
+        read.map_err(slow)?.map(Some)
     }
 
     async fn rest_of_head(&mut self, limits: &Limits) -> Result<HeadAt, Broken> {
@@ -213,14 +217,13 @@ impl<S: Stream> Client<S> {
     /// # Errors
     /// [`Broken`] when it is too large, broken or does not come.
     pub async fn body(&mut self, head: &HeadAt, limits: &Limits) -> Result<BodyAt, Broken> {
-        within(limits.body_time_max, ("body", Limit::BodyTime), async {
-            match head.framing {
-                Framing::None | Framing::UntilClose => Ok(BodyAt::InPlace(0)),
-                Framing::Length(length) => self.sized_body(head, length, limits).await,
-                Framing::Chunked => self.chunked_body(head, limits).await,
-            }
-        })
-        .await
+        let time_max = limits.body_time_max;
+        let read = match head.framing {
+            Framing::None | Framing::UntilClose => Ok(Ok(BodyAt::InPlace(0))),
+            Framing::Length(length) => timeout(time_max, self.sized_body(head, length, limits)).await,
+            Framing::Chunked => timeout(time_max, self.chunked_body(head, limits)).await,
+        };
+        read.map_err(|_| Broken::Slow { what: "body", time_max, limit: Limit::BodyTime })?
     }
 
     async fn sized_body(&mut self, head: &HeadAt, length: u64, limits: &Limits) -> Result<BodyAt, Broken> {
@@ -418,14 +421,6 @@ async fn left<S: Stream>(io: &mut S, buffer: &mut Buffer) {
             Ok(0) | Err(_) => return,
         }
     }
-}
-
-async fn within<T>(
-    time_max: Duration,
-    (what, limit): (&'static str, Limit),
-    work: impl Future<Output = Result<T, Broken>>,
-) -> Result<T, Broken> {
-    timeout(time_max, work).await.unwrap_or(Err(Broken::Slow { what, time_max, limit }))
 }
 
 fn answer_head(answer: &Answer, close: bool) -> Vec<u8> {

@@ -1,5 +1,7 @@
 //! The path of what goes to no declared server: MCP is decided, the rest goes its way or not at all.
 
+use std::pin::pin;
+
 use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted};
 use toolgate_core::denial::{Answer, Shape};
 use toolgate_core::http1::Guess;
@@ -100,7 +102,7 @@ impl Turn<'_> {
             Decision::Permitted(permitted) => {
                 entry.permitted(&permitted);
                 let expected = Expected::unread(request.head.method);
-                let sending = forward::send_undeclared(permitted, own, self.beyond(), &node.limits);
+                let sending = pin!(forward::send_undeclared(permitted, own, self.beyond(), &node.limits));
                 let sent = watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft));
                 Undeclared::Sent(sent, expected)
             }

@@ -1,11 +1,11 @@
 //! JSON as the audit has it: written piece by piece into one buffer, nothing allocated between.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use toolgate_core::identity::Identity;
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Writes one line.
 pub(super) struct Json<'o>(pub(super) &'o mut Vec<u8>);
@@ -27,9 +27,9 @@ impl Json<'_> {
 
     /// A part of a string, without quotes around it.
     pub(super) fn escaped(&mut self, text: &str) -> &mut Self {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let is_plain = |&byte: &u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
-        if text.as_bytes().iter().all(is_plain) {
+        let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+        // All of them are looked at, which is quicker than to stop at the first that is not.
+        if text.bytes().fold(true, |all, byte| all & is_plain(byte)) {
             return self.raw(text);
         }
         for byte in text.bytes() {
@@ -71,22 +71,28 @@ impl Json<'_> {
     }
 
     /// A whole number as hexadecimal digits.
-    pub(super) fn hex_number(&mut self, number: u64) -> &mut Self {
-        // Writing to a Vec cannot fail.
-        let _ = write!(self.0, "{number:x}");
-        self
-    }
-
-    /// `127.0.0.1:80` or `[::1]:80`.
-    pub(super) fn address(&mut self, address: SocketAddr) -> &mut Self {
-        let _ = write!(self.0, "\"{address}\""); // as above
+    pub(super) fn hex_number(&mut self, mut number: u64) -> &mut Self {
+        let mut digits = [0; 16];
+        let mut start = digits.len();
+        loop {
+            start -= 1;
+            digits[start] = HEX[(number & 15) as usize];
+            number >>= 4;
+            if number == 0 {
+                break;
+            }
+        }
+        self.0.extend_from_slice(&digits[start..]);
         self
     }
 
     /// An identity as labels, logs and commands show it; its parts need no escapes.
     pub(super) fn name(&mut self, identity: &Identity) -> &mut Self {
-        let _ = write!(self.0, "\"{identity}\""); // as above
-        self
+        self.raw("\"").raw(identity.app_id());
+        if identity.is_in_default_namespace() {
+            return self.raw("\"");
+        }
+        self.raw(".").raw(identity.namespace()).raw("\"")
     }
 
     /// An array of strings.
@@ -99,11 +105,9 @@ impl Json<'_> {
     }
 
     /// Bytes as lower-case hexadecimal digits.
-    pub(super) fn hex(&mut self, bytes: &[u8]) -> &mut Self {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        for byte in bytes {
-            self.0.extend([byte >> 4, byte & 15].map(|nibble| HEX[usize::from(nibble)]));
-        }
+    pub(super) fn hex<const N: usize>(&mut self, bytes: &[u8; N]) -> &mut Self {
+        let digits = bytes.map(|byte| [byte >> 4, byte & 15].map(|nibble| HEX[usize::from(nibble)]));
+        self.0.extend_from_slice(digits.as_flattened());
         self
     }
 }
@@ -171,6 +175,24 @@ mod tests {
             }),
             "0fa0ff"
         );
+        for number in [0, 15, 16, 0xdead_beef, u64::MAX] {
+            assert_eq!(
+                written(|json| {
+                    json.hex_number(number);
+                }),
+                format!("{number:x}")
+            );
+        }
+        for (namespace, shown) in [("default", "\"docs\""), ("team", "\"docs.team\"")] {
+            let identity = Identity::new("example.org", namespace, "docs").unwrap();
+            assert_eq!(format!("\"{identity}\""), shown);
+            assert_eq!(
+                written(|json| {
+                    json.name(&identity);
+                }),
+                shown
+            );
+        }
         let mut clock = Clock::default();
         for micros in [0, 1, 999_999, 1_000_000, 1_790_000_000_123_456] {
             let time = UNIX_EPOCH + Duration::from_micros(micros);

@@ -219,7 +219,7 @@ impl Line {
     }
 
     fn who_and_where(&self, json: &mut Json<'_>) {
-        let captured = &self.origin.captured;
+        let [who, where_to] = self.origin.shown.get_or_init(|| shown(&self.origin));
         json.raw(r#","caller":{"app_id":"#);
         match &self.labels.caller {
             Some(caller) => {
@@ -230,11 +230,7 @@ impl Line {
                 json.raw(r#"null,"spiffe_id":null"#);
             }
         }
-        json.raw(r#","pid":"#).number(captured.process.tgid.into());
-        json.raw(r#","exe":"#).string_or_null(self.origin.exe.as_deref());
-        json.raw(r#","uid":"#).number(captured.process.uid.into());
-        let cgroup = self.origin.process.as_ref().map(|process| process.cgroup.as_str());
-        json.raw(r#","cgroup":"#).string_or_null(cgroup).raw(r#"},"target":"#);
+        json.raw(who).raw(r#","target":"#);
         match &self.labels.target {
             Some(target) => {
                 json.name(target);
@@ -243,7 +239,7 @@ impl Line {
                 json.raw(r#""undeclared""#);
             }
         }
-        json.raw(r#","address":"#).address(captured.original);
+        json.raw(where_to);
     }
 
     fn what(&self, json: &mut Json<'_>) {
@@ -270,4 +266,26 @@ impl Line {
             json.raw(r#","detail":"#).string(Name::new(detail).as_str());
         }
     }
+}
+
+/// Who connected, and where to: the same for all messages of a connection.
+fn shown(origin: &Origin) -> [Box<str>; 2] {
+    let recorded = &origin.captured.process;
+    let cgroup = origin.process.as_ref().map(|process| process.cgroup.as_str());
+    let who = text(|json| {
+        json.raw(r#","pid":"#).number(recorded.tgid.into());
+        json.raw(r#","exe":"#).string_or_null(origin.exe.as_deref());
+        json.raw(r#","uid":"#).number(recorded.uid.into());
+        json.raw(r#","cgroup":"#).string_or_null(cgroup).raw("}");
+    });
+    let where_to = text(|json| {
+        json.raw(r#","address":"#).string(&origin.captured.original.to_string());
+    });
+    [who, where_to]
+}
+
+fn text(write: impl FnOnce(&mut Json<'_>)) -> Box<str> {
+    let mut text = Vec::new();
+    write(&mut Json(&mut text));
+    String::from_utf8(text).unwrap_or_default().into() // it is made of strings
 }

@@ -1,6 +1,7 @@
 //! The headers of one head, borrowed, in the order they came.
 
 use super::error::{HttpError, shortened};
+use std::ops::Range;
 
 /// The most headers one head may have.
 pub const HEADERS_MAX: usize = 100;
@@ -73,11 +74,6 @@ impl<'b> Headers<'b> {
         find(self.head, part)
     }
 
-    /// Bytes of the head that they are of.
-    pub(super) fn bytes(&self) -> usize {
-        self.head.len()
-    }
-
     pub(super) fn part(&self, (start, length): Part) -> &'b [u8] {
         let start = usize::from(start);
         self.head.get(start..start + usize::from(length)).unwrap_or_default()
@@ -85,15 +81,39 @@ impl<'b> Headers<'b> {
 
     /// All in order, names as bytes: what is only compared is no text first.
     pub(super) fn raw(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
-        let kept = self.places.kept.iter().take(self.places.count);
-        let kept = kept.map(|place| (self.part(place.name), self.part(place.value)));
+        let kept = self.kept().iter().map(|place| (self.part(place.name), self.part(place.value)));
+        kept.chain(self.behind())
+    }
+
+    fn kept(&self) -> &[Place] {
+        self.places.kept.get(..self.places.count).unwrap_or_default()
+    }
+
+    /// Those whose places are not kept.
+    fn behind(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + use<'b> {
         let mut rest = self.part(self.places.rest);
-        kept.chain(std::iter::from_fn(move || {
+        std::iter::from_fn(move || {
             let (line, behind) = rest.split_at_checked(memchr::memchr(b'\n', rest)? + 1)?;
             rest = behind;
             let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
             Some((name, value.get(1..)?.trim_ascii()))
-        }))
+        })
+    }
+
+    /// Where a header's line stands in the head, if it is written as this agent writes it: one space after the colon,
+    /// none at the end.
+    pub(super) fn plain_line(&self, name: &[u8], value: &[u8]) -> Option<Range<usize>> {
+        let start = usize::from(self.find(name).0);
+        let end = start + name.len() + value.len() + 4;
+        let line = self.head.get(start..end)?;
+        let is_plain = line.get(name.len()..name.len() + 2)? == b": " && line.ends_with(b"\r\n");
+        // Of an empty value it is not told where it stands.
+        (is_plain && usize::from(self.find(value).0) == start + name.len() + 2).then_some(start..end)
+    }
+
+    /// The head that they are of.
+    pub(super) fn head(&self) -> &'b [u8] {
+        self.head
     }
 
     /// All in order.
@@ -143,8 +163,14 @@ impl<'b> Headers<'b> {
     }
 
     fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        // Asked some twenty times for each head: most names are told apart by their length alone.
+        let like = move |place: &&Place| {
+            usize::from(place.name.1) == name.len()
+                && self.part(place.name).eq_ignore_ascii_case(name.as_bytes())
+        };
+        let kept = self.kept().iter().filter(like).map(|place| self.part(place.value));
         let is_named = move |(found, _): &(&[u8], &[u8])| found.eq_ignore_ascii_case(name.as_bytes());
-        self.raw().filter(is_named).map(|(_, value)| value)
+        kept.chain(self.behind().filter(is_named).map(|(_, value)| value))
     }
 
     /// Headers that a lenient reader could take for the framing, or that hide others.

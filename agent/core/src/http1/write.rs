@@ -3,6 +3,7 @@
 use super::head::{RequestHead, ResponseHead};
 use super::headers::{Headers, begins, same};
 use std::io::Write;
+use std::ops::Range;
 
 /// Between a chunk's data and the next chunk's size.
 pub const CHUNK_END: &[u8] = b"\r\n";
@@ -89,16 +90,30 @@ fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&[u8]) -> 
     let named = |name: &[u8]| {
         has_connection && headers.tokens("connection").any(|token| token.eq_ignore_ascii_case(name))
     };
-    out.reserve(headers.bytes());
+    let head = headers.head();
+    out.reserve(head.len());
+    // Lines that follow one another are copied at once.
+    let mut run = 0..0;
+    let copy = |out: &mut Vec<u8>, run: Range<usize>| {
+        out.extend_from_slice(head.get(run).unwrap_or_default());
+    };
     for (name, value) in headers.raw() {
         let hop_by_hop = HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name, "proxy-");
         if hop_by_hop || dropped(name) || named(name) {
             continue;
         }
-        for part in [name, b": ", value, b"\r\n"] {
-            out.extend_from_slice(part);
+        match headers.plain_line(name, value) {
+            Some(line) if line.start == run.end => run.end = line.end,
+            Some(line) => copy(out, std::mem::replace(&mut run, line)),
+            None => {
+                copy(out, std::mem::take(&mut run));
+                for part in [name, b": ", value, b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+            }
         }
     }
+    copy(out, run);
 }
 
 fn end(out: &mut Vec<u8>, framing: Outgoing) {
