@@ -1,7 +1,7 @@
-//! Steps of the wall clock, which the agent does not count by. In a virtual machine alone, where they harm nobody.
-//!
-//! A suspend is not shown: nothing wakes a suspended kernel there (`freeze` never hears its alarm).
+//! Steps of the wall clock, which the agent does not count by, and a suspend, in which its clock stands still. In a
+//! virtual machine alone, where they harm nobody.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +21,23 @@ const PAUSE: Duration = Duration::from_millis(200);
 fn step(seconds: i64) -> Result<()> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
     clock_settime(ClockId::CLOCK_REALTIME, now + TimeSpec::seconds(seconds)).context("cannot set the clock")
+}
+
+/// To memory (ACPI S3), until the real-time clock's alarm: that is what also wakes a kernel without a console.
+fn suspend(time: Duration) -> Result<()> {
+    let put = |path: &str, text: &str| fs::write(path, text).with_context(|| format!("`{text}` > {path}"));
+    let asleep = || -> Result<TimeSpec> {
+        Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)? - clock_gettime(ClockId::CLOCK_MONOTONIC)?)
+    };
+    let before = asleep()?;
+    put("/sys/power/mem_sleep", "deep")?;
+    put("/sys/class/rtc/rtc0/wakealarm", "0")?;
+    put("/sys/class/rtc/rtc0/wakealarm", &format!("+{}", time.as_secs()))?;
+    put("/sys/power/state", "mem")?;
+    let slept = asleep()? - before;
+    // The alarm counts whole seconds.
+    ensure!(Duration::from(slept) + Duration::from_secs(2) > time, "it slept for {slept} alone");
+    Ok(())
 }
 
 /// A permitted call is answered, with headers beside those of the connection, and another is denied.
@@ -87,4 +104,27 @@ fn a_bypass_ends_after_its_time_whatever_the_clock_is_set_to() -> Result<()> {
         ensure!(begun.elapsed() >= Duration::from_secs(4), "it ended after {:?}", begun.elapsed());
     }
     Ok(())
+}
+
+#[test]
+fn calls_and_sessions_outlive_a_suspend_and_a_bypass_is_longer_by_it() -> Result<()> {
+    in_guest()?;
+    let scene = Scene::set()?;
+    let (_caller, mut before) = scene.reader()?;
+    let opened = before.post(&initialize())?;
+    let session = format!("Mcp-Session-Id: {}\r\n", opened.header("mcp-session-id").context("no session")?);
+    let mut bypassed = scene.caller("writer")?;
+    let mut bypass = scene.agent.toolgate("bypass");
+    bypass.args(["--for", "6s", "--reason", "a test", "--app-id", "writer"]);
+    let done = bypass.output()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+
+    suspend(Duration::from_secs(7))?;
+
+    ensure!(goes_unchecked(&scene, &mut bypassed)?, "the bypass was shorter by the suspend");
+    ensure!(is_governed(&mut before, &session)?, "a connection and a session of before");
+    let mut caller = scene.caller("reader")?;
+    is_served_for(&scene, &mut caller, LONGER_THAN_A_HEARTBEAT)?;
+    let ended = || Ok((!goes_unchecked(&scene, &mut bypassed)?).then_some(()));
+    wait::until("the end of the bypass", ended)
 }
