@@ -129,7 +129,8 @@ fn ends(ctx: &SkLookupContext) -> Ends {
     Ends { remote, local, remote_port: u16::from_be(remote_port), local_port: local_port as u16, family }
 }
 
-/// The next listener. Two SYNs at once may get the same one, which does no harm; an atomic that
+/// The next listener. Each round begins with another one: of a client that has a connection to ask by and one on which
+/// little comes, and of the next such client, the busy ones would all be the same thread's. Two SYNs at once may get the same one, which does no harm; an atomic that
 /// returns its value would need 5.12.
 #[inline(always)]
 fn turn(served: &Served, family: u16) -> u32 {
@@ -143,5 +144,5 @@ fn turn(served: &Served, family: u16) -> u32 {
         *turn = (*turn).wrapping_add(1);
         *turn
     };
-    if listeners == 0 { first } else { first + next % listeners }
+    if listeners == 0 { first } else { first + next.wrapping_add(next / listeners) % listeners }
 }

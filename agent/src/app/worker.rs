@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
@@ -56,6 +57,7 @@ pub struct Worker {
     /// Idle upstream connections.
     pub pool: Pool,
     taker: RefCell<Taker>,
+    accepted: IntCounter,
     connections: Cell<usize>,
     turned_away: Cell<usize>,
     working: Cell<usize>,
@@ -74,8 +76,9 @@ impl Drop for Working<'_> {
 }
 
 impl Worker {
-    fn new(node: Arc<Node>, taker: Taker, phase: watch::Receiver<Phase>) -> Self {
+    fn new(node: Arc<Node>, index: usize, taker: Taker, phase: watch::Receiver<Phase>) -> Self {
         Self {
+            accepted: node.metrics.accepted_by(index),
             node,
             pool: Pool::default(),
             taker: RefCell::new(taker),
@@ -194,6 +197,7 @@ impl Worker {
                 return tracing::warn!(%error, "connection refused");
             }
         };
+        self.accepted.inc();
         let share = self.node.shares.of(self.node.identify.sharer(&captured.process));
         let counted = match share.take(Use::Connection, 1) {
             Ok(counted) => counted,
@@ -284,8 +288,9 @@ pub(super) fn spawn(
         let (node, phase, progress) = (Arc::clone(node), phase.clone(), node.pulse.worker());
         let (orders, given) = mpsc::channel(ORDERS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let serve =
-            move || async move { Rc::new(Worker::new(node, taker, phase)).run(home, given, progress).await };
+        let serve = move || async move {
+            Rc::new(Worker::new(node, index, taker, phase)).run(home, given, progress).await
+        };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
         let thread = thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)?;
         workers.threads.push(thread);

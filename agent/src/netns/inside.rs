@@ -31,17 +31,17 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// One of each family. Where another process holds the port already the listener gets any: which socket answers
-    /// is decided by `sk_lookup`, not by who holds the port.
-    pub(super) fn open(port: u16) -> Result<Self, NetnsError> {
+    /// As many of each family. Where another process holds the port already they get any: which socket answers is
+    /// decided by `sk_lookup`, not by who holds the port.
+    pub(super) fn open(port: u16, count: usize) -> Result<Self, NetnsError> {
         let failed = |cause| NetnsError::Inside { what: "listen at loopback", cause };
-        let v4 = at_port(Ipv4Addr::LOCALHOST.into(), port).map_err(failed)?;
-        let v6 = match at_port(Ipv6Addr::LOCALHOST.into(), port) {
-            Ok(listener) => vec![listener],
+        let v4 = at_port(Ipv4Addr::LOCALHOST.into(), port, count).map_err(failed)?;
+        let v6 = match at_port(Ipv6Addr::LOCALHOST.into(), port, count) {
+            Ok(listeners) => listeners,
             Err(error) if is_without_ipv6(&error) => Vec::new(),
             Err(error) => return Err(failed(error)),
         };
-        Ok(Self { v4: vec![v4], v6 })
+        Ok(Self { v4, v6 })
     }
 
     /// By their addresses.
@@ -59,13 +59,28 @@ impl Listeners {
     pub fn again(&self) -> io::Result<Vec<TcpListener>> {
         self.v4.iter().chain(&self.v6).map(TcpListener::try_clone).collect()
     }
+
+    /// The same once more, in the shares of as many threads: each has one of each family, as long as there are any.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn shared(&self, threads: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+        let mut shares: Vec<_> = (0..threads).map(|_| Vec::new()).collect();
+        for family in [&self.v4, &self.v6] {
+            for (index, listener) in family.iter().enumerate() {
+                shares[index % threads].push(listener.try_clone()?);
+            }
+        }
+        Ok(shares)
+    }
 }
 
-fn at_port(address: IpAddr, port: u16) -> io::Result<TcpListener> {
-    match listener(SocketAddr::new(address, port)) {
+fn at_port(address: IpAddr, port: u16, count: usize) -> io::Result<Vec<TcpListener>> {
+    let all = |port| (0..count).map(|_| listener(SocketAddr::new(address, port))).collect();
+    match all(port) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             tracing::warn!(%address, port, "a process in a served namespace holds the agent's port: it gets nothing there");
-            listener(SocketAddr::new(address, 0))
+            all(0)
         }
         other => other,
     }

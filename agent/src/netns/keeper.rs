@@ -29,6 +29,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// namespace yet.
 const LOOK_SOON: Duration = Duration::from_millis(20);
 
+/// Threads that accept in one namespace: each has listeners of its own there, which cost memory of the kernel's.
+const THREADS_MAX: usize = 8;
+
 /// What the thread is given.
 pub struct Keeper {
     /// Where it tells all threads what is served.
@@ -362,7 +365,7 @@ impl Follower {
         Ok(cgroup)
     }
 
-    /// Listens inside, unless there are listeners, then tells the programs, then the worker. What was begun is undone
+    /// Listens inside, unless there are listeners, then tells the programs, then the workers. What was begun is undone
     /// where one of them fails.
     async fn serve(
         &mut self,
@@ -372,18 +375,18 @@ impl Follower {
         listeners: Option<Listeners>,
     ) -> Result<bool, NetnsError> {
         let (kernel, port, reserve) = (&self.given.kernel, self.given.port, &mut self.reserve);
+        let threads = self.given.workers.len().min(THREADS_MAX);
         let namespace = Namespace::new(cookie, door);
         let opened = namespace.within(|| {
             if inside::raise_loopback()? {
                 tracing::info!(namespace = %cookie, "brought `lo` up: captured connections go by it");
             }
-            let listeners = listeners.map_or_else(|| Listeners::open(port), Ok)?;
+            let listeners = listeners.map_or_else(|| Listeners::open(port, threads), Ok)?;
             reserve.take(&namespace);
             let ipv6_routes = inside::ipv6_leads_out();
             kernel.serve(cookie, ipv6_routes, &listeners.v4, &listeners.v6)?;
-            let accepting = listeners.again();
-            let accepting =
-                accepting.map_err(|cause| NetnsError::Inside { what: "share the listeners", cause })?;
+            let failed = |cause| NetnsError::Inside { what: "share the listeners", cause };
+            let accepting = listeners.shared(threads).map_err(failed)?;
             Ok((listeners, accepting, ipv6_routes))
         });
         let looked = opened.and_then(|opened| opened).and_then(|opened| {
@@ -399,9 +402,12 @@ impl Follower {
         };
         let namespace = Arc::new(namespace);
         self.served.insert(cookie, Served { namespace, ipv6_routes, cgroup, listeners });
-        // Before the worker accepts: what is accepted may be dialled from there.
+        // Before the workers accept: what is accepted may be dialled from there.
         self.publish();
-        self.order(cookie, Order::Serve { namespace: cookie, listeners: accepting }).await;
+        for (worker, listeners) in self.workers_of(cookie).zip(accepting) {
+            // No receiver: the worker has ended, and the agent ends.
+            let _ = worker.send(Order::Serve { namespace: cookie, listeners }).await;
+        }
         Ok(ipv6_routes)
     }
 
@@ -425,7 +431,9 @@ impl Follower {
             self.reserve.give_back(&served.namespace);
         }
         self.publish();
-        self.order(cookie, Order::Leave { namespace: cookie }).await;
+        for worker in self.workers_of(cookie) {
+            let _ = worker.send(Order::Leave { namespace: cookie }).await;
+        }
     }
 
     fn forget(&self, cookie: Cookie) {
@@ -450,15 +458,14 @@ impl Follower {
         self.given.namespaces.publish(others.collect());
     }
 
-    async fn order(&self, cookie: Cookie, order: Order) {
+    /// The threads that accept in a namespace.
+    fn workers_of(&self, cookie: Cookie) -> impl Iterator<Item = &mpsc::Sender<Order>> {
         let workers = &self.given.workers;
-        // Cookies are not dense: taken as they are, all could fall to one thread.
+        // Cookies are not dense: taken as they are, all could begin with one thread.
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(cookie);
-        let index = usize::try_from(hash >> 32).unwrap_or_default().checked_rem(workers.len());
-        if let Some(worker) = index.and_then(|index| workers.get(index)) {
-            // No receiver: the worker has ended, and the agent ends.
-            let _ = worker.send(order).await;
-        }
+        let first =
+            usize::try_from(hash >> 32).unwrap_or_default().checked_rem(workers.len()).unwrap_or_default();
+        workers.iter().cycle().skip(first).take(workers.len().min(THREADS_MAX))
     }
 
     /// Once for each namespace; one whose process is gone is not worth a warning.

@@ -36,7 +36,7 @@ use crate::capture::Cookie;
 /// captured.
 pub const CANARY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 255, 255, 254)), 1);
 
-/// What the keeper tells the worker that a namespace belongs to.
+/// What the keeper tells a worker that accepts in a namespace.
 #[derive(Debug)]
 pub enum Order {
     /// Accept from these.

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub audit_failures: IntCounter,
     /// Messages without a line in the audit: with `audit.on_failure: dangerous_allow`, or at the very end.
     pub audit_lost: IntCounter,
+    /// Captured connections that were accepted, by the thread that serves them.
+    accepted: IntCounterVec,
     /// Connections that were closed before anything was read, by reason.
     refused: IntCounterVec,
     /// Configurations that were not taken over because of an error in them.
@@ -73,11 +75,14 @@ impl Metrics {
     #[expect(clippy::expect_used, reason = "the names are constants of this function")]
     pub fn new() -> Self {
         let registry = Registry::new();
-        let requests = IntCounterVec::new(
-            Opts::new("toolgate_requests_total", "Messages decided"),
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels).expect("valid name")
+        };
+        let requests = counters(
+            "toolgate_requests_total",
+            "Messages decided",
             &["direction", "caller", "target", "method", "tool", "decision", "reason"],
-        )
-        .expect("valid name");
+        );
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "toolgate_request_duration_seconds",
@@ -95,25 +100,21 @@ impl Metrics {
             "toolgate_reload_failures_total",
             "Changed configurations that were refused for an error",
         );
-        let refused = IntCounterVec::new(
-            Opts::new(
-                "toolgate_connections_refused_total",
-                "Connections closed, and messages refused, without an audit entry",
-            ),
+        let accepted = counters("toolgate_connections_total", "Captured connections accepted", &["thread"]);
+        let refused = counters(
+            "toolgate_connections_refused_total",
+            "Connections closed, and messages refused, without an audit entry",
             &["reason"],
-        )
-        .expect("valid name");
-        let older = IntCounterVec::new(
-            Opts::new("toolgate_connections_older", "Connections found that were older than their capture"),
+        );
+        let older = counters(
+            "toolgate_connections_older",
+            "Connections found that were older than their capture",
             &["result"],
-        )
-        .expect("valid name");
-        let limits = IntCounterVec::new(
-            Opts::new("toolgate_limit_refusals_total", "What was refused because of a limit"),
-            &["limit"],
-        )
-        .expect("valid name");
-        let all: [Box<dyn Collector>; 8] = [
+        );
+        let limits =
+            counters("toolgate_limit_refusals_total", "What was refused because of a limit", &["limit"]);
+        let all: [Box<dyn Collector>; 9] = [
+            Box::new(accepted.clone()),
             Box::new(limits.clone()),
             Box::new(older.clone()),
             Box::new(requests.clone()),
@@ -132,12 +133,19 @@ impl Metrics {
             durations,
             audit_failures,
             audit_lost,
+            accepted,
             refused,
             reload_failures,
             older,
             limits: Refusals::new(&limits),
             known: Mutex::default(),
         }
+    }
+
+    /// The count of connections that a thread has accepted, for it to keep.
+    #[must_use]
+    pub fn accepted_by(&self, thread: usize) -> IntCounter {
+        self.accepted.with_label_values(&[thread.to_string()])
     }
 
     /// A connection is closed before anything is read, or a message has no entry that could tell.
