@@ -11,7 +11,9 @@ use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::User;
 use serde_json::{Value, json};
 use toolgate_tests::scene::{call, initialize, is_result, resources};
-use toolgate_tests::{Agent, Process, Scene, Server, Setup, cgroup2, free_address, scene, toolgate, wait};
+use toolgate_tests::{
+    Agent, Host, Process, Scene, Server, Setup, cgroup2, free_address, scene, toolgate, wait,
+};
 
 #[test]
 fn exec_is_the_command_it_starts() -> Result<()> {
@@ -287,25 +289,50 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
     Ok(())
 }
 
+/// What a command that ends by itself says to a terminal: less than its buffer, so that it is to be read afterwards.
+fn said_to_terminal(arguments: &[&str], no_color: &str) -> Result<String> {
+    let pty = openpty(None, None).context("no pseudo-terminal")?;
+    let mut terminal = fs::File::from(pty.master);
+    let mut command = toolgate();
+    command.args(arguments).env("TERM", "xterm").env("NO_COLOR", no_color);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(pty.slave));
+    let status = command.status().context("cannot start it")?;
+    ensure!(status.code() == Some(2), "{status}");
+    let mut some = [0; 4096];
+    let read = terminal.read(&mut some).context("it said nothing")?;
+    Ok(String::from_utf8_lossy(&some[..read]).into_owned())
+}
+
 #[test]
 fn colours_are_for_terminals_that_want_them() -> Result<()> {
-    // The end of a terminal is to be read after it has ended: what is written before is less than its buffer.
-    let run = |no_color: &str| -> Result<String> {
-        let pty = openpty(None, None).context("no pseudo-terminal")?;
-        let mut terminal = fs::File::from(pty.master);
-        let mut command = toolgate();
-        command.arg("statsu").env("TERM", "xterm").env("NO_COLOR", no_color);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(pty.slave));
-        let status = command.status().context("cannot start it")?;
-        assert_eq!(status.code(), Some(2));
-        let mut some = [0; 4096];
-        let read = terminal.read(&mut some).context("it said nothing")?;
-        Ok(String::from_utf8_lossy(&some[..read]).into_owned())
-    };
     let coloured = |text: &str| text.contains('\u{1b}');
-    assert!(coloured(&run("")?), "a terminal");
-    assert!(!coloured(&run("1")?), "NO_COLOR");
+    assert!(coloured(&said_to_terminal(&["statsu"], "")?), "a terminal");
+    assert!(!coloured(&said_to_terminal(&["statsu"], "1")?), "NO_COLOR");
     assert!(!coloured(&said(&["statsu"])?.2), "a pipe");
+    Ok(())
+}
+
+/// Of an agent that says what is odd about its resources, and then does not start.
+#[test]
+fn colours_of_the_log_are_for_terminals_that_want_them() -> Result<()> {
+    let _turn = Host::turn()?;
+    let folder = tempfile::tempdir()?;
+    let settings = Agent::other_settings(folder.path())? + "capture: { cgroups: [no-such.slice] }\n";
+    fs::write(folder.path().join("toolgate.yaml"), settings)?;
+    fs::create_dir(folder.path().join("resources"))?;
+    fs::write(folder.path().join("resources/all.yaml"), resources(free_address()?))?;
+    let config = folder.path().display().to_string();
+    let run = ["run", "--config", &config];
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let said = said_to_terminal(&run, no_color)?;
+        ensure!(said.contains("WARN") && said.contains("no-such.slice"), "{said}");
+        ensure!(said.contains('\u{1b}') == coloured, "NO_COLOR={no_color}: {said}");
+    }
+    let piped = Agent::refused(
+        &fs::read_to_string(folder.path().join("toolgate.yaml"))?,
+        &resources(free_address()?),
+    )?;
+    ensure!(piped.said.contains("WARN") && !piped.said.contains('\u{1b}'), "{}", piped.said);
     Ok(())
 }
 

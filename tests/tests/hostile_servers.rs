@@ -271,6 +271,28 @@ fn what_is_said_unasked_is_nobodys_answer() -> Result<()> {
     Ok(())
 }
 
+/// The same where no Server is declared: the connection behind the client's own.
+#[test]
+fn what_an_undeclared_server_says_unasked_is_no_answer() -> Result<()> {
+    let peer = Peer::start()?;
+    let agent = Agent::start(Setup { capture: "{ unrecognised: pass }", ..Setup::default() })?;
+    let mut client = agent.caller("reader")?.http(peer.address)?;
+    let get = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", peer.address);
+    let mut server: Option<Connection> = None;
+    for (said, then) in [("first", &b""[..]), ("second", &answer(POISON)), ("third", b"")] {
+        client.send(get.as_bytes())?;
+        // One that was quiet serves again.
+        let mut asked = server.take().map_or_else(|| peer.accept(), Ok).context(said)?;
+        asked.through("\r\n\r\n").context(said)?;
+        asked.send(&answer(said))?;
+        let reply = client.reply().context(said)?;
+        ensure!(reply.text().contains(said) && !is_poisoned(&reply), "{}{}", reply.head, reply.text());
+        asked.send(then)?;
+        server = then.is_empty().then_some(asked);
+    }
+    Ok(())
+}
+
 /// A response before the request, on a fresh connection, answers the one caller that the connection serves, and what comes
 /// to the request itself is one too many.
 #[test]

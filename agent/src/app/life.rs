@@ -362,6 +362,7 @@ fn keep(
         roots: roots.map_err(AppError::Capture)?,
         port: node.agent.listen.outbound,
         per_cgroup_max: node.limits.namespaces_per_cgroup_max,
+        metrics: Arc::clone(&node.metrics),
         workers,
         heritage,
     };

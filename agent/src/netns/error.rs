@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::capture::CaptureError;
+use crate::limits::Limit;
 
 /// What keeps the agent out of a namespace. Captured processes in it stay refused.
 #[derive(Debug, thiserror::Error)]
@@ -62,4 +63,21 @@ pub enum NetnsError {
         /// What the kernel said.
         cause: io::Error,
     },
+}
+
+impl NetnsError {
+    /// The limit that it ran into, of those that can be set.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Share { .. } => Some(Limit::NamespacesPerCgroup),
+            Self::Vanished { .. }
+            | Self::Enter { .. }
+            | Self::Inside { .. }
+            | Self::TooMany { .. }
+            | Self::NotServed { .. }
+            | Self::Capture(_)
+            | Self::Thread { .. } => None,
+        }
+    }
 }

@@ -21,6 +21,7 @@ use super::inside::{self, Listeners};
 use super::reserve::Reserve;
 use super::{Door, Namespace, Namespaces, NetnsError, Order, events};
 use crate::capture::{Cookie, Kernel, SeenReader};
+use crate::record::Metrics;
 
 /// How often it looks without being told: a process that enters a namespace makes no event.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -44,6 +45,8 @@ pub struct Keeper {
     pub port: u16,
     /// Namespaces of one captured cgroup.
     pub per_cgroup_max: usize,
+    /// Where it counts what that limit refused.
+    pub metrics: Arc<Metrics>,
     /// One for each worker.
     pub workers: Vec<mpsc::Sender<Order>>,
     /// What the agent before listens with in other namespaces.
@@ -375,7 +378,7 @@ impl Follower {
         listeners: Option<Listeners>,
     ) -> Result<bool, NetnsError> {
         let (kernel, port, reserve) = (&self.given.kernel, self.given.port, &mut self.reserve);
-        let threads = self.given.workers.len().min(THREADS_MAX);
+        let threads = self.given.workers.len().clamp(1, THREADS_MAX);
         let namespace = Namespace::new(cookie, door);
         let opened = namespace.within(|| {
             if inside::raise_loopback()? {
@@ -446,9 +449,9 @@ impl Follower {
     fn look_again(&mut self) -> bool {
         let kernel = &self.given.kernel;
         let home = self.given.namespaces.home();
-        let mut changed = look_into(home, kernel, &mut self.home_ipv6_routes, false);
+        let mut changed = home.look_again(kernel, &mut self.home_ipv6_routes, false);
         for served in self.served.values_mut() {
-            changed |= look_into(&served.namespace, kernel, &mut served.ipv6_routes, true);
+            changed |= served.namespace.look_again(kernel, &mut served.ipv6_routes, true);
         }
         changed
     }
@@ -473,28 +476,12 @@ impl Follower {
         if matches!(error, NetnsError::Vanished { .. }) {
             tracing::debug!(tgid, %error, "network namespace not served");
         } else if self.failing.insert(inode) {
-            tracing::error!(tgid, inode, %error, "network namespace not served: captured processes in it are refused");
+            match error.limit() {
+                Some(limit) => self.given.metrics.limits.count(limit, error),
+                None => {
+                    tracing::error!(tgid, inode, %error, "network namespace not served: captured processes in it are refused");
+                }
+            }
         }
     }
-}
-
-fn look_into(namespace: &Namespace, kernel: &Kernel, ipv6_routes: &mut bool, raise: bool) -> bool {
-    let looked = namespace.within(|| {
-        if raise && inside::raise_loopback()? {
-            tracing::warn!(namespace = %namespace.cookie, "brought `lo` up again: captured connections go by it");
-        }
-        Ok(inside::ipv6_leads_out())
-    });
-    let told = looked.and_then(|looked| looked).and_then(|now| {
-        if now != *ipv6_routes {
-            kernel.set_routes(namespace.cookie, now)?;
-            tracing::info!(namespace = %namespace.cookie, ipv6_routes = now, "IPv6 routes changed");
-            *ipv6_routes = now;
-        }
-        namespace.look_at_addresses()
-    });
-    told.unwrap_or_else(|error| {
-        tracing::warn!(namespace = %namespace.cookie, %error, "cannot look into a served namespace");
-        false
-    })
 }

@@ -156,6 +156,29 @@ impl Namespace {
         Ok(changed)
     }
 
+    /// What may change inside: `lo`, which is brought up again where `raise` says so, routes and addresses. Whether
+    /// addresses did.
+    pub(super) fn look_again(&self, kernel: &Kernel, ipv6_routes: &mut bool, raise: bool) -> bool {
+        let looked = self.within(|| {
+            if raise && inside::raise_loopback()? {
+                tracing::warn!(namespace = %self.cookie, "brought `lo` up again: captured connections go by it");
+            }
+            Ok(inside::ipv6_leads_out())
+        });
+        let told = looked.and_then(|looked| looked).and_then(|now| {
+            if now != *ipv6_routes {
+                kernel.set_routes(self.cookie, now)?;
+                tracing::info!(namespace = %self.cookie, ipv6_routes = now, "IPv6 routes changed");
+                *ipv6_routes = now;
+            }
+            self.look_at_addresses()
+        });
+        told.unwrap_or_else(|error| {
+            tracing::warn!(namespace = %self.cookie, %error, "cannot look into a served namespace");
+            false
+        })
+    }
+
     /// Whether an address leads to this namespace itself, from inside or, unless it is loopback, from others.
     #[must_use]
     pub fn has(&self, address: IpAddr) -> bool {

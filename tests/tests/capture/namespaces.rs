@@ -151,6 +151,7 @@ fn keeper(kernel: &Arc<Kernel>, cgroups: &[&Cgroup], port: u16) -> Result<Keeper
         roots: cgroups.iter().map(root).collect(),
         port,
         per_cgroup_max: 2,
+        metrics: Arc::default(),
         workers: Vec::new(),
         heritage: BTreeMap::new(),
     })
@@ -201,7 +202,7 @@ fn one_cgroup_cannot_use_up_the_namespaces_of_the_others() -> Result<()> {
         clients.push(client_elsewhere(cgroup)?);
     }
     let keeper = keeper(&kernel.0, &[&greedy, &other], rig.port)?;
-    let namespaces = Arc::clone(&keeper.namespaces);
+    let (namespaces, metrics) = (Arc::clone(&keeper.namespaces), Arc::clone(&keeper.metrics));
     let keeping = keeper.start()?;
     let inode = |process: u32| -> Result<u64> {
         Ok(fs::metadata(format!("/proc/{process}/ns/net")).context("it has ended")?.ino())
@@ -216,6 +217,8 @@ fn one_cgroup_cannot_use_up_the_namespaces_of_the_others() -> Result<()> {
     let checked = (|| {
         ensure!(served(&clients[3])?, "the other one is not served");
         ensure!(of_greedy(&clients[..3])? == 2, "{} of the greedy one are served", of_greedy(&clients[..3])?);
+        let counted = "toolgate_limit_refusals_total{limit=\"namespaces_per_cgroup_max\"} 1\n";
+        ensure!(metrics.text("").contains(counted), "{}", metrics.text(""));
         // One that goes makes room.
         let at = clients.iter().position(|client| served(client).unwrap_or_default()).context("none")?;
         drop(clients.remove(at));
