@@ -84,6 +84,10 @@ pub struct Arguments {
     predicates: Vec<(Key, Vec<Predicate>)>,
     others: Others,
     named: Named,
+    /// For each key, which of the names its first one is.
+    firsts: Vec<usize>,
+    /// Two of the names that keys begin with are equal to a reader that ignores case.
+    names_collide: bool,
 }
 
 /// The names that the keys use, as a tree: what a pointer passes through is named only along its way, so that
@@ -112,7 +116,16 @@ impl Arguments {
         for (key, _) in &predicates {
             named.add(&key.tokens);
         }
-        Self { predicates, others, named }
+        let names: Vec<_> = named.below.iter().map(|(name, _)| name.as_str()).collect();
+        let place = |(key, _): &(Key, _)| {
+            names.iter().position(|name| key.tokens.first().is_some_and(|first| first == name))
+        };
+        let firsts = predicates.iter().map(|predicate| place(predicate).unwrap_or(usize::MAX)).collect();
+        let names_collide = names
+            .iter()
+            .enumerate()
+            .any(|(at, one)| names.iter().skip(at + 1).any(|other| folds_to(one, other)));
+        Self { predicates, others, named, firsts, names_collide }
     }
 
     /// Each key with its predicates, as written.
@@ -137,8 +150,8 @@ impl Arguments {
             }
         }
         let mut all = Truth::True;
-        for (key, predicates) in &self.predicates {
-            all = all.and(self.holds(key, predicates, &found, budget));
+        for ((key, predicates), &first) in self.predicates.iter().zip(&self.firsts) {
+            all = all.and(holds(key, predicates, found.get(first), budget));
             if all == Truth::False {
                 break;
             }
@@ -153,48 +166,44 @@ impl Arguments {
             return if closed { Walked::LeftOut } else { Walked::Spent };
         }
         for (name, value) in arguments.members() {
-            let mut is_named = false;
-            for ((named, below), found) in self.named.below.iter().zip(&mut *found) {
-                if *named == *name {
-                    is_named = true;
-                    if closed && below.leaves_out(value, budget) {
-                        return Walked::LeftOut;
-                    }
-                    if let Found::Absent = found {
-                        *found = Found::Value(value);
-                    }
-                } else if folds_to(&name, named) {
+            let own = self.named.below.iter().zip(&mut *found).find(|((named, _), _)| *named == *name);
+            if let Some(((_, below), found)) = own {
+                if closed && below.leaves_out(value, budget) {
+                    return Walked::LeftOut;
+                }
+                if let Found::Absent = found {
+                    *found = Found::Value(value);
+                }
+                if !self.names_collide {
+                    continue;
+                }
+            } else if closed {
+                return Walked::LeftOut;
+            }
+            for ((named, _), found) in self.named.below.iter().zip(&mut *found) {
+                if *named != *name && folds_to(&name, named) {
                     *found = Found::Ambiguous;
                 }
-            }
-            if closed && !is_named {
-                return Walked::LeftOut;
             }
         }
         Walked::Whole
     }
+}
 
-    fn holds(
-        &self,
-        key: &Key,
-        predicates: &[Predicate],
-        members: &Members<'_>,
-        budget: &mut Budget,
-    ) -> Truth {
-        let Some((first, rest)) = key.tokens.split_first().filter(|_| !predicates.is_empty()) else {
-            return Truth::True;
-        };
-        let member = self.named.below.iter().zip(members).find(|((named, _), _)| named == first);
-        let found = match member.map(|(_, found)| *found) {
-            Some(Found::Value(value)) => find(rest, value, budget),
-            Some(other) => other,
-            None => Found::Absent,
-        };
-        match found {
-            Found::Value(value) => all_hold(predicates, Some(value), budget),
-            Found::Absent => all_hold(predicates, None, budget),
-            Found::Ambiguous | Found::Spent => Truth::Unknown,
-        }
+/// Whether the predicates of a key hold; `found` is where its first name leads.
+fn holds(key: &Key, predicates: &[Predicate], found: Option<&Found<'_>>, budget: &mut Budget) -> Truth {
+    if predicates.is_empty() {
+        return Truth::True;
+    }
+    let found = match found {
+        Some(Found::Value(value)) => find(key.tokens.get(1..).unwrap_or_default(), *value, budget),
+        Some(other) => *other,
+        None => Found::Absent,
+    };
+    match found {
+        Found::Value(value) => all_hold(predicates, Some(value), budget),
+        Found::Absent => all_hold(predicates, None, budget),
+        Found::Ambiguous | Found::Spent => Truth::Unknown,
     }
 }
 
@@ -279,10 +288,12 @@ impl Named {
     }
 
     /// Whether the value holds something that no key names. As deep as the longest pointer.
+    #[inline]
     fn leaves_out(&self, value: Value<'_>, budget: &mut Budget) -> bool {
-        if self.whole {
-            return false;
-        }
+        !self.whole && self.leaves_some_out(value, budget)
+    }
+
+    fn leaves_some_out(&self, value: Value<'_>, budget: &mut Budget) -> bool {
         if !budget.take(value.text().len()) {
             return true;
         }

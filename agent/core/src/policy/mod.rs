@@ -29,12 +29,13 @@ pub use self::predicate::{
 pub use self::rule::{DECIDED_BY_NAME, Effect, Rule, What};
 
 use self::asked::{Asked, asked};
-use self::index::{ByWords, Indexed, Named};
+use self::index::{Indexed, Named};
 use self::predicate::Budget;
 use self::rule::Match;
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::{Call, Class, ListKind};
+use crate::words::ByWords;
 
 /// Names of rules, `policy/rule`.
 pub type Rules = SmallVec<[Arc<str>; 2]>;
