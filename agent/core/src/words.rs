@@ -19,8 +19,12 @@ impl Hasher for Words {
         for word in words {
             self.write_u64(u64::from_le_bytes(*word));
         }
-        let last = rest.iter().fold(rest.len() as u64, |last, &byte| last << 8 | u64::from(byte));
-        self.write_u64(last);
+        // The last eight bytes again are quicker to have than the rest alone.
+        let last = match bytes.last_chunk() {
+            Some(word) => u64::from_le_bytes(*word),
+            None => rest.iter().fold(0, |last, &byte| last << 8 | u64::from(byte)),
+        };
+        self.write_u64(last ^ bytes.len() as u64);
     }
 
     fn write_u64(&mut self, word: u64) {

@@ -162,7 +162,7 @@ impl Arguments {
     /// Finds the members that keys begin with, in one walk over all of them.
     fn walk<'b>(&self, arguments: Value<'b>, found: &mut Members<'b>, budget: &mut Budget) -> Walked {
         let closed = self.others == Others::Deny;
-        if !budget.take(arguments.text().len()) {
+        if !budget.take(arguments.bytes()) {
             return if closed { Walked::LeftOut } else { Walked::Spent };
         }
         for (name, value) in arguments.members() {
@@ -220,7 +220,7 @@ enum Walked {
 
 fn find<'b>(tokens: &[String], mut value: Value<'b>, budget: &mut Budget) -> Found<'b> {
     for token in tokens {
-        if !budget.take(value.text().len()) {
+        if !budget.take(value.bytes()) {
             return Found::Spent;
         }
         let next = match value.kind() {
@@ -294,7 +294,7 @@ impl Named {
     }
 
     fn leaves_some_out(&self, value: Value<'_>, budget: &mut Budget) -> bool {
-        if !budget.take(value.text().len()) {
+        if !budget.take(value.bytes()) {
             return true;
         }
         let child = |name: &str| self.below.iter().find(|(named, _)| named == name).map(|(_, below)| below);
@@ -305,6 +305,42 @@ impl Named {
             Kind::Array => value.elements().enumerate().any(|(at, value)| left_out(&at.to_string(), value)),
             // The keys lead further down; a scalar here is something they do not speak of.
             Kind::Null | Kind::Bool | Kind::Number | Kind::String => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::predicate::{ARGUMENT_BYTES_READ_MAX, Literal};
+    use super::*;
+    use crate::mcp::json::{JsonLimits, Scratch, validate};
+
+    /// Each key must be 1.
+    #[test]
+    fn a_name_that_another_reader_could_take_for_a_key_leaves_it_open() {
+        let table: &[(&[&str], Others, &str, Truth)] = &[
+            (&["path"], Others::Allow, r#"{"path":1}"#, Truth::True),
+            (&["path"], Others::Allow, r#"{"path":1,"x":2}"#, Truth::True),
+            (&["path"], Others::Deny, r#"{"path":1,"x":2}"#, Truth::False),
+            (&["path"], Others::Allow, r#"{"path":1,"PATH":1}"#, Truth::Unknown),
+            (&["path"], Others::Allow, r#"{"PATH":1,"path":1}"#, Truth::Unknown),
+            (&["path"], Others::Deny, r#"{"path":1,"PATH":1}"#, Truth::False),
+            (&["p", "key"], Others::Allow, "{\"p\":1,\"key\":1,\"\u{212a}ey\":1}", Truth::Unknown),
+            (&["p", "\u{212a}ey"], Others::Allow, "{\"p\":1,\"\u{212a}ey\":1,\"key\":1}", Truth::Unknown),
+            (&["path", "PATH"], Others::Deny, r#"{"path":1,"PATH":1}"#, Truth::Unknown),
+            (&["path", "PATH"], Others::Deny, r#"{"path":1}"#, Truth::Unknown),
+            (&["path", "PATH"], Others::Deny, r#"{"path":2}"#, Truth::False),
+            (&["/a/b", "/a/c"], Others::Deny, r#"{"a":{"b":1,"c":1}}"#, Truth::True),
+            (&["/a/b", "/a/c"], Others::Deny, r#"{"a":{"b":1,"c":1,"C":1}}"#, Truth::False),
+            (&["/a/b", "/a/c"], Others::Allow, r#"{"a":{"b":1,"c":1,"C":1}}"#, Truth::Unknown),
+        ];
+        for (keys, others, text, expected) in table {
+            let is_one = |key: &&str| (Key::new(key).unwrap(), vec![Predicate::Equals(Literal::Number(1.0))]);
+            let arguments = Arguments::new(keys.iter().map(is_one).collect(), *others);
+            let mut scratch = Scratch::new();
+            let value = validate(text.as_bytes(), &mut scratch, &JsonLimits::default()).unwrap();
+            let got = arguments.hold(Some(value), &mut Budget::new(ARGUMENT_BYTES_READ_MAX));
+            assert_eq!(got, *expected, "{keys:?} {others:?} {text}");
         }
     }
 }

@@ -101,24 +101,26 @@ impl Indexed {
     ) -> impl Iterator<Item = &'i Arc<Rule>> {
         let mut lists = ArrayVec::new();
         for (caller, Ways([by_name, by_method, by_any])) in [(identity.words(), self.own), (ANY, self.any)] {
-            let mut find = |name| {
-                if let Some(list) = self.by_name.get(&pair(caller, name)) {
-                    lists.push(list.as_slice());
+            if by_name {
+                match named {
+                    Named::Tool(name) => lists.extend(self.places(caller, subject(TOOL, name))),
+                    Named::Prompt(name) => lists.extend(self.places(caller, subject(PROMPT, name))),
+                    Named::Nothing => {}
                 }
-            };
-            match named {
-                Named::Tool(name) if by_name => find(subject(TOOL, name)),
-                Named::Prompt(name) if by_name => find(subject(PROMPT, name)),
-                Named::Tool(_) | Named::Prompt(_) | Named::Nothing => {}
             }
             if by_method {
-                find(subject(METHOD, method));
+                lists.extend(self.places(caller, subject(METHOD, method)));
             }
             if by_any {
-                find(ANY);
+                lists.extend(self.places(caller, ANY));
             }
         }
         self.merged(lists, identity)
+    }
+
+    #[inline(never)]
+    fn places(&self, caller: u64, name: u64) -> Option<&[u32]> {
+        self.by_name.get(&pair(caller, name)).map(Vec::as_slice)
     }
 
     /// All rules, in order, that concern the caller.
@@ -133,6 +135,12 @@ impl Indexed {
         identity: &'i Identity,
     ) -> impl Iterator<Item = &'i Arc<Rule>> {
         let next = move || {
+            // Most find all they need in one place.
+            if let [list] = lists.as_mut_slice() {
+                let (&place, rest) = list.split_first()?;
+                *list = rest;
+                return self.rules.get(usize::try_from(place).ok()?);
+            }
             let place = lists.iter().filter_map(|list| list.first()).min().copied()?;
             for list in &mut lists {
                 if let Some(rest) = list.strip_prefix(&[place]) {
@@ -173,6 +181,7 @@ fn subjects(what: &What) -> Vec<(By, u64)> {
     }
 }
 
+#[inline(never)]
 fn subject(kind: u64, name: &str) -> u64 {
     let mut words = Words::new(kind);
     words.write(name.as_bytes());

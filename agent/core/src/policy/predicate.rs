@@ -276,7 +276,7 @@ impl Predicate {
             return Truth::from(value.is_none() == *absent);
         }
         let Some(value) = value else { return Truth::Unknown };
-        if !budget.take(value.text().len()) {
+        if !budget.take(value.bytes()) {
             return Truth::Unknown;
         }
         match self {

@@ -65,13 +65,13 @@ impl Name {
 
 impl<'b> Key<'b> {
     /// As it stands in the text. Sliced only when it is wanted: most keys are only compared.
-    pub(super) fn raw(&self) -> &'b str {
+    pub(super) fn raw(self) -> &'b str {
         self.text.get(self.offset..self.end).unwrap_or_default()
     }
 
     /// Whether it is this one.
     #[inline(always)]
-    pub(crate) fn is(&self, name: Name) -> bool {
+    pub(crate) fn is(self, name: Name) -> bool {
         let Name { text, head } = name;
         if self.escaped {
             return self.text() == text;

@@ -19,3 +19,20 @@ pub(super) fn ends_wide(block: &[u8; 64]) -> u64 {
     let (blocks, _) = block.as_chunks::<16>();
     blocks.iter().rev().fold(0, |found, block| found << 16 | u64::from(ends(block)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_told_at_every_place() {
+        for byte in 0..=u8::MAX {
+            let expected = u64::from(byte == b'"' || byte == b'\\' || byte < 0x20);
+            for place in 0..64 {
+                let mut block = [b'a'; 64];
+                block[place] = byte;
+                assert_eq!(ends_wide(&block), expected << place, "{byte:#x} at {place}");
+            }
+        }
+    }
+}

@@ -72,17 +72,17 @@ impl<'b> Value<'b> {
 impl<'b> Key<'b> {
     /// The key, unescaped; borrowed unless it has escapes.
     #[inline(never)]
-    pub(super) fn text(&self) -> Cow<'b, str> {
+    pub(super) fn text(self) -> Cow<'b, str> {
         if self.escaped { text::unescape(self.raw()) } else { Cow::Borrowed(self.raw()) }
     }
 
     /// Its place in the text.
-    pub(super) fn place(&self) -> usize {
+    pub(super) fn place(self) -> usize {
         self.offset
     }
 
     /// Whether it differs from one of `names` only in case.
-    pub(super) fn collides(&self, names: &[&str]) -> bool {
+    pub(super) fn collides(self, names: &[&str]) -> bool {
         let key = self.text();
         if names.contains(&&*key) {
             return false;

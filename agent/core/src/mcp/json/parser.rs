@@ -267,23 +267,24 @@ impl<'b, 's> Parser<'b, 's> {
             return Err(self.syntax(at, "a key in double quotes"));
         }
         let (text, offset) = (self.text, at + 1);
-        if let Some(front) = text::front(text.as_bytes(), offset)
-            && self.byte(offset + front.bytes) == b'"'
-        {
-            let end = offset + front.bytes;
-            return Ok(Key { text, head: front.head, offset, end, escaped: false });
-        }
-        self.long_key(offset)
+        let (head, end, escaped) = match text::front(text.as_bytes(), offset) {
+            Some(front) if self.byte(offset + front.bytes) == b'"' => {
+                (front.head, offset + front.bytes, false)
+            }
+            Some(_) | None => {
+                let end = self.rest_of_string(offset)? - 1;
+                let (head, escaped) = self.long_key(offset, end);
+                (head, end, escaped)
+            }
+        };
+        Ok(Key { text, head, offset, end, escaped })
     }
 
+    /// A key's head, and whether it has escapes.
     #[inline(never)]
-    fn long_key(&self, offset: usize) -> Result<Key<'b>, Fault> {
-        let text = self.text;
-        let plain = text::plain_end(text.as_bytes(), offset);
-        let escaped = self.byte(plain) != b'"';
-        let end = if escaped { self.rest_of_string(plain)? - 1 } else { plain };
-        let head = text::head(text.as_bytes().get(offset..end).unwrap_or_default());
-        Ok(Key { text, head, offset, end, escaped })
+    fn long_key(&self, offset: usize, end: usize) -> (u64, bool) {
+        let text = self.text.as_bytes();
+        (text::head(text.get(offset..end).unwrap_or_default()), text::plain_end(text, offset) != end)
     }
 
     /// From any place within a string: a block at a time, of which each escape is looked at where it stands.

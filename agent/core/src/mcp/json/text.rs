@@ -67,6 +67,10 @@ fn last_end(text: &[u8], at: usize) -> usize {
 
 #[inline(never)]
 fn long_end(text: &[u8], mut at: usize) -> usize {
+    // Many end within the second.
+    if let Some(found @ 1..) = block_at(text, at).map(ends) {
+        return at + found.trailing_zeros() as usize;
+    }
     loop {
         match ends_at(text, at) {
             0 => at += 64,
@@ -163,4 +167,31 @@ pub(super) fn collide(a: &str, b: &str) -> bool {
         return a.eq_ignore_ascii_case(b) && a != b;
     }
     a != b && fold(a).eq(fold(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever a run begins and ends, in texts shorter and longer than a block.
+    #[test]
+    fn a_plain_run_ends_where_it_ends() {
+        for length in 0..150 {
+            for end in 0..=length {
+                let mut text = vec![b'a'; length];
+                if let Some(byte) = text.get_mut(end) {
+                    *byte = [b'"', b'\\', b'\n'][end % 3];
+                }
+                for at in 0..=end {
+                    assert_eq!(plain_end(&text, at), end, "{length} {at}");
+                    let found = ends_at(&text, at).trailing_zeros() as usize;
+                    assert_eq!(found, (end - at).min(64), "{length} {at} {end}");
+                    let front = front(&text, at).map(|front| (front.bytes, front.head));
+                    let run = &text[at..end];
+                    let expected = (length - at >= 16).then(|| (run.len().min(16), head(run)));
+                    assert_eq!(front, expected, "{length} {at} {end}");
+                }
+            }
+        }
+    }
 }

@@ -23,6 +23,11 @@ impl<'b> Value<'b> {
         self.whole.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// How many bytes it has there.
+    pub(crate) fn bytes(self) -> usize {
+        self.end - self.start
+    }
+
     /// Where it stands in the text that was validated.
     #[must_use]
     pub fn offset(self) -> usize {
@@ -145,7 +150,9 @@ pub(super) fn string_bytes(bytes: &[u8]) -> usize {
 
 /// A place between the members or elements of a container.
 struct Cursor<'b> {
-    value: Value<'b>,
+    whole: &'b str,
+    /// The text up to the container's end.
+    bytes: &'b [u8],
     at: usize,
 }
 
@@ -153,47 +160,52 @@ impl<'b> Cursor<'b> {
     /// Behind the opening bracket; at the end where the value is of another kind.
     fn inside(value: Value<'b>, kind: Kind) -> Self {
         let at = if value.kind() == kind { value.start + 1 } else { value.end };
-        Self { value, at }
+        let bytes = value.whole.as_bytes().get(..value.end).unwrap_or_default();
+        Self { whole: value.whole, bytes, at }
     }
 
     fn peek(&self) -> Option<u8> {
-        if self.at < self.value.end { self.value.whole.as_bytes().get(self.at).copied() } else { None }
+        self.bytes.get(self.at).copied()
     }
 
     fn rest(&self) -> &'b [u8] {
-        self.value.whole.as_bytes().get(self.at..self.value.end).unwrap_or_default()
+        self.bytes.get(self.at..).unwrap_or_default()
     }
 
+    #[inline(always)]
     fn separators(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') = self.peek() {
             self.at += 1;
         }
     }
 
+    #[inline]
     fn member(&mut self) -> Option<(RawKey<'b>, Value<'b>)> {
         self.separators();
         if self.peek()? != b'"' {
             return None;
         }
         let start = self.at + 1;
-        let (end, escaped) = closing_quote(self.value.whole.as_bytes(), start);
-        let raw = self.value.whole.get(start..end)?;
+        let (end, escaped) = closing_quote(self.whole.as_bytes(), start);
+        let raw = self.whole.get(start..end)?;
         self.at = end + 1;
         Some((RawKey { raw, escaped }, self.element()?))
     }
 
+    #[inline]
     fn element(&mut self) -> Option<Value<'b>> {
         self.separators();
         let start = self.at;
         match self.peek()? {
-            b'"' => self.at = closing_quote(self.value.whole.as_bytes(), start + 1).0 + 1,
+            b'"' => self.at = closing_quote(self.whole.as_bytes(), start + 1).0 + 1,
             b'{' | b'[' => self.container(),
             b'}' | b']' => return None,
             _ => self.scalar(),
         }
-        Some(Value::new(self.value.whole, start, self.at))
+        Some(Value::new(self.whole, start, self.at))
     }
 
+    #[inline]
     fn scalar(&mut self) {
         while let Some(byte) = self.peek()
             && !matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}')
