@@ -100,7 +100,7 @@ pub struct ShadowVerdict {
 pub struct Permitted<T> {
     what: T,
     rules: Rules,
-    observed: Option<Denied>,
+    observed: Option<Box<Denied>>,
     shadow: Option<ShadowVerdict>,
 }
 
@@ -126,7 +126,7 @@ impl<T> Permitted<T> {
     /// Why it would have been denied, had `--observe` or `dangerous_observe` not let it pass.
     #[must_use]
     pub fn observed(&self) -> Option<&Denied> {
-        self.observed.as_ref()
+        self.observed.as_deref()
     }
 
     /// What the shadow policies say; `None` without any for this server.
@@ -273,7 +273,12 @@ pub fn decide<T: Asks>(
             if !mode.relaxes(server) {
                 return Decision::Denied(denied);
             }
-            Decision::Permitted(Permitted { what: asked, rules: smallvec![], observed: Some(denied), shadow })
+            Decision::Permitted(Permitted {
+                what: asked,
+                rules: smallvec![],
+                observed: Some(Box::new(denied)),
+                shadow,
+            })
         }
     }
 }
@@ -348,6 +353,7 @@ pub fn opaque(caller: Result<&Identity, &Unidentified>, server: &Server) -> Deci
 }
 
 fn permitted<T>(what: T, observed: Option<Denied>) -> Decision<T> {
+    let observed = observed.map(Box::new);
     Decision::Permitted(Permitted { what, rules: smallvec![], observed, shadow: None })
 }
 

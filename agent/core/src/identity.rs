@@ -4,8 +4,10 @@
 //! a cgroup name and a metric label without escaping.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+
+use crate::words::Words;
 
 /// The most bytes an App ID or a namespace may have (a DNS label's, RFC 1123).
 pub const NAME_BYTES_MAX: usize = 63;
@@ -34,7 +36,7 @@ pub fn check_name(name: &str) -> Result<(), InvalidName> {
 }
 
 /// Who a workload or a server is: App ID and namespace within a trust domain. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity(Arc<Names>);
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,13 +44,14 @@ struct Names {
     trust_domain: Box<str>,
     namespace: Box<str>,
     app_id: Box<str>,
-    /// Of the names: each call looks its caller and its server up in several tables.
-    hash: u64,
+    /// Of all three.
+    words: u64,
 }
 
-impl Hash for Identity {
+/// Made once: each call looks its caller and its server up.
+impl Hash for Names {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0.hash);
+        state.write_u64(self.words);
     }
 }
 
@@ -60,15 +63,9 @@ impl Identity {
     pub fn new(trust_domain: &str, namespace: &str, app_id: &str) -> Result<Self, InvalidName> {
         check_name(namespace)?;
         check_name(app_id)?;
-        let mut hasher = DefaultHasher::new();
-        (trust_domain, namespace, app_id).hash(&mut hasher);
-        let names = Names {
-            trust_domain: trust_domain.into(),
-            namespace: namespace.into(),
-            app_id: app_id.into(),
-            hash: hasher.finish(),
-        };
-        Ok(Self(Arc::new(names)))
+        let words = hash_of_names((trust_domain, namespace, app_id));
+        let (trust_domain, namespace, app_id) = (trust_domain.into(), namespace.into(), app_id.into());
+        Ok(Self(Arc::new(Names { trust_domain, namespace, app_id, words })))
     }
 
     /// The trust domain, as in SPIFFE.
@@ -95,9 +92,9 @@ impl Identity {
         self.namespace() == "default"
     }
 
-    /// Trust domain, namespace and App ID.
-    pub(crate) fn parts(&self) -> (&str, &str, &str) {
-        (&self.0.trust_domain, &self.0.namespace, &self.0.app_id)
+    /// [`hash_of_names`] of its names.
+    pub(crate) fn words(&self) -> u64 {
+        self.0.words
     }
 
     /// `spiffe://<trust domain>/ns/<namespace>/<app id>`.
@@ -105,6 +102,15 @@ impl Identity {
     pub fn spiffe_id(&self) -> String {
         format!("spiffe://{}/ns/{}/{}", self.trust_domain(), self.namespace(), self.app_id())
     }
+}
+
+/// A hash of trust domain, namespace and App ID; never 0.
+pub(crate) fn hash_of_names((trust_domain, namespace, app_id): (&str, &str, &str)) -> u64 {
+    let mut words = Words::default();
+    for part in [trust_domain, namespace, app_id] {
+        words.write(part.as_bytes());
+    }
+    words.finish().max(1)
 }
 
 /// `app` in the namespace `default`, `app.namespace` elsewhere: what labels, logs and commands show.

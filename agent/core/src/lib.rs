@@ -24,3 +24,5 @@ pub mod identity;
 pub mod mcp;
 pub mod policy;
 pub mod workload;
+
+mod words;

@@ -1,6 +1,6 @@
 //! One JSON-RPC 2.0 message: validated and taken apart in the same pass.
 
-use super::json::{JsonLimits, Key, Kind, Malformed, Parser, Scratch, Value};
+use super::json::{JsonLimits, Key, Kind, Malformed, Name, Parser, Scratch, Start, Step, Value};
 use super::method::{Class, Method};
 use std::borrow::Cow;
 
@@ -237,57 +237,69 @@ impl<'b> Fields<'b> {
         limits: &JsonLimits,
     ) -> Result<Value<'b>, Malformed> {
         let mut parser = Parser::new(text, scratch, limits)?;
-        let value = match parser.peek() {
-            b'{' => parser.object(|parser, key| self.member(parser, key))?,
-            b'[' => return Err(Malformed::Batch { offset: parser.offset() }),
-            _ => {
-                let value = parser.value()?;
+        let value = match parser.first() {
+            (at, b'{') => parser.object(at, |parser, key, start| self.member(parser, key, start))?,
+            (offset, b'[') => return Err(Malformed::Batch { offset }),
+            start => {
+                let value = parser.value(start)?;
                 return Err(Malformed::NotAnObject { offset: value.offset() });
             }
         };
-        parser.finish()?;
+        parser.finish(value.end())?;
         Ok(value)
     }
 
-    fn member(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>) -> Result<(), Malformed> {
-        match &*key.text() {
-            "jsonrpc" => parser.once(&mut self.jsonrpc, key),
-            "id" => parser.once(&mut self.id, key),
-            "method" => parser.once(&mut self.method, key),
-            "params" if parser.peek() == b'{' => {
+    #[inline(always)]
+    fn member(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start) -> Step {
+        let place = if key.is(const { Name::new("jsonrpc") }) {
+            &mut self.jsonrpc
+        } else if key.is(const { Name::new("id") }) {
+            &mut self.id
+        } else if key.is(const { Name::new("method") }) {
+            &mut self.method
+        } else if key.is(const { Name::new("params") }) {
+            if let (at, b'{') = start {
                 parser.only(self.params.is_some(), key)?;
-                self.params = Some(parser.object(|parser, key| self.param(parser, key))?);
-                Ok(())
+                let params = parser.object(at, |parser, key, start| self.param(parser, key, start))?;
+                self.params = Some(params);
+                return Ok(params.end());
             }
-            "params" => parser.once(&mut self.params, key),
-            "result" => parser.once(&mut self.result, key),
-            "error" => parser.once(&mut self.error, key),
-            _ => other(parser, key, ENVELOPE),
-        }
+            &mut self.params
+        } else if key.is(const { Name::new("result") }) {
+            &mut self.result
+        } else if key.is(const { Name::new("error") }) {
+            &mut self.error
+        } else {
+            return other(parser, key, start, ENVELOPE);
+        };
+        parser.once(place, key, start)
     }
 
-    fn param(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>) -> Result<(), Malformed> {
-        match &*key.text() {
-            "name" => parser.once(&mut self.name, key),
-            "uri" => parser.once(&mut self.uri, key),
-            "arguments" => parser.once(&mut self.arguments, key),
-            "ref" => parser.once(&mut self.reference, key),
-            "task" => parser.once(&mut self.task, key),
-            "_meta" => {
-                parser.only(self.has_meta, key)?;
-                self.has_meta = true;
-                if parser.peek() != b'{' {
-                    return Err(member(parser.value()?, "params._meta", "an object"));
-                }
-                parser.object(|parser, key| other(parser, key, META)).map(drop)
-            }
-            _ => other(parser, key, PARAMS),
-        }
+    #[inline(always)]
+    fn param(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start) -> Step {
+        let place = if key.is(const { Name::new("name") }) {
+            &mut self.name
+        } else if key.is(const { Name::new("arguments") }) {
+            &mut self.arguments
+        } else if key.is(const { Name::new("_meta") }) {
+            parser.only(self.has_meta, key)?;
+            self.has_meta = true;
+            return meta(parser, start);
+        } else if key.is(const { Name::new("uri") }) {
+            &mut self.uri
+        } else if key.is(const { Name::new("ref") }) {
+            &mut self.reference
+        } else if key.is(const { Name::new("task") }) {
+            &mut self.task
+        } else {
+            return other(parser, key, start, PARAMS);
+        };
+        parser.once(place, key, start)
     }
 
     fn shape(&self) -> Result<Shape<'b>, Malformed> {
         let version = self.jsonrpc.ok_or(Malformed::Missing { member: "jsonrpc", needed_by: "JSON-RPC" })?;
-        if version.as_str().as_deref() != Some("2.0") {
+        if version.text() != r#""2.0""# && version.as_str().as_deref() != Some("2.0") {
             return Err(member(version, "jsonrpc", "`\"2.0\"`"));
         }
         let has = match (self.method, self.result, self.error) {
@@ -334,13 +346,23 @@ impl<'b> Fields<'b> {
     }
 }
 
+/// `params._meta`.
+fn meta(parser: &mut Parser<'_, '_>, start: Start) -> Step {
+    let (at, byte) = start;
+    if byte != b'{' {
+        return Err(Box::new(member(parser.value(start)?, "params._meta", "an object")));
+    }
+    let meta = parser.object(at, |parser, key, start| other(parser, key, start, META))?;
+    Ok(meta.end())
+}
+
 /// A member that is not read; one that a lenient reader would read is refused.
-fn other<'b>(parser: &mut Parser<'b, '_>, key: Key<'b>, known: &[&str]) -> Result<(), Malformed> {
+fn other<'b>(parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start, known: &[&str]) -> Step {
     if key.collides(known) {
         return Err(parser.colliding(key.place()));
     }
     parser.note(key)?;
-    parser.value().map(drop)
+    Ok(parser.value(start)?.end())
 }
 
 /// A name and a URI.

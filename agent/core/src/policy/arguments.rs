@@ -84,6 +84,10 @@ pub struct Arguments {
     predicates: Vec<(Key, Vec<Predicate>)>,
     others: Others,
     named: Named,
+    /// For each key, which of the names its first one is.
+    firsts: Vec<usize>,
+    /// Two of the names that keys begin with are equal to a reader that ignores case.
+    names_collide: bool,
 }
 
 /// The names that the keys use, as a tree: what a pointer passes through is named only along its way, so that
@@ -112,7 +116,16 @@ impl Arguments {
         for (key, _) in &predicates {
             named.add(&key.tokens);
         }
-        Self { predicates, others, named }
+        let names: Vec<_> = named.below.iter().map(|(name, _)| name.as_str()).collect();
+        let place = |(key, _): &(Key, _)| {
+            names.iter().position(|name| key.tokens.first().is_some_and(|first| first == name))
+        };
+        let firsts = predicates.iter().map(|predicate| place(predicate).unwrap_or(usize::MAX)).collect();
+        let names_collide = names
+            .iter()
+            .enumerate()
+            .any(|(at, one)| names.iter().skip(at + 1).any(|other| folds_to(one, other)));
+        Self { predicates, others, named, firsts, names_collide }
     }
 
     /// Each key with its predicates, as written.
@@ -137,8 +150,8 @@ impl Arguments {
             }
         }
         let mut all = Truth::True;
-        for (key, predicates) in &self.predicates {
-            all = all.and(self.holds(key, predicates, &found, budget));
+        for ((key, predicates), &first) in self.predicates.iter().zip(&self.firsts) {
+            all = all.and(holds(key, predicates, found.get(first), budget));
             if all == Truth::False {
                 break;
             }
@@ -149,52 +162,48 @@ impl Arguments {
     /// Finds the members that keys begin with, in one walk over all of them.
     fn walk<'b>(&self, arguments: Value<'b>, found: &mut Members<'b>, budget: &mut Budget) -> Walked {
         let closed = self.others == Others::Deny;
-        if !budget.take(arguments.text().len()) {
+        if !budget.take(arguments.bytes()) {
             return if closed { Walked::LeftOut } else { Walked::Spent };
         }
         for (name, value) in arguments.members() {
-            let mut is_named = false;
-            for ((named, below), found) in self.named.below.iter().zip(&mut *found) {
-                if *named == *name {
-                    is_named = true;
-                    if closed && below.leaves_out(value, budget) {
-                        return Walked::LeftOut;
-                    }
-                    if let Found::Absent = found {
-                        *found = Found::Value(value);
-                    }
-                } else if folds_to(&name, named) {
+            let own = self.named.below.iter().zip(&mut *found).find(|((named, _), _)| *named == *name);
+            if let Some(((_, below), found)) = own {
+                if closed && below.leaves_out(value, budget) {
+                    return Walked::LeftOut;
+                }
+                if let Found::Absent = found {
+                    *found = Found::Value(value);
+                }
+                if !self.names_collide {
+                    continue;
+                }
+            } else if closed {
+                return Walked::LeftOut;
+            }
+            for ((named, _), found) in self.named.below.iter().zip(&mut *found) {
+                if *named != *name && folds_to(&name, named) {
                     *found = Found::Ambiguous;
                 }
-            }
-            if closed && !is_named {
-                return Walked::LeftOut;
             }
         }
         Walked::Whole
     }
+}
 
-    fn holds(
-        &self,
-        key: &Key,
-        predicates: &[Predicate],
-        members: &Members<'_>,
-        budget: &mut Budget,
-    ) -> Truth {
-        let Some((first, rest)) = key.tokens.split_first().filter(|_| !predicates.is_empty()) else {
-            return Truth::True;
-        };
-        let member = self.named.below.iter().zip(members).find(|((named, _), _)| named == first);
-        let found = match member.map(|(_, found)| *found) {
-            Some(Found::Value(value)) => find(rest, value, budget),
-            Some(other) => other,
-            None => Found::Absent,
-        };
-        match found {
-            Found::Value(value) => all_hold(predicates, Some(value), budget),
-            Found::Absent => all_hold(predicates, None, budget),
-            Found::Ambiguous | Found::Spent => Truth::Unknown,
-        }
+/// Whether the predicates of a key hold; `found` is where its first name leads.
+fn holds(key: &Key, predicates: &[Predicate], found: Option<&Found<'_>>, budget: &mut Budget) -> Truth {
+    if predicates.is_empty() {
+        return Truth::True;
+    }
+    let found = match found {
+        Some(Found::Value(value)) => find(key.tokens.get(1..).unwrap_or_default(), *value, budget),
+        Some(other) => *other,
+        None => Found::Absent,
+    };
+    match found {
+        Found::Value(value) => all_hold(predicates, Some(value), budget),
+        Found::Absent => all_hold(predicates, None, budget),
+        Found::Ambiguous | Found::Spent => Truth::Unknown,
     }
 }
 
@@ -211,7 +220,7 @@ enum Walked {
 
 fn find<'b>(tokens: &[String], mut value: Value<'b>, budget: &mut Budget) -> Found<'b> {
     for token in tokens {
-        if !budget.take(value.text().len()) {
+        if !budget.take(value.bytes()) {
             return Found::Spent;
         }
         let next = match value.kind() {
@@ -279,11 +288,13 @@ impl Named {
     }
 
     /// Whether the value holds something that no key names. As deep as the longest pointer.
+    #[inline]
     fn leaves_out(&self, value: Value<'_>, budget: &mut Budget) -> bool {
-        if self.whole {
-            return false;
-        }
-        if !budget.take(value.text().len()) {
+        !self.whole && self.leaves_some_out(value, budget)
+    }
+
+    fn leaves_some_out(&self, value: Value<'_>, budget: &mut Budget) -> bool {
+        if !budget.take(value.bytes()) {
             return true;
         }
         let child = |name: &str| self.below.iter().find(|(named, _)| named == name).map(|(_, below)| below);
@@ -294,6 +305,42 @@ impl Named {
             Kind::Array => value.elements().enumerate().any(|(at, value)| left_out(&at.to_string(), value)),
             // The keys lead further down; a scalar here is something they do not speak of.
             Kind::Null | Kind::Bool | Kind::Number | Kind::String => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::predicate::{ARGUMENT_BYTES_READ_MAX, Literal};
+    use super::*;
+    use crate::mcp::json::{JsonLimits, Scratch, validate};
+
+    /// Each key must be 1.
+    #[test]
+    fn a_name_that_another_reader_could_take_for_a_key_leaves_it_open() {
+        let table: &[(&[&str], Others, &str, Truth)] = &[
+            (&["path"], Others::Allow, r#"{"path":1}"#, Truth::True),
+            (&["path"], Others::Allow, r#"{"path":1,"x":2}"#, Truth::True),
+            (&["path"], Others::Deny, r#"{"path":1,"x":2}"#, Truth::False),
+            (&["path"], Others::Allow, r#"{"path":1,"PATH":1}"#, Truth::Unknown),
+            (&["path"], Others::Allow, r#"{"PATH":1,"path":1}"#, Truth::Unknown),
+            (&["path"], Others::Deny, r#"{"path":1,"PATH":1}"#, Truth::False),
+            (&["p", "key"], Others::Allow, "{\"p\":1,\"key\":1,\"\u{212a}ey\":1}", Truth::Unknown),
+            (&["p", "\u{212a}ey"], Others::Allow, "{\"p\":1,\"\u{212a}ey\":1,\"key\":1}", Truth::Unknown),
+            (&["path", "PATH"], Others::Deny, r#"{"path":1,"PATH":1}"#, Truth::Unknown),
+            (&["path", "PATH"], Others::Deny, r#"{"path":1}"#, Truth::Unknown),
+            (&["path", "PATH"], Others::Deny, r#"{"path":2}"#, Truth::False),
+            (&["/a/b", "/a/c"], Others::Deny, r#"{"a":{"b":1,"c":1}}"#, Truth::True),
+            (&["/a/b", "/a/c"], Others::Deny, r#"{"a":{"b":1,"c":1,"C":1}}"#, Truth::False),
+            (&["/a/b", "/a/c"], Others::Allow, r#"{"a":{"b":1,"c":1,"C":1}}"#, Truth::Unknown),
+        ];
+        for (keys, others, text, expected) in table {
+            let is_one = |key: &&str| (Key::new(key).unwrap(), vec![Predicate::Equals(Literal::Number(1.0))]);
+            let arguments = Arguments::new(keys.iter().map(is_one).collect(), *others);
+            let mut scratch = Scratch::new();
+            let value = validate(text.as_bytes(), &mut scratch, &JsonLimits::default()).unwrap();
+            let got = arguments.hold(Some(value), &mut Budget::new(ARGUMENT_BYTES_READ_MAX));
+            assert_eq!(got, *expected, "{keys:?} {others:?} {text}");
         }
     }
 }

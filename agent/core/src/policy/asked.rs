@@ -43,12 +43,21 @@ pub(super) enum Arguable<'m> {
     NotYet,
 }
 
-/// Each must be permitted. Never empty.
-pub(super) type AllAsked<'m> = SmallVec<[Asked<'m>; 1]>;
+/// Gives each of what a message asks for, at least one: all must be permitted. One that lacks what decides it (a name,
+/// a URI, a reference) is left to rules for its method.
+pub(super) fn each_asked<E>(
+    call: &Call<'_>,
+    mut permit: impl FnMut(&Asked<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    if call.method.class() != Class::Listen {
+        return permit(&asked(call));
+    }
+    listened(call).unwrap_or_else(|| smallvec![Asked::Method]).iter().try_for_each(permit)
+}
 
-/// Reads what a message asks for. One that lacks what decides it (a name, a URI, a reference) is left to rules
-/// for its method.
-pub(super) fn asked<'m>(call: &'m Call<'m>) -> AllAsked<'m> {
+type AllAsked<'m> = SmallVec<[Asked<'m>; 1]>;
+
+fn asked<'m>(call: &'m Call<'m>) -> Asked<'m> {
     let borrowed = |text: &'m Option<Cow<'m, str>>| text.as_deref().map(Cow::Borrowed);
     let one = match call.method.class() {
         Class::Handshake | Class::List(_) => Some(Asked::Handshake),
@@ -62,11 +71,10 @@ pub(super) fn asked<'m>(call: &'m Call<'m>) -> AllAsked<'m> {
             let prompt = borrowed(&call.name).map(|name| Asked::Prompt(name, Arguable::NotYet));
             prompt.or_else(|| borrowed(&call.uri).map(Asked::Resource))
         }
-        Class::Listen => return listened(call).unwrap_or_else(|| smallvec![Asked::Method]),
-        // The id of a task does not say whose it is.
-        Class::Task | Class::ServerToClient | Class::Unknown => None,
+        // The id of a task does not say whose it is; what is listened to may be several things.
+        Class::Listen | Class::Task | Class::ServerToClient | Class::Unknown => None,
     };
-    smallvec![one.unwrap_or(Asked::Method)]
+    one.unwrap_or(Asked::Method)
 }
 
 /// `subscriptions/listen` follows what it names (MCP 2026-07-28, `SubscriptionFilter`): changes of lists are part

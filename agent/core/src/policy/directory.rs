@@ -6,6 +6,8 @@ use super::predicate::Truth;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
     parts: Vec<String>,
+    /// The path, without a `/` at the end.
+    path: String,
 }
 
 impl Directory {
@@ -20,23 +22,28 @@ impl Directory {
             }
             parts.push(part.to_owned());
         }
-        Some(Self { parts })
+        let path = parts.iter().flat_map(|part| ["/", part]).collect();
+        Some(Self { parts, path })
     }
 
     /// Walks the path by its letters; a link is the server's affair. Relative paths mean what the server's
     /// working directory makes of them, and `\` or NUL may be read as something else: not to be told.
     pub(super) fn contains(&self, path: &str) -> Truth {
-        if !path.starts_with('/') || path.contains(['\\', '\0']) {
+        let path = path.as_bytes();
+        if path.strip_prefix(self.path.as_bytes()).is_some_and(is_below) {
+            return Truth::True;
+        }
+        if !path.starts_with(b"/") || path.iter().any(|byte| matches!(byte, b'\\' | 0)) {
             return Truth::Unknown;
         }
         // `inside` parts of the directory are matched; `beyond` more follow, below it or off to the side.
         let (mut inside, mut beyond) = (0_usize, 0_usize);
-        for part in path.split('/') {
+        for part in path.split(|&byte| byte == b'/') {
             match part {
-                "" | "." => {}
-                ".." if beyond > 0 => beyond -= 1,
-                ".." => inside = inside.saturating_sub(1),
-                _ if beyond == 0 && self.parts.get(inside).is_some_and(|expected| expected == part) => {
+                b"" | b"." => {}
+                b".." if beyond > 0 => beyond -= 1,
+                b".." => inside = inside.saturating_sub(1),
+                _ if beyond == 0 && self.parts.get(inside).is_some_and(|own| own.as_bytes() == part) => {
                     inside += 1
                 }
                 _ => beyond += 1,
@@ -50,6 +57,17 @@ impl Directory {
     pub fn path(&self) -> String {
         format!("/{}", self.parts.join("/"))
     }
+}
+
+/// Whether what follows a directory's path leads to it or into it, with nothing that could lead out again.
+fn is_below(rest: &[u8]) -> bool {
+    let mut before = b'/';
+    rest.first().is_none_or(|&first| first == b'/')
+        && rest.iter().all(|&byte| {
+            let begins_with_dot = byte == b'.' && before == b'/';
+            before = byte;
+            !begins_with_dot && !matches!(byte, b'\\' | 0)
+        })
 }
 
 #[cfg(test)]

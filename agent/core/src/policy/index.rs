@@ -3,44 +3,21 @@
 //! What is found is still matched whole, so that a hash shared by two names costs a comparison and changes nothing.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::Hasher as _;
 use std::sync::Arc;
+
+use arrayvec::ArrayVec;
 
 use super::glob::Glob;
 use super::rule::{Rule, What};
-use crate::identity::Identity;
+use crate::identity::{Identity, hash_of_names};
+use crate::words::{ByWords, Words};
 
 /// A rule with more pairs of callers and names than that is found by its callers alone.
 const PAIRS_MAX: usize = 1024;
 
 /// Stands where a pattern is none that one name alone fits.
 const ANY: u64 = 0;
-
-/// A fast hash without a key: its keys are what an administrator declared, and what a call names is only looked up.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Words(u64);
-
-impl Hasher for Words {
-    fn write(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.write_u64(u64::from_le_bytes(*word));
-        }
-        let last = rest.iter().fold(rest.len() as u64, |last, &byte| last << 8 | u64::from(byte));
-        self.write_u64(last);
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
-    }
-}
-
-/// Hashes by [`Words`].
-pub(super) type ByWords = BuildHasherDefault<Words>;
 
 /// Places of rules, in order.
 type Table = HashMap<u64, Vec<u32>, ByWords>;
@@ -54,12 +31,40 @@ pub(super) enum Named<'n> {
     Nothing,
 }
 
+/// How a rule names what it is about: by the name of a tool or prompt, by a method, or in a way that a name alone does
+/// not tell.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Name,
+    Method,
+    Any,
+}
+
+/// Which ways of naming there are: what is not there is not looked up.
+#[derive(Debug, Default, Clone, Copy)]
+struct Ways([bool; 3]);
+
+impl Ways {
+    fn add(&mut self, by: By) {
+        let [name, method, any] = &mut self.0;
+        match by {
+            By::Name => *name = true,
+            By::Method => *method = true,
+            By::Any => *any = true,
+        }
+    }
+}
+
 /// The rules of one effect about one server.
 #[derive(Debug, Default)]
 pub(super) struct Indexed {
     rules: Vec<Arc<Rule>>,
     by_name: Table,
     by_caller: Table,
+    /// Of the rules that name callers one by one.
+    own: Ways,
+    /// Of those that do not.
+    any: Ways,
 }
 
 impl Indexed {
@@ -67,14 +72,16 @@ impl Indexed {
         // Beyond that a set of policies does not fit in memory.
         let place = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
         let callers: Vec<u64> =
-            rule.callers.iter().map(|pattern| pattern.literal().map_or(ANY, caller)).collect();
+            rule.callers.iter().map(|pattern| pattern.literal().map_or(ANY, hash_of_names)).collect();
         let mut names = subjects(&rule.what);
         if callers.len().saturating_mul(names.len()) > PAIRS_MAX {
-            names = vec![ANY];
+            names = vec![(By::Any, ANY)];
         }
         for &caller in &callers {
             put(&mut self.by_caller, caller, place);
-            for &name in &names {
+            let ways = if caller == ANY { &mut self.any } else { &mut self.own };
+            for &(by, name) in &names {
+                ways.add(by);
                 put(&mut self.by_name, pair(caller, name), place);
             }
         }
@@ -92,35 +99,48 @@ impl Indexed {
         method: &str,
         named: Named<'_>,
     ) -> impl Iterator<Item = &'i Arc<Rule>> {
-        let method = subject(METHOD, method);
-        let name = match named {
-            Named::Tool(name) => subject(TOOL, name),
-            Named::Prompt(name) => subject(PROMPT, name),
-            Named::Nothing => method,
-        };
-        let own = caller(identity.parts());
-        let found = |caller, name| self.by_name.get(&pair(caller, name)).map_or(&[][..], Vec::as_slice);
-        let other = |caller| if name == method { &[][..] } else { found(caller, name) };
-        let lists = if self.rules.is_empty() {
-            [&[][..]; 6]
-        } else {
-            [other(own), other(ANY), found(own, method), found(ANY, method), found(own, ANY), found(ANY, ANY)]
-        };
+        let mut lists = ArrayVec::new();
+        for (caller, Ways([by_name, by_method, by_any])) in [(identity.words(), self.own), (ANY, self.any)] {
+            if by_name {
+                match named {
+                    Named::Tool(name) => lists.extend(self.places(caller, subject(TOOL, name))),
+                    Named::Prompt(name) => lists.extend(self.places(caller, subject(PROMPT, name))),
+                    Named::Nothing => {}
+                }
+            }
+            if by_method {
+                lists.extend(self.places(caller, subject(METHOD, method)));
+            }
+            if by_any {
+                lists.extend(self.places(caller, ANY));
+            }
+        }
         self.merged(lists, identity)
+    }
+
+    #[inline(never)]
+    fn places(&self, caller: u64, name: u64) -> Option<&[u32]> {
+        self.by_name.get(&pair(caller, name)).map(Vec::as_slice)
     }
 
     /// All rules, in order, that concern the caller.
     pub(super) fn of<'i>(&'i self, identity: &'i Identity) -> impl Iterator<Item = &'i Arc<Rule>> {
-        let found = |caller| self.by_caller.get(&caller).map_or(&[][..], Vec::as_slice);
-        self.merged([found(caller(identity.parts())), found(ANY)], identity)
+        let found = |caller| self.by_caller.get(&caller).map(Vec::as_slice);
+        self.merged([found(identity.words()), found(ANY)].into_iter().flatten().collect(), identity)
     }
 
-    fn merged<'i, const LISTS: usize>(
+    fn merged<'i>(
         &'i self,
-        mut lists: [&'i [u32]; LISTS],
+        mut lists: ArrayVec<&'i [u32], 6>,
         identity: &'i Identity,
     ) -> impl Iterator<Item = &'i Arc<Rule>> {
         let next = move || {
+            // Most find all they need in one place.
+            if let [list] = lists.as_mut_slice() {
+                let (&place, rest) = list.split_first()?;
+                *list = rest;
+                return self.rules.get(usize::try_from(place).ok()?);
+            }
             let place = lists.iter().filter_map(|list| list.first()).min().copied()?;
             for list in &mut lists {
                 if let Some(rest) = list.strip_prefix(&[place]) {
@@ -145,36 +165,31 @@ const PROMPT: u64 = 2;
 const METHOD: u64 = 3;
 
 /// What a rule names, each as [`subject`], or [`ANY`] where a name alone does not tell.
-fn subjects(what: &What) -> Vec<u64> {
-    let each = |kind, globs: &[Glob]| {
-        let one = |glob: &Glob| if glob.is_literal() { subject(kind, glob.as_str()) } else { ANY };
+fn subjects(what: &What) -> Vec<(By, u64)> {
+    let each = |by, kind, globs: &[Glob]| {
+        let one = |glob: &Glob| {
+            if glob.is_literal() { (by, subject(kind, glob.as_str())) } else { (By::Any, ANY) }
+        };
         globs.iter().map(one).collect()
     };
     match what {
-        What::Tools(globs) => each(TOOL, globs),
-        What::Prompts(globs) => each(PROMPT, globs),
-        What::Methods(globs) => each(METHOD, globs),
+        What::Tools(globs) => each(By::Name, TOOL, globs),
+        What::Prompts(globs) => each(By::Name, PROMPT, globs),
+        What::Methods(globs) => each(By::Method, METHOD, globs),
         // A resource is matched in every reading of its URI.
-        What::Resources(_) | What::Everything => vec![ANY],
+        What::Resources(_) | What::Everything => vec![(By::Any, ANY)],
     }
 }
 
+#[inline(never)]
 fn subject(kind: u64, name: &str) -> u64 {
-    let mut words = Words(kind);
+    let mut words = Words::new(kind);
     words.write(name.as_bytes());
     words.finish().max(1)
 }
 
-fn caller((trust_domain, namespace, app_id): (&str, &str, &str)) -> u64 {
-    let mut words = Words::default();
-    for part in [trust_domain, namespace, app_id] {
-        words.write(part.as_bytes());
-    }
-    words.finish().max(1)
-}
-
 fn pair(caller: u64, name: u64) -> u64 {
-    let mut words = Words(caller);
+    let mut words = Words::new(caller);
     words.write_u64(name);
     words.finish()
 }
@@ -283,7 +298,7 @@ mod tests {
             indexed.push(Arc::new(rule("caller", &format!("tool-{n}"))));
         }
         let identity = Identity::new("one.org", "default", "caller").unwrap();
-        let lists: usize = [(caller(identity.parts()), subject(TOOL, "search")), (ANY, ANY)]
+        let lists: usize = [(identity.words(), subject(TOOL, "search")), (ANY, ANY)]
             .into_iter()
             .filter_map(|(caller, name)| indexed.by_name.get(&pair(caller, name)))
             .map(Vec::len)

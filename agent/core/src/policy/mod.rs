@@ -12,6 +12,7 @@ mod index;
 mod pattern;
 mod predicate;
 mod rule;
+mod served;
 mod spelling;
 
 use std::collections::HashMap;
@@ -28,13 +29,15 @@ pub use self::predicate::{
 };
 pub use self::rule::{DECIDED_BY_NAME, Effect, Rule, What};
 
-use self::asked::{Asked, asked};
-use self::index::{ByWords, Indexed, Named};
+use self::asked::{Asked, each_asked};
+use self::index::{Indexed, Named};
 use self::predicate::Budget;
 use self::rule::Match;
+use self::served::ByServer;
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::{Call, Class, ListKind};
+use crate::words::ByWords;
 
 /// Names of rules, `policy/rule`.
 pub type Rules = SmallVec<[Arc<str>; 2]>;
@@ -115,8 +118,9 @@ impl Policies {
     /// Compiles the policies for these servers.
     #[must_use]
     pub fn new(policies: Vec<Policy>, servers: &[Identity]) -> Self {
-        let governed =
-            servers.iter().map(|server| (server.clone(), Governed::new(&policies, server))).collect();
+        let rules = ByServer::new(&policies);
+        let governed = |server: &Identity| (server.clone(), Governed::new(&rules.of(server)));
+        let governed = servers.iter().map(governed).collect();
         Self { sources: policies, governed }
     }
 
@@ -173,28 +177,24 @@ impl Policies {
 }
 
 impl Governed {
-    fn new(policies: &[Policy], server: &Identity) -> Self {
-        let concerns = |policy: &&Policy| policy.rules.iter().any(|rule| rule.names_server(server));
-        let named: Vec<&Policy> = policies.iter().filter(concerns).collect();
-        let enforced = Ends::new(named.iter().copied().filter(|p| p.mode == PolicyMode::Enforce), server);
-        let shadowed = named.iter().any(|policy| policy.mode == PolicyMode::Shadow);
-        Self { enforced, preview: shadowed.then(|| Ends::new(named.iter().copied(), server)) }
+    fn new(rules: &[(&Policy, Arc<Rule>)]) -> Self {
+        let enforced = rules.iter().filter(|(policy, _)| policy.mode == PolicyMode::Enforce);
+        let shadowed = rules.iter().any(|(policy, _)| policy.mode == PolicyMode::Shadow);
+        Self { enforced: Ends::new(enforced), preview: shadowed.then(|| Ends::new(rules.iter())) }
     }
 }
 
 impl Ends {
-    fn new<'p>(policies: impl Iterator<Item = &'p Policy>, server: &Identity) -> Self {
+    fn new<'p>(rules: impl Iterator<Item = &'p (&'p Policy, Arc<Rule>)>) -> Self {
         let mut ends = Self::default();
-        for policy in policies {
+        for (policy, rule) in rules {
             let layer = match policy.at {
                 At::Server => &mut ends.server,
                 At::Caller => ends.caller.get_or_insert_default(),
             };
-            for rule in policy.rules.iter().filter(|rule| rule.names_server(server)) {
-                match rule.effect {
-                    Effect::Allow => layer.allow.push(Arc::new(rule.clone())),
-                    Effect::Deny => layer.deny.push(Arc::new(rule.clone())),
-                }
+            match rule.effect {
+                Effect::Allow => layer.allow.push(Arc::clone(rule)),
+                Effect::Deny => layer.deny.push(Arc::clone(rule)),
             }
         }
         ends
@@ -211,14 +211,15 @@ impl Ends {
     fn judge(&self, caller: &Identity, call: &Call<'_>) -> Verdict {
         let mut budget = Budget::new(ARGUMENT_BYTES_READ_MAX);
         let mut rules: Rules = smallvec![];
-        for asked in asked(call) {
+        each_asked(call, |asked| {
             for layer in self.layers() {
-                let rule = layer.judge(caller, call, &asked, &mut budget)?;
+                let rule = layer.judge(caller, call, asked, &mut budget)?;
                 if !rules.contains(&rule) {
                     rules.push(rule);
                 }
             }
-        }
+            Ok(())
+        })?;
         Ok(rules)
     }
 }
@@ -237,7 +238,8 @@ impl Layer {
         budget: &mut Budget,
     ) -> Result<Arc<str>, Refused> {
         let named = asked.named();
-        for rule in self.deny.about(caller, &call.method_name, named) {
+        let denying = (!self.deny.is_empty()).then(|| self.deny.about(caller, &call.method_name, named));
+        for rule in denying.into_iter().flatten() {
             if rule.matches(&call.method_name, asked, budget) == Match::Whole {
                 return Err(Refused { reason: Reason::DeniedByRule, rules: smallvec![rule.name.clone()] });
             }

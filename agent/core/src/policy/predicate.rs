@@ -276,7 +276,7 @@ impl Predicate {
             return Truth::from(value.is_none() == *absent);
         }
         let Some(value) = value else { return Truth::Unknown };
-        if !budget.take(value.text().len()) {
+        if !budget.take(value.bytes()) {
             return Truth::Unknown;
         }
         match self {
@@ -371,7 +371,12 @@ fn begins(prefix: &str, text: &str) -> Truth {
 
 /// A number that a double holds exactly enough to be compared.
 fn number(value: Value<'_>) -> Option<f64> {
-    let number: f64 = value.number_text()?.parse().ok()?;
+    let text = value.number_text()?;
+    // Most are short integers, which a double holds as they are.
+    if text.len() <= 9 && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().ok().map(|number: u32| f64::from(number));
+    }
+    let number: f64 = text.parse().ok()?;
     (number.abs() < NUMBER_MAX).then_some(number)
 }
 

@@ -15,6 +15,9 @@ type Readings<'t> = SmallVec<[Cow<'t, str>; 2]>;
 /// Asks `fits` of every reading; the first argument says how often it was decoded. `Unknown` where readings differ,
 /// or one of them hides a separator.
 pub(super) fn agreed(text: &str, fits: impl Fn(usize, &str) -> Truth) -> Truth {
+    if marks(text) == 0 {
+        return fits(0, text);
+    }
     let mut verdict = None;
     for (decodings, reading) in readings(text).into_iter().flatten().enumerate() {
         let fits = fits(decodings, &reading);
@@ -33,7 +36,7 @@ pub(super) fn rule_fits(rule: &str, decodings: usize, fits: impl Fn(&str) -> boo
 /// Every reading of the text; `None` where one of them has what may be read as a separator, as the end of the text
 /// or as nothing at all: `\`, control characters (URL parsers skip some), encoded slashes, what is not UTF-8.
 fn readings(text: &str) -> Option<Readings<'_>> {
-    if text.bytes().any(|byte| byte == b'\\' || byte.is_ascii_control()) {
+    if marks(text) & HIDES != 0 {
         return None;
     }
     let mut readings: Readings<'_> = smallvec![Cow::Borrowed(text)];
@@ -44,6 +47,22 @@ fn readings(text: &str) -> Option<Readings<'_>> {
         readings.push(Cow::Owned(next));
     }
     Some(readings)
+}
+
+/// A byte that may be read as something else.
+const HIDES: u8 = 1;
+
+/// A byte that may begin an escape.
+const ESCAPES: u8 = 2;
+
+/// What bytes of the text are marked, in one look at each; most texts have one reading.
+fn marks(text: &str) -> u8 {
+    let mark = |byte: u8| match byte {
+        b'%' => ESCAPES,
+        b'\\' | 0x00..0x20 | 0x7f => HIDES,
+        _ => 0,
+    };
+    text.bytes().fold(0, |all, byte| all | mark(byte))
 }
 
 /// The text with its percent-escapes decoded: `Some(None)` without any, `None` where one of them hides something.

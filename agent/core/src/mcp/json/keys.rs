@@ -42,16 +42,44 @@ pub(super) struct Frame {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key<'b> {
     pub(super) text: &'b str,
+    /// Its first eight bytes, where it has no escapes.
+    pub(super) head: u64,
     /// Its place in the text.
     pub(super) offset: usize,
     pub(super) end: usize,
     pub(super) escaped: bool,
 }
 
+/// A key that is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Name {
+    text: &'static str,
+    head: u64,
+}
+
+impl Name {
+    pub(crate) const fn new(text: &'static str) -> Self {
+        Self { text, head: text::head(text.as_bytes()) }
+    }
+}
+
 impl<'b> Key<'b> {
     /// As it stands in the text. Sliced only when it is wanted: most keys are only compared.
-    pub(super) fn raw(&self) -> &'b str {
+    pub(super) fn raw(self) -> &'b str {
         self.text.get(self.offset..self.end).unwrap_or_default()
+    }
+
+    /// Whether it is this one.
+    #[inline(always)]
+    pub(crate) fn is(self, name: Name) -> bool {
+        let Name { text, head } = name;
+        if self.escaped {
+            return self.text() == text;
+        }
+        let raw = || self.text.as_bytes().get(self.offset..self.end).unwrap_or_default();
+        self.head == head
+            && self.end - self.offset == text.len()
+            && (text.len() <= 8 || raw() == text.as_bytes())
     }
 }
 
@@ -93,11 +121,10 @@ impl Scratch {
 
     /// Notes any key. False where a small object has it already.
     pub(super) fn add(&mut self, frame: &mut Frame, key: Key<'_>) -> bool {
-        let Key { text, offset, end, escaped } = key;
+        let Key { text, head, offset, end, escaped } = key;
         let text = text.as_bytes();
         if !escaped {
-            let raw = text.get(offset..end).unwrap_or_default();
-            return self.add_plain(frame, text, text::head(raw), offset, end - offset);
+            return self.add_plain(frame, text, head, offset, end - offset);
         }
         let start = self.arena.len();
         text::unescape_with(key.raw(), |part| self.arena.extend_from_slice(part.as_bytes()));

@@ -5,6 +5,7 @@
 
 mod error;
 mod keys;
+mod lanes;
 mod parser;
 mod text;
 mod view;
@@ -12,8 +13,8 @@ mod view;
 pub use error::Malformed;
 pub use keys::Scratch;
 
-pub(super) use keys::Key;
-pub(super) use parser::Parser;
+pub(super) use keys::{Key, Name};
+pub(super) use parser::{Parser, Start, Step};
 
 use std::borrow::Cow;
 
@@ -61,22 +62,27 @@ impl<'b> Value<'b> {
     fn new(whole: &'b str, start: usize, end: usize) -> Self {
         Self { whole, start, end }
     }
+
+    /// The place behind it in the text that was validated.
+    pub(super) fn end(self) -> usize {
+        self.end
+    }
 }
 
 impl<'b> Key<'b> {
     /// The key, unescaped; borrowed unless it has escapes.
-    #[inline]
-    pub(super) fn text(&self) -> Cow<'b, str> {
+    #[inline(never)]
+    pub(super) fn text(self) -> Cow<'b, str> {
         if self.escaped { text::unescape(self.raw()) } else { Cow::Borrowed(self.raw()) }
     }
 
     /// Its place in the text.
-    pub(super) fn place(&self) -> usize {
+    pub(super) fn place(self) -> usize {
         self.offset
     }
 
     /// Whether it differs from one of `names` only in case.
-    pub(super) fn collides(&self, names: &[&str]) -> bool {
+    pub(super) fn collides(self, names: &[&str]) -> bool {
         let key = self.text();
         if names.contains(&&*key) {
             return false;
@@ -97,7 +103,7 @@ pub fn validate<'b>(
     limits: &JsonLimits,
 ) -> Result<Value<'b>, Malformed> {
     let mut parser = Parser::new(text, scratch, limits)?;
-    let value = parser.value()?;
-    parser.finish()?;
+    let value = parser.value(parser.first())?;
+    parser.finish(value.end)?;
     Ok(value)
 }

@@ -7,19 +7,24 @@ use super::{JsonLimits, Value, text};
 /// The recursion below never goes deeper, whatever the limits say: a frame costs stack.
 const DEPTH_CEILING: usize = 128;
 
-/// Where the reader stands behind what it read. The error is boxed so that the result stays in registers.
-type Step = Result<usize, Box<Malformed>>;
+/// Boxed so that results stay in registers.
+pub(crate) type Fault = Box<Malformed>;
 
-impl From<Box<Malformed>> for Malformed {
-    fn from(boxed: Box<Malformed>) -> Self {
+/// Where the reader stands behind what it read.
+pub(crate) type Step = Result<usize, Fault>;
+
+impl From<Fault> for Malformed {
+    fn from(boxed: Fault) -> Self {
         *boxed
     }
 }
 
+/// Where a value begins, and its first byte, which tells its kind; 0 behind the text.
+pub(crate) type Start = (usize, u8);
+
 /// Reads one text from front to back.
 pub(crate) struct Parser<'b, 's> {
     text: &'b str,
-    at: usize,
     depth: usize,
     depth_max: usize,
     members_max: usize,
@@ -29,7 +34,7 @@ pub(crate) struct Parser<'b, 's> {
 }
 
 impl<'b, 's> Parser<'b, 's> {
-    /// At the text's first value.
+    /// Of a text that is nothing but UTF-8.
     pub(crate) fn new(
         text: &'b [u8],
         scratch: &'s mut Scratch,
@@ -38,111 +43,102 @@ impl<'b, 's> Parser<'b, 's> {
         if text.starts_with(b"\xef\xbb\xbf") {
             return Err(Malformed::ByteOrderMark { offset: 0 });
         }
-        let text = std::str::from_utf8(text).map_err(|e| Malformed::NotUtf8 { offset: e.valid_up_to() })?;
+        let Ok(text) = simdutf8::basic::from_utf8(text) else { return Err(not_utf8(text)) };
         scratch.reset();
         let depth_max = limits.depth_max.min(DEPTH_CEILING);
         let frame = scratch.open();
-        let mut parser =
-            Self { text, at: 0, depth: 0, depth_max, members_max: limits.members_max, frame, scratch };
-        (parser.at, _) = parser.solid(0);
-        Ok(parser)
+        Ok(Self { text, depth: 0, depth_max, members_max: limits.members_max, frame, scratch })
     }
 
-    /// Nothing but white space may follow.
-    pub(crate) fn finish(&mut self) -> Result<(), Malformed> {
-        (self.at, _) = self.solid(self.at);
-        if self.at == self.text.len() { Ok(()) } else { Err(*self.syntax(self.at, "the end of the text")) }
+    /// The text's value.
+    pub(crate) fn first(&self) -> Start {
+        solid(self.text, 0)
     }
 
-    /// The next byte, 0 at the end; at the start of a value it tells the value's kind.
-    #[inline]
-    pub(crate) fn peek(&self) -> u8 {
-        self.byte(self.at)
-    }
-
-    /// Where the next byte is.
-    pub(crate) fn offset(&self) -> usize {
-        self.at
+    /// Behind the text's value nothing but white space may follow.
+    pub(crate) fn finish(&self, at: usize) -> Result<(), Fault> {
+        let (at, _) = solid(self.text, at);
+        if at == self.text.len() { Ok(()) } else { Err(self.syntax(at, "the end of the text")) }
     }
 
     /// One value, validated.
-    #[inline]
-    pub(crate) fn value(&mut self) -> Result<Value<'b>, Malformed> {
-        let start = self.at;
-        self.at = self.skip(start, self.peek())?;
-        Ok(Value::new(self.text, start, self.at))
+    #[inline(always)]
+    pub(crate) fn value(&mut self, (at, byte): Start) -> Result<Value<'b>, Fault> {
+        let end = self.skip(at, byte)?;
+        Ok(Value::new(self.text, at, end))
     }
 
-    /// One object: `member` is called behind each `:` and takes the value by [`Self::once`], or by [`Self::note`] and
-    /// [`Self::value`]. No key is noted twice, nor one that differs from another only in case.
+    /// One object: `member` is called for each key with the value behind it, which it takes by [`Self::once`], or by
+    /// [`Self::note`] and [`Self::value`], and says where that ends. No key is noted twice, nor one that differs from
+    /// another only in case.
     #[inline]
     pub(crate) fn object(
         &mut self,
-        mut member: impl FnMut(&mut Self, Key<'b>) -> Result<(), Malformed>,
-    ) -> Result<Value<'b>, Malformed> {
-        let start = self.at;
+        start: usize,
+        mut member: impl FnMut(&mut Self, Key<'b>, Start) -> Step,
+    ) -> Result<Value<'b>, Fault> {
+        let text = self.text;
         let outer = std::mem::replace(&mut self.frame, self.scratch.open());
         self.enter(start)?;
-        let (mut at, mut byte) = self.solid(start + 1);
+        let (mut at, mut byte) = solid(text, start + 1);
         while byte != b'}' {
             let key = self.key(at, byte)?;
-            (self.at, _) = self.colon(key.end + 1)?;
-            member(self, key)?;
-            (at, byte) = self.solid(self.at);
+            let value = self.colon(key.end + 1)?;
+            (at, byte) = solid(text, member(self, key, value)?);
             match byte {
                 b',' => (at, byte) = self.another(at + 1, "a key in double quotes")?,
                 b'}' => {}
-                _ => return Err(*self.syntax(at, "`,` or `}`")),
+                _ => return Err(self.syntax(at, "`,` or `}`")),
             }
         }
         let frame = std::mem::replace(&mut self.frame, outer);
-        let collision = self.scratch.collision(frame, self.text.as_bytes());
+        let collision = self.scratch.collision(frame, text.as_bytes());
         // Equal keys collide as well; they are named for what they are.
-        let collision = collision.map_err(|offset| self.colliding(offset));
         self.close(frame)?;
-        collision?;
-        self.at = at + 1;
-        Ok(Value::new(self.text, start, self.at))
+        collision.map_err(|offset| self.colliding(offset))?;
+        Ok(Value::new(text, start, at + 1))
     }
 
     /// The value of a member that has a place of its own.
-    #[inline]
-    pub(crate) fn once(&mut self, place: &mut Option<Value<'b>>, key: Key<'b>) -> Result<(), Malformed> {
+    #[inline(always)]
+    pub(crate) fn once(&mut self, place: &mut Option<Value<'b>>, key: Key<'b>, start: Start) -> Step {
         self.only(place.is_some(), key)?;
-        *place = Some(self.value()?);
-        Ok(())
+        let value = self.value(start)?;
+        *place = Some(value);
+        Ok(value.end)
     }
 
     /// Refuses a member that was `seen` before.
     #[inline]
-    pub(crate) fn only(&self, seen: bool, key: Key<'b>) -> Result<(), Malformed> {
-        if seen { Err(*self.duplicate(key.offset)) } else { Ok(()) }
+    pub(crate) fn only(&self, seen: bool, key: Key<'b>) -> Result<(), Fault> {
+        if seen { Err(self.duplicate(key.offset)) } else { Ok(()) }
     }
 
     /// Takes down a key that has no place of its own.
     #[inline]
-    pub(crate) fn note(&mut self, key: Key<'b>) -> Result<(), Malformed> {
+    pub(crate) fn note(&mut self, key: Key<'b>) -> Result<(), Fault> {
         let mut frame = self.frame;
         self.noted(&mut frame, key)?;
         self.frame = frame;
         Ok(())
     }
 
-    fn noted(&mut self, frame: &mut Frame, key: Key<'b>) -> Result<(), Box<Malformed>> {
+    fn noted(&mut self, frame: &mut Frame, key: Key<'b>) -> Result<(), Fault> {
         if self.scratch.count(*frame) >= self.members_max {
             return Err(self.too_many(key.offset));
         }
         if self.scratch.add(frame, key) { Ok(()) } else { Err(self.duplicate(key.offset)) }
     }
 
-    fn close(&mut self, frame: Frame) -> Result<(), Box<Malformed>> {
+    fn close(&mut self, frame: Frame) -> Result<(), Fault> {
         self.depth -= 1;
         self.scratch.close(frame, self.text.as_bytes()).map_err(|offset| self.duplicate(offset))
     }
 
     fn skip_object(&mut self, at: usize) -> Step {
         self.enter(at)?;
-        let (mut at, mut byte) = self.solid(at + 1);
+        let text = self.text;
+        let (mut at, mut byte) = solid(text, at + 1);
         if byte == b'}' {
             self.depth -= 1;
             return Ok(at + 1);
@@ -152,9 +148,9 @@ impl<'b, 's> Parser<'b, 's> {
             at = self.skip_key(at, byte, &mut frame)?;
             (at, byte) = self.colon(at)?;
             at = self.skip(at, byte)?;
-            (at, byte) = self.solid(at);
+            (at, byte) = solid(text, at);
             match byte {
-                b',' => (at, byte) = self.solid(at + 1),
+                b',' => (at, byte) = solid(text, at + 1),
                 b'}' => break,
                 _ => return Err(self.syntax(at, "`,` or `}`")),
             }
@@ -169,15 +165,13 @@ impl<'b, 's> Parser<'b, 's> {
         let (text, start) = (self.text.as_bytes(), at + 1);
         if byte == b'"'
             && self.scratch.count(*frame) < self.members_max
-            && let Some(word) = text::word_at(text, start)
+            && let Some(front) = text::front(text, start)
+            && byte_at(text, start + front.bytes) == b'"'
         {
-            let front = text::front(word);
-            if front.end == b'"' {
-                if self.scratch.add_plain(frame, text, front.word, start, front.bytes) {
-                    return Ok(start + front.bytes + 1);
-                }
-                return Err(self.duplicate(start));
+            if self.scratch.add_plain(frame, text, front.head, start, front.bytes) {
+                return Ok(start + front.bytes + 1);
             }
+            return Err(self.duplicate(start));
         }
         self.skip_long_key(at, byte, frame)
     }
@@ -191,10 +185,11 @@ impl<'b, 's> Parser<'b, 's> {
 
     fn skip_array(&mut self, at: usize) -> Step {
         self.enter(at)?;
-        let (mut at, mut byte) = self.solid(at + 1);
+        let text = self.text;
+        let (mut at, mut byte) = solid(text, at + 1);
         while byte != b']' {
             at = self.skip(at, byte)?;
-            (at, byte) = self.solid(at);
+            (at, byte) = solid(text, at);
             match byte {
                 b',' => (at, byte) = self.another(at + 1, "a value")?,
                 b']' => {}
@@ -207,25 +202,33 @@ impl<'b, 's> Parser<'b, 's> {
 
     /// What stands behind a comma is another one, not the end.
     #[inline(always)]
-    fn another(&self, at: usize, expected: &'static str) -> Result<(usize, u8), Box<Malformed>> {
-        let (at, byte) = self.solid(at);
+    fn another(&self, at: usize, expected: &'static str) -> Result<Start, Fault> {
+        let (at, byte) = solid(self.text, at);
         if matches!(byte, b']' | b'}') { Err(self.syntax(at, expected)) } else { Ok((at, byte)) }
     }
 
     #[inline(always)]
     fn skip(&mut self, at: usize, byte: u8) -> Step {
-        // Most values are strings, and most of those end within one word.
+        // Most values are strings, and most of those end within one block.
         if byte != b'"' {
             return self.skip_other(at, byte);
         }
-        let start = at + 1;
-        if let Some(word) = text::word_at(self.text.as_bytes(), start) {
-            let front = text::front(word);
-            if front.end == b'"' {
-                return Ok(start + front.bytes + 1);
-            }
+        let (text, start) = (self.text.as_bytes(), at + 1);
+        let Some(front) = text::front(text, start) else { return self.rest_of_string(start) };
+        if byte_at(text, start + front.bytes) == b'"' {
+            return Ok(start + front.bytes + 1);
         }
-        self.string(at)
+        self.long_string(start + front.bytes)
+    }
+
+    /// From behind the first block, or the first byte in it that is not plain.
+    #[inline(never)]
+    fn long_string(&self, at: usize) -> Step {
+        let text = self.text.as_bytes();
+        match text::front(text, at) {
+            Some(front) if byte_at(text, at + front.bytes) == b'"' => Ok(at + front.bytes + 1),
+            Some(_) | None => self.rest_of_string(at),
+        }
     }
 
     #[inline(never)]
@@ -242,7 +245,7 @@ impl<'b, 's> Parser<'b, 's> {
     }
 
     #[inline]
-    fn enter(&mut self, at: usize) -> Result<(), Box<Malformed>> {
+    fn enter(&mut self, at: usize) -> Result<(), Fault> {
         if self.depth >= self.depth_max {
             return Err(Box::new(Malformed::Depth { offset: at, depth_max: self.depth_max }));
         }
@@ -252,67 +255,84 @@ impl<'b, 's> Parser<'b, 's> {
 
     /// The value behind a colon: its place and its first byte.
     #[inline(always)]
-    fn colon(&self, at: usize) -> Result<(usize, u8), Box<Malformed>> {
-        let (at, byte) = self.solid(at);
-        if byte == b':' { Ok(self.solid(at + 1)) } else { Err(self.syntax(at, "`:`")) }
+    fn colon(&self, at: usize) -> Result<Start, Fault> {
+        let (at, byte) = solid(self.text, at);
+        if byte == b':' { Ok(solid(self.text, at + 1)) } else { Err(self.syntax(at, "`:`")) }
     }
 
     // Inlined, or its flag would go through memory.
     #[inline(always)]
-    fn key(&self, at: usize, byte: u8) -> Result<Key<'b>, Box<Malformed>> {
+    fn key(&self, at: usize, byte: u8) -> Result<Key<'b>, Fault> {
         if byte != b'"' {
             return Err(self.syntax(at, "a key in double quotes"));
         }
         let (text, offset) = (self.text, at + 1);
-        let end = text::plain_end(text.as_bytes(), offset);
-        if self.byte(end) == b'"' {
-            return Ok(Key { text, offset, end, escaped: false });
-        }
-        let end = self.rest_of_string(end)? - 1;
-        Ok(Key { text, offset, end, escaped: true })
+        let (head, end, escaped) = match text::front(text.as_bytes(), offset) {
+            Some(front) if self.byte(offset + front.bytes) == b'"' => {
+                (front.head, offset + front.bytes, false)
+            }
+            Some(_) | None => {
+                let end = self.rest_of_string(offset)? - 1;
+                let (head, escaped) = self.long_key(offset, end);
+                (head, end, escaped)
+            }
+        };
+        Ok(Key { text, head, offset, end, escaped })
     }
 
-    /// One string from quote to quote.
+    /// A key's head, and whether it has escapes.
     #[inline(never)]
-    fn string(&self, at: usize) -> Step {
-        let end = text::plain_end(self.text.as_bytes(), at + 1);
-        if self.byte(end) == b'"' { Ok(end + 1) } else { self.rest_of_string(end) }
+    fn long_key(&self, offset: usize, end: usize) -> (u64, bool) {
+        let text = self.text.as_bytes();
+        (text::head(text.get(offset..end).unwrap_or_default()), text::plain_end(text, offset) != end)
     }
 
-    /// From the first byte that is not plain.
+    /// From any place within a string: a block at a time, of which each escape is looked at where it stands.
     #[inline(never)]
     fn rest_of_string(&self, mut at: usize) -> Step {
+        let text = self.text.as_bytes();
         loop {
-            at = match self.text.as_bytes().get(at) {
-                Some(b'"') => return Ok(at + 1),
-                Some(b'\\') => self.escape(at)?,
-                Some(_) => return Err(Box::new(Malformed::Control { offset: at })),
-                None => return Err(self.syntax(at, "the end of a string")),
-            };
-            at = text::plain_end(self.text.as_bytes(), at);
+            let mut found = text::ends_at(text, at);
+            let mut next = at + 64;
+            while found != 0 {
+                let end = at + found.trailing_zeros() as usize;
+                let behind = match text.get(end) {
+                    Some(b'"') => return Ok(end + 1),
+                    Some(b'\\') if is_short_escape(self.byte(end + 1)) => end + 2,
+                    Some(b'\\') => self.unicode_escape(end)?,
+                    Some(_) => return Err(Box::new(Malformed::Control { offset: end })),
+                    None => return Err(self.syntax(end, "the end of a string")),
+                };
+                if behind >= next {
+                    next = behind;
+                    break;
+                }
+                found &= u64::MAX << (behind - at);
+            }
+            at = next;
         }
     }
 
-    fn escape(&self, at: usize) -> Step {
-        match self.byte(at + 1) {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Ok(at + 2),
-            b'u' => match self.unit(at + 1)? {
-                0xd800..0xdc00 => {
-                    let low = self.rest(at + 6).starts_with(b"\\u");
-                    if low && matches!(self.unit(at + 7)?, 0xdc00..0xe000) {
-                        return Ok(at + 12);
-                    }
-                    Err(Box::new(Malformed::LoneSurrogate { offset: at }))
+    #[inline(never)]
+    fn unicode_escape(&self, at: usize) -> Step {
+        if self.byte(at + 1) != b'u' {
+            return Err(self.syntax(at + 1, "an escape of RFC 8259"));
+        }
+        match self.unit(at + 1)? {
+            0xd800..0xdc00 => {
+                let low = self.rest(at + 6).starts_with(b"\\u");
+                if low && matches!(self.unit(at + 7)?, 0xdc00..0xe000) {
+                    return Ok(at + 12);
                 }
-                0xdc00..0xe000 => Err(Box::new(Malformed::LoneSurrogate { offset: at })),
-                _ => Ok(at + 6),
-            },
-            _ => Err(self.syntax(at + 1, "an escape of RFC 8259")),
+                Err(Box::new(Malformed::LoneSurrogate { offset: at }))
+            }
+            0xdc00..0xe000 => Err(Box::new(Malformed::LoneSurrogate { offset: at })),
+            _ => Ok(at + 6),
         }
     }
 
     /// `u` and four hexadecimal digits.
-    fn unit(&self, at: usize) -> Result<u32, Box<Malformed>> {
+    fn unit(&self, at: usize) -> Result<u32, Fault> {
         text::hex4(self.rest(at + 1)).ok_or_else(|| self.syntax(at, "four hexadecimal digits"))
     }
 
@@ -366,10 +386,9 @@ impl<'b, 's> Parser<'b, 's> {
         Err(self.syntax(at, "`true`, `false` or `null`"))
     }
 
-    /// The byte at a place, 0 behind the text: nothing valid outside of a string begins with that.
     #[inline(always)]
     fn byte(&self, at: usize) -> u8 {
-        self.text.as_bytes().get(at).copied().unwrap_or(0)
+        byte_at(self.text.as_bytes(), at)
     }
 
     #[inline]
@@ -377,42 +396,26 @@ impl<'b, 's> Parser<'b, 's> {
         self.text.as_bytes().get(at..).unwrap_or_default()
     }
 
-    /// The next byte that is no white space, and its place.
-    #[inline(always)]
-    fn solid(&self, at: usize) -> (usize, u8) {
-        let byte = self.byte(at);
-        // Most texts have none, and everything else that is valid here is above it.
-        if byte > b' ' { (at, byte) } else { self.behind_space(at) }
-    }
-
-    #[inline(never)]
-    fn behind_space(&self, mut at: usize) -> (usize, u8) {
-        while let b' ' | b'\n' | b'\r' | b'\t' = self.byte(at) {
-            at += 1;
-        }
-        (at, self.byte(at))
-    }
-
     #[cold]
-    fn syntax(&self, offset: usize, expected: &'static str) -> Box<Malformed> {
+    fn syntax(&self, offset: usize, expected: &'static str) -> Fault {
         // Behind the text nothing was looked at but its end.
         Box::new(Malformed::Syntax { offset: offset.min(self.text.len()), expected })
     }
 
     #[cold]
-    fn too_many(&self, offset: usize) -> Box<Malformed> {
+    fn too_many(&self, offset: usize) -> Fault {
         Box::new(Malformed::Members { offset, members_max: self.members_max })
     }
 
     #[cold]
-    fn duplicate(&self, offset: usize) -> Box<Malformed> {
+    fn duplicate(&self, offset: usize) -> Fault {
         Box::new(Malformed::DuplicateKey { offset, key: self.key_at(offset) })
     }
 
     /// The error for a key that differs from another, or from a known name, only in case.
     #[cold]
-    pub(crate) fn colliding(&self, offset: usize) -> Malformed {
-        Malformed::CollidingKey { offset, key: self.key_at(offset) }
+    pub(crate) fn colliding(&self, offset: usize) -> Fault {
+        Box::new(Malformed::CollidingKey { offset, key: self.key_at(offset) })
     }
 
     /// The validated key at `offset`, for a message.
@@ -421,4 +424,39 @@ impl<'b, 's> Parser<'b, 's> {
         let end = offset + super::view::string_bytes(rest);
         shortened(&text::unescape(self.text.get(offset..end).unwrap_or_default()))
     }
+}
+
+/// The byte at a place, 0 behind the text: nothing valid outside of a string begins with that.
+#[inline(always)]
+fn byte_at(text: &[u8], at: usize) -> u8 {
+    text.get(at).copied().unwrap_or(0)
+}
+
+/// The next byte that is no white space, and its place.
+#[inline(always)]
+fn solid(text: &str, at: usize) -> Start {
+    let byte = byte_at(text.as_bytes(), at);
+    // Most texts have none, and everything else that is valid here is above it.
+    if byte > b' ' { (at, byte) } else { behind_space(text, at) }
+}
+
+#[inline(never)]
+fn behind_space(text: &str, mut at: usize) -> Start {
+    while let b' ' | b'\n' | b'\r' | b'\t' = byte_at(text.as_bytes(), at) {
+        at += 1;
+    }
+    (at, byte_at(text.as_bytes(), at))
+}
+
+/// Which byte it is; the fast check does not tell.
+#[cold]
+fn not_utf8(text: &[u8]) -> Malformed {
+    let offset = std::str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
+    Malformed::NotUtf8 { offset }
+}
+
+/// Whether `\` and this byte are an escape.
+#[inline(always)]
+fn is_short_escape(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')
 }

@@ -2,105 +2,106 @@
 
 use std::borrow::Cow;
 
-const ONES: u64 = u64::MAX / 255;
-const HIGHS: u64 = ONES << 7;
+use super::lanes::{ends, ends_wide};
 
-/// Bytes of `word` that end a plain run, as the high bits of their places: `"`, `\` and controls. The lowest set
-/// bit is exact; those above it may be false, which nobody reads.
-#[inline(always)]
-fn ends(word: u64) -> u64 {
-    // Flipping one bit puts the quote beside the controls: below 0x21 are then these alone.
-    let quote_or_control = (word ^ (ONES * 0x02)).wrapping_sub(ONES * 0x21);
-    let backslash = (word ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
-    // All three are ASCII, so a byte with its own high bit set is none of them.
-    (quote_or_control | backslash) & !word & HIGHS
-}
+/// The heads of all keys that are shorter than a head.
+const HEADS: [u64; 8] =
+    [0, 0xff, 0xffff, 0xff_ffff, 0xffff_ffff, 0xff_ffff_ffff, 0xffff_ffff_ffff, 0xff_ffff_ffff_ffff];
 
-fn is_end(byte: u8) -> bool {
-    byte == b'"' || byte == b'\\' || byte < 0x20
-}
-
-/// Eight bytes from a place on, where there are so many.
-#[inline(always)]
-pub(super) fn word_at(text: &[u8], at: usize) -> Option<u64> {
-    text.get(at..at.wrapping_add(8))?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
-}
-
-/// What is plain at the front of a word.
+/// What is plain at the front of sixteen bytes.
 pub(super) struct Front {
-    /// Its bytes; 8: all of them.
+    /// Its bytes; the one behind them is what ends it, or is not looked at yet.
     pub(super) bytes: usize,
-    /// The byte behind it; 0 where that is not in the word.
-    pub(super) end: u8,
-    /// The word without what is behind it.
-    pub(super) word: u64,
+    /// As [`head`].
+    pub(super) head: u64,
 }
 
+/// Sixteen bytes from a place on, where there are so many.
 #[inline(always)]
-pub(super) fn front(word: u64) -> Front {
-    let found = ends(word);
-    let bit = found.trailing_zeros();
-    let mask = (found & found.wrapping_neg()).wrapping_sub(1) >> 7;
-    let [end, ..] = word.unbounded_shr(bit & !7).to_le_bytes();
-    Front { bytes: bit as usize / 8, end, word: word & mask }
+fn block_at(text: &[u8], at: usize) -> Option<&[u8; 16]> {
+    text.get(at..)?.first_chunk()
+}
+
+/// What is plain from a place on; `None` where less than sixteen bytes are left.
+#[inline(always)]
+pub(super) fn front(text: &[u8], at: usize) -> Option<Front> {
+    let block = block_at(text, at)?;
+    let bytes = (ends(block) | 1 << 16).trailing_zeros() as usize;
+    let mask = HEADS.get(bytes).copied().unwrap_or(u64::MAX);
+    Some(Front { bytes, head: u64::from_le_bytes(*block.first_chunk()?) & mask })
 }
 
 /// The first eight bytes of a key, or as many as it has.
 #[inline]
-pub(super) fn head(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(first) => u64::from_le_bytes(*first),
-        None => key.iter().rev().fold(0, |head, &byte| head << 8 | u64::from(byte)),
+pub(super) const fn head(key: &[u8]) -> u64 {
+    if let Some(first) = key.first_chunk::<8>() {
+        return u64::from_le_bytes(*first);
     }
+    let (mut head, mut rest) = (0, key);
+    while let [before @ .., last] = rest {
+        head = head << 8 | *last as u64;
+        rest = before;
+    }
+    head
 }
 
 /// Where a `"`, a `\` or a control character stands from a place on, or the end.
 #[inline]
 pub(super) fn plain_end(text: &[u8], at: usize) -> usize {
-    // Most names and many values end within two words.
-    for at in [at, at + 8] {
-        match word_at(text, at).map(ends) {
-            Some(0) => {}
-            Some(found) => return at + found.trailing_zeros() as usize / 8,
-            None => return at + short_run(text.get(at..).unwrap_or_default()),
-        }
+    // Most names and many values end within the first block.
+    match block_at(text, at).map(ends) {
+        Some(0) => long_end(text, at + 16),
+        Some(found) => at + found.trailing_zeros() as usize,
+        None => last_end(text, at),
     }
-    long_end(text, at + 16)
 }
 
-/// Two words more: blocks do not pay before. Then whole blocks, and the words of the one with the end.
+/// Where less than sixteen bytes are left.
 #[inline(never)]
-fn long_end(text: &[u8], at: usize) -> usize {
-    let rest = text.get(at..).unwrap_or_default();
-    let run = short_run(rest.get(..16).unwrap_or(rest));
-    if run < 16 {
-        return at + run;
-    }
-    let run = run + plain_blocks(rest.get(run..).unwrap_or_default());
-    at + run + short_run(rest.get(run..).unwrap_or_default())
+fn last_end(text: &[u8], at: usize) -> usize {
+    let left = text.len().saturating_sub(at);
+    let Some(block) = text.last_chunk::<16>() else { return long_end(text, at) };
+    let found = ends(block) >> (16 - left);
+    at + left.min(found.trailing_zeros() as usize)
 }
 
-/// A word at a time, then a byte at a time.
-fn short_run(bytes: &[u8]) -> usize {
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let found = ends(u64::from_le_bytes(*word));
-        if found != 0 {
-            return index * 8 + found.trailing_zeros() as usize / 8;
+#[inline(never)]
+fn long_end(text: &[u8], mut at: usize) -> usize {
+    // Many end within the second.
+    if let Some(found @ 1..) = block_at(text, at).map(ends) {
+        return at + found.trailing_zeros() as usize;
+    }
+    loop {
+        match ends_at(text, at) {
+            0 => at += 64,
+            found => return at + found.trailing_zeros() as usize,
         }
     }
-    words.len() * 8 + rest.iter().position(|&byte| is_end(byte)).unwrap_or(rest.len())
 }
 
-/// Whole blocks of 32 without an end; the compiler makes vectors of it.
-#[inline]
-fn plain_blocks(bytes: &[u8]) -> usize {
-    let (blocks, _) = bytes.as_chunks::<32>();
-    let plain = |block: &&[u8; 32]| {
-        let (words, _) = block.as_chunks::<8>();
-        words.iter().fold(0, |found, word| found | ends(u64::from_le_bytes(*word))) == 0
+/// The ends of plain runs in the 64 bytes from a place on, the text's own end among them.
+#[inline(always)]
+pub(super) fn ends_at(text: &[u8], at: usize) -> u64 {
+    match text.get(at..).and_then(<[u8]>::first_chunk) {
+        Some(block) => ends_wide(block),
+        None => last_ends(text, at),
+    }
+}
+
+/// Where less than 64 bytes are left.
+#[inline(never)]
+fn last_ends(text: &[u8], at: usize) -> u64 {
+    let left = text.len().saturating_sub(at);
+    let found = match text.last_chunk::<64>() {
+        Some(block) => ends_wide(block) >> 1 >> (63 - left),
+        None => {
+            // Zeros are no bytes of a string either.
+            let mut block = [0; 64];
+            block.iter_mut().zip(text.get(at..).unwrap_or_default()).for_each(|(to, from)| *to = *from);
+            ends_wide(&block)
+        }
     };
-    blocks.iter().take_while(plain).count() * 32
+    found | 1 << left
 }
 
 /// Four hexadecimal digits.
@@ -111,8 +112,7 @@ pub(super) fn hex4(digits: &[u8]) -> Option<u32> {
 
 /// The text of a string whose escapes were validated, without its quotes. Borrowed unless it has escapes.
 pub(super) fn unescape(raw: &str) -> Cow<'_, str> {
-    // Of what ends a plain run, a validated string has escapes alone.
-    if plain_end(raw.as_bytes(), 0) == raw.len() {
+    if !raw.as_bytes().contains(&b'\\') {
         return Cow::Borrowed(raw);
     }
     let mut text = String::with_capacity(raw.len());
@@ -167,4 +167,31 @@ pub(super) fn collide(a: &str, b: &str) -> bool {
         return a.eq_ignore_ascii_case(b) && a != b;
     }
     a != b && fold(a).eq(fold(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever a run begins and ends, in texts shorter and longer than a block.
+    #[test]
+    fn a_plain_run_ends_where_it_ends() {
+        for length in 0..150 {
+            for end in 0..=length {
+                let mut text = vec![b'a'; length];
+                if let Some(byte) = text.get_mut(end) {
+                    *byte = [b'"', b'\\', b'\n'][end % 3];
+                }
+                for at in 0..=end {
+                    assert_eq!(plain_end(&text, at), end, "{length} {at}");
+                    let found = ends_at(&text, at).trailing_zeros() as usize;
+                    assert_eq!(found, (end - at).min(64), "{length} {at} {end}");
+                    let front = front(&text, at).map(|front| (front.bytes, front.head));
+                    let run = &text[at..end];
+                    let expected = (length - at >= 16).then(|| (run.len().min(16), head(run)));
+                    assert_eq!(front, expected, "{length} {at} {end}");
+                }
+            }
+        }
+    }
 }

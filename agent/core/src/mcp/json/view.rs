@@ -7,7 +7,7 @@ impl<'b> Value<'b> {
     /// Which of JSON's six kinds it is.
     #[must_use]
     pub fn kind(self) -> Kind {
-        match self.text().as_bytes().first() {
+        match self.whole.as_bytes().get(self.start) {
             Some(b'{') => Kind::Object,
             Some(b'[') => Kind::Array,
             Some(b'"') => Kind::String,
@@ -23,6 +23,11 @@ impl<'b> Value<'b> {
         self.whole.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// How many bytes it has there.
+    pub(crate) fn bytes(self) -> usize {
+        self.end - self.start
+    }
+
     /// Where it stands in the text that was validated.
     #[must_use]
     pub fn offset(self) -> usize {
@@ -32,8 +37,14 @@ impl<'b> Value<'b> {
     /// A string's text, unescaped; borrowed unless it has escapes.
     #[must_use]
     pub fn as_str(self) -> Option<Cow<'b, str>> {
-        let raw = self.text().strip_prefix('"')?.strip_suffix('"')?;
-        Some(text::unescape(raw))
+        let (whole, start) = (self.whole, self.start + 1);
+        if self.kind() != Kind::String {
+            return None;
+        }
+        let raw = whole.get(start..self.end - 1)?;
+        // A string that has no escapes is plain up to its closing quote.
+        let is_plain = text::plain_end(whole.as_bytes(), start) == start + raw.len();
+        Some(if is_plain { Cow::Borrowed(raw) } else { text::unescape(raw) })
     }
 
     /// A boolean.
@@ -54,7 +65,7 @@ impl<'b> Value<'b> {
 
     /// An object's members in order, keys unescaped; nothing for other kinds.
     pub fn members(self) -> impl Iterator<Item = (Cow<'b, str>, Value<'b>)> {
-        self.raw_members().map(|(key, value)| (text::unescape(key), value))
+        self.raw_members().map(|(key, value)| (key.text(), value))
     }
 
     /// An array's elements in order; nothing for other kinds.
@@ -66,7 +77,9 @@ impl<'b> Value<'b> {
     /// The member of that key.
     #[must_use]
     pub fn get(self, key: &str) -> Option<Value<'b>> {
-        self.raw_members().find(|(raw, _)| same_key(raw, key)).map(|(_, value)| value)
+        self.raw_members()
+            .find(|(one, _)| one.raw == key || (one.escaped && one.text() == key))
+            .map(|(_, value)| value)
     }
 
     /// The value that an RFC 6901 pointer names, this one being the root.
@@ -89,17 +102,37 @@ impl<'b> Value<'b> {
     /// Whether a member's key differs from `key` only in case, so that a lenient reader takes it for `key`.
     #[must_use]
     pub fn collides(self, key: &str) -> bool {
-        self.raw_members().any(|(raw, _)| text::collide(&text::unescape(raw), key))
+        self.raw_members().any(|(one, _)| text::collide(&one.text(), key))
     }
 
-    fn raw_members(self) -> impl Iterator<Item = (&'b str, Value<'b>)> {
+    fn raw_members(self) -> impl Iterator<Item = (RawKey<'b>, Value<'b>)> {
         let mut cursor = Cursor::inside(self, Kind::Object);
         std::iter::from_fn(move || cursor.member())
     }
 }
 
-fn same_key(raw: &str, key: &str) -> bool {
-    raw == key || (raw.len() > key.len() && raw.contains('\\') && text::unescape(raw) == key)
+/// A key as it stands in the text.
+#[derive(Clone, Copy)]
+struct RawKey<'b> {
+    raw: &'b str,
+    escaped: bool,
+}
+
+impl<'b> RawKey<'b> {
+    fn text(self) -> Cow<'b, str> {
+        if self.escaped { text::unescape(self.raw) } else { Cow::Borrowed(self.raw) }
+    }
+}
+
+/// Where the closing quote of a string stands whose content begins at a place, and whether it has escapes.
+#[inline]
+fn closing_quote(text: &[u8], at: usize) -> (usize, bool) {
+    // In a validated text nothing but a quote and an escape ends a plain run.
+    let plain = text::plain_end(text, at);
+    match text.get(plain) {
+        Some(b'\\') => (plain + string_bytes(text.get(plain..).unwrap_or_default()), true),
+        Some(_) | None => (plain, false),
+    }
 }
 
 /// How many bytes a string goes on before its closing quote.
@@ -117,7 +150,9 @@ pub(super) fn string_bytes(bytes: &[u8]) -> usize {
 
 /// A place between the members or elements of a container.
 struct Cursor<'b> {
-    value: Value<'b>,
+    whole: &'b str,
+    /// The text up to the container's end.
+    bytes: &'b [u8],
     at: usize,
 }
 
@@ -125,46 +160,58 @@ impl<'b> Cursor<'b> {
     /// Behind the opening bracket; at the end where the value is of another kind.
     fn inside(value: Value<'b>, kind: Kind) -> Self {
         let at = if value.kind() == kind { value.start + 1 } else { value.end };
-        Self { value, at }
+        let bytes = value.whole.as_bytes().get(..value.end).unwrap_or_default();
+        Self { whole: value.whole, bytes, at }
     }
 
     fn peek(&self) -> Option<u8> {
-        if self.at < self.value.end { self.value.whole.as_bytes().get(self.at).copied() } else { None }
+        self.bytes.get(self.at).copied()
     }
 
     fn rest(&self) -> &'b [u8] {
-        self.value.whole.as_bytes().get(self.at..self.value.end).unwrap_or_default()
+        self.bytes.get(self.at..).unwrap_or_default()
     }
 
+    #[inline(always)]
     fn separators(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') = self.peek() {
             self.at += 1;
         }
     }
 
-    fn member(&mut self) -> Option<(&'b str, Value<'b>)> {
+    #[inline]
+    fn member(&mut self) -> Option<(RawKey<'b>, Value<'b>)> {
         self.separators();
         if self.peek()? != b'"' {
             return None;
         }
-        self.at += 1;
-        let start = self.at;
-        self.at += string_bytes(self.rest());
-        let key = self.value.whole.get(start..self.at)?;
-        self.at += 1;
-        Some((key, self.element()?))
+        let start = self.at + 1;
+        let (end, escaped) = closing_quote(self.whole.as_bytes(), start);
+        let raw = self.whole.get(start..end)?;
+        self.at = end + 1;
+        Some((RawKey { raw, escaped }, self.element()?))
     }
 
+    #[inline]
     fn element(&mut self) -> Option<Value<'b>> {
         self.separators();
         let start = self.at;
         match self.peek()? {
-            b'"' => self.at += string_bytes(self.rest().get(1..)?) + 2,
+            b'"' => self.at = closing_quote(self.whole.as_bytes(), start + 1).0 + 1,
             b'{' | b'[' => self.container(),
             b'}' | b']' => return None,
-            _ => self.at += self.rest().iter().take_while(|byte| !b" \n\r\t,]}".contains(byte)).count(),
+            _ => self.scalar(),
         }
-        Some(Value::new(self.value.whole, start, self.at))
+        Some(Value::new(self.whole, start, self.at))
+    }
+
+    #[inline]
+    fn scalar(&mut self) {
+        while let Some(byte) = self.peek()
+            && !matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}')
+        {
+            self.at += 1;
+        }
     }
 
     fn container(&mut self) {
