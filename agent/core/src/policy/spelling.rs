@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_text_is_decoded_until_nothing_is_left_or_something_is_hidden() {
-        let table: [(&str, Option<&[&str]>); 23] = [
+        let table: [(&str, Option<&[&str]>); 24] = [
             ("a/b", Some(&["a/b"])),
             ("", Some(&[""])),
             ("a%20b", Some(&["a%20b", "a b"])),
@@ -159,6 +159,7 @@ mod tests {
             ("%ff", None),
             ("a\\b", None),
             ("a\nb\0", None),
+            ("a\x7f", None),
         ];
         for (text, expected) in table {
             let got = readings(text);
