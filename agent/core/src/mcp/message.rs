@@ -196,10 +196,7 @@ pub fn parse<'b>(
             let id = id.ok_or(Malformed::Missing { member: "id", needed_by: "a response" })?;
             Ok(Message::Response(Response { id, is_error }))
         }
-        Shape::Call { method } => {
-            let call = fields.call(method, id)?;
-            Ok(if call.id.is_some() { Message::Request(call) } else { Message::Notification(call) })
-        }
+        Shape::Call { method } => fields.call(method, id),
     }
 }
 
@@ -319,7 +316,7 @@ impl<'b> Fields<'b> {
         Err(Malformed::Ambiguous { has })
     }
 
-    fn call(&self, method_name: Cow<'b, str>, id: Option<Id<'b>>) -> Result<Call<'b>, Malformed> {
+    fn call(&self, method_name: Cow<'b, str>, id: Option<Id<'b>>) -> Result<Message<'b>, Malformed> {
         let method = Method::from_name(&method_name);
         if method == Method::ToolsCall && id.is_none() {
             return Err(Malformed::Missing { member: "id", needed_by: "tools/call" });
@@ -342,7 +339,9 @@ impl<'b> Fields<'b> {
             | Class::Unknown => (name.and_then(Value::as_str), uri.and_then(Value::as_str)),
         };
         let &Self { params, arguments, task, .. } = self;
-        Ok(Call { id, method, method_name, params, name, uri, arguments, task: task.is_some() })
+        let is_request = id.is_some();
+        let call = Call { id, method, method_name, params, name, uri, arguments, task: task.is_some() };
+        Ok(if is_request { Message::Request(call) } else { Message::Notification(call) })
     }
 }
 

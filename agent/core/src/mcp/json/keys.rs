@@ -174,7 +174,7 @@ impl Scratch {
     pub(super) fn collision(&mut self, frame: Frame, text: &[u8]) -> Result<(), usize> {
         let end = self.keys.len();
         let keys = self.keys.get(frame.keys..).unwrap_or_default();
-        if keys.len() < 2 || keys.iter().all(|mark| folds_to_itself(bytes(text, &self.arena, mark))) {
+        if keys.iter().all(|mark| folds_to_itself(bytes(text, &self.arena, mark))) {
             return Ok(());
         }
         for index in frame.keys..end {

@@ -92,7 +92,10 @@ impl<'b, 's> Parser<'b, 's> {
             }
         }
         let frame = std::mem::replace(&mut self.frame, outer);
-        let collision = self.scratch.collision(frame, text.as_bytes());
+        let collision = match self.scratch.count(frame) {
+            0 | 1 => Ok(()),
+            _ => self.scratch.collision(frame, text.as_bytes()),
+        };
         // Equal keys collide as well; they are named for what they are.
         self.close(frame)?;
         collision.map_err(|offset| self.colliding(offset))?;
@@ -135,6 +138,7 @@ impl<'b, 's> Parser<'b, 's> {
         self.scratch.close(frame, self.text.as_bytes()).map_err(|offset| self.duplicate(offset))
     }
 
+    #[inline(never)]
     fn skip_object(&mut self, at: usize) -> Step {
         self.enter(at)?;
         let text = self.text;
@@ -183,6 +187,7 @@ impl<'b, 's> Parser<'b, 's> {
         Ok(key.end + 1)
     }
 
+    #[inline(never)]
     fn skip_array(&mut self, at: usize) -> Step {
         self.enter(at)?;
         let text = self.text;
@@ -336,7 +341,7 @@ impl<'b, 's> Parser<'b, 's> {
         text::hex4(self.rest(at + 1)).ok_or_else(|| self.syntax(at, "four hexadecimal digits"))
     }
 
-    #[inline]
+    #[inline(never)]
     fn number(&self, start: usize) -> Step {
         let first = start + usize::from(self.byte(start) == b'-');
         let end = if self.byte(first) == b'0' { first + 1 } else { self.digits(first, "a digit")? };
@@ -348,6 +353,7 @@ impl<'b, 's> Parser<'b, 's> {
     }
 
     /// From the end of the whole part.
+    #[inline(never)]
     fn rest_of_number(&self, start: usize, first: usize, mut at: usize) -> Step {
         let mut is_bounded = at - first <= 308;
         if self.byte(at) == b'.' {
