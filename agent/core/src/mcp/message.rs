@@ -356,6 +356,8 @@ fn meta(parser: &mut Parser<'_, '_>, start: Start) -> Step {
 }
 
 /// A member that is not read; one that a lenient reader would read is refused.
+// Inlined, or the key would go through memory.
+#[inline(always)]
 fn other<'b>(parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start, known: &[&str]) -> Step {
     if key.collides(known) {
         return Err(parser.colliding(key.place()));
