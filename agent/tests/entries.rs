@@ -27,27 +27,28 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(file: &Path, deny_on_failure: bool) -> Self {
+    fn set(file: &Path, deny_on_failure: bool, entries_max: usize) -> Self {
         let (recorder, writer) = record::start(&AuditPlan {
             file: file.to_owned(),
             sync: Duration::from_millis(10),
             deny_on_failure,
             state_directory: file.parent().unwrap().join("store"),
-            entries_max: 1_024,
-            write_time_max: Duration::from_millis(10),
+            entries_max,
+            write_time_max: Duration::from_millis(200),
         })
         .unwrap();
-        let limits = Limits { audit_entries_per_cgroup_max: 1, ..Limits::default() };
+        let limits = Limits { audit_entries_per_cgroup_max: entries_max, ..Limits::default() };
         let identify = Identify::new(Arc::clone(&writer.metrics));
         let origin = Arc::new(identify.origin(captured(), Shares::new(&limits).of(1)));
         Self { recorder, writer, origin }
     }
 
-    /// One more, as soon as there is room for it.
+    /// One more, as soon as there is room for it; what passes without a record has no id.
     fn entry(&self) {
         let since = Instant::now();
-        while let Err(no_slot) = self.recorder.open(&self.origin, 1).map(drop) {
-            assert!(since.elapsed() < PATIENCE, "{no_slot}");
+        let opened = || self.recorder.open(&self.origin, 1).is_ok_and(|entry| !entry.request_id().is_empty());
+        while !opened() {
+            assert!(since.elapsed() < PATIENCE, "there is no room for another");
             std::thread::yield_now();
         }
     }
@@ -71,7 +72,7 @@ fn captured() -> Captured {
 #[test]
 fn a_callers_place_is_free_again_when_its_entry_is_written() {
     let folder = tempfile::tempdir().unwrap();
-    let scene = Scene::set(&folder.path().join("audit.jsonl"), true);
+    let scene = Scene::set(&folder.path().join("audit.jsonl"), true, 1);
     let open = scene.recorder.open(&scene.origin, 1).unwrap();
     let refused = scene.recorder.open(&scene.origin, 1).map(drop).unwrap_err();
     assert!(
@@ -91,28 +92,31 @@ fn what_a_full_pipe_lost_stays_lost_and_lines_stay_whole() {
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     let mut reader =
         std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
-    let scene = Scene::set(&path, false);
-    let lost = Arc::clone(&scene.writer.metrics);
-    let (since, mut opened) = (Instant::now(), 0);
-    while lost.audit_lost.get() == 0 {
-        assert!(since.elapsed() < PATIENCE, "{opened} entries, and the pipe is not full");
-        // With no place it passes without a record, too.
-        drop(scene.recorder.open(&scene.origin, 1).unwrap());
-        opened += 1;
+    let scene = Scene::set(&path, false, 1_024);
+    let since = Instant::now();
+    while scene.writer.metrics.audit_failures.get() == 0 {
+        assert!(since.elapsed() < PATIENCE, "the pipe is not full");
+        scene.entry();
     }
-    let mut text = Vec::new();
-    let _would_block = reader.read_to_end(&mut text);
+    let reading = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        // An error is that nothing is there yet.
+        while reader.read_to_end(&mut text).is_err() {
+            std::thread::yield_now();
+        }
+        text
+    });
     scene.entry();
     scene.writer.finish();
-    let _would_block = reader.read_to_end(&mut text);
-    let lines: Vec<&[u8]> = text.split_inclusive(|&byte| byte == b'\n').collect();
-    for line in &lines {
-        serde_json::from_slice::<Value>(line)
-            .unwrap_or_else(|error| panic!("{error}: {}", line.escape_ascii()));
-    }
-    assert!(
-        lines.len() <= opened,
-        "{} lines of {opened} entries and one more: nothing was lost",
-        lines.len()
-    );
+    let text = reading.join().unwrap();
+    let ids: Vec<u64> = text.split_inclusive(|&byte| byte == b'\n').map(request_id).collect();
+    let (first, last) = (*ids.first().unwrap(), *ids.last().unwrap());
+    assert!(u64::try_from(ids.len()).unwrap() <= last - first, "{} lines from {first} to {last}", ids.len());
+}
+
+/// Of a line that must be whole. They are counted up.
+fn request_id(line: &[u8]) -> u64 {
+    let line: Value =
+        serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {}", line.escape_ascii()));
+    u64::from_str_radix(line["request_id"].as_str().unwrap(), 16).unwrap()
 }
