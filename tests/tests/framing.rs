@@ -5,6 +5,112 @@ use serde_json::json;
 use toolgate_tests::scene::{call, is_result, resources, text};
 use toolgate_tests::{Agent, Peer, Scene, Setup};
 
+/// How a client of a declared server may not speak, and the status that tells it. The codec's own tests have many more of
+/// each (`agent/core/tests/http1_heads.rs`).
+const REFUSED: &[(&str, &str, u16)] = &[
+    ("HTTP/1.0", "POST /mcp HTTP/1.0\r\nHost: HOST\r\nContent-Length: 2\r\n\r\n{}", 505),
+    ("h2c by prior knowledge", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ("a bare LF", "POST /mcp HTTP/1.1\nHost: HOST\nContent-Length: 2\n\n{}", 400),
+    ("a bare LF behind a header", "POST /mcp HTTP/1.1\r\nHost: HOST\nContent-Length: 2\r\n\r\n{}", 400),
+    ("a folded header", "POST /mcp HTTP/1.1\r\nHost: HOST\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\n{}", 400),
+    ("a space before a colon", "POST /mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length : 2\r\n\r\n{}", 400),
+    ("the absolute form", "POST http://HOST/mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\n\r\n{}", 400),
+    ("CONNECT", "CONNECT HOST HTTP/1.1\r\nHost: HOST\r\n\r\n", 501),
+    ("an encoded slash", "POST /%2fmcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\n\r\n{}", 400),
+    ("a dotted path", "POST /a/../mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\n\r\n{}", 400),
+    (
+        "an encoded dotted path",
+        "POST /a/%2e%2e/mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\n\r\n{}",
+        400,
+    ),
+    (
+        "two framings",
+        "POST /mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        400,
+    ),
+    (
+        "two lengths, in other cases",
+        "POST /mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        400,
+    ),
+    (
+        "a length with an underscore",
+        "POST /mcp HTTP/1.1\r\nHost: HOST\r\nContent-Length: 2\r\nContent_Length: 3\r\n\r\n{}",
+        400,
+    ),
+    (
+        "chunks within gzip",
+        "POST /mcp HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        501,
+    ),
+    (
+        "a compressed body",
+        "POST /mcp HTTP/1.1\r\nHost: HOST\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        415,
+    ),
+    (
+        "another expectation",
+        "POST /mcp HTTP/1.1\r\nHost: HOST\r\nExpect: a\r\nContent-Length: 2\r\n\r\n{}",
+        417,
+    ),
+    ("a broken chunk", "POST /mcp HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}}", 400),
+];
+
+#[test]
+fn what_others_may_read_otherwise_is_refused_and_closed() -> Result<()> {
+    let peer = Peer::start()?;
+    let agent = Agent::start(Setup { resources: &resources(peer.address), ..Setup::default() })?;
+    let mut caller = agent.caller("reader")?;
+    for &(name, said, status) in REFUSED {
+        let mut client = caller.http(peer.address)?;
+        client.send(said.replace("HOST", &peer.address.to_string()).as_bytes())?;
+        assert_eq!(client.reply().context(name)?.status, status, "{name}");
+        assert_eq!(client.rest().context(name)?, b"", "{name}: closed after it");
+        assert!(peer.accept_now()?.is_none(), "{name}: it reached the server");
+    }
+    Ok(())
+}
+
+/// Chunks with extensions and trailers come in, an expectation is answered, interim replies come back: one request with one
+/// length goes to the server, one reply to the client.
+#[test]
+fn one_framing_leaves_whatever_came() -> Result<()> {
+    let peer = Peer::start()?;
+    let agent = Agent::start(Setup { resources: &resources(peer.address), ..Setup::default() })?;
+    let mut client = agent.caller("reader")?.http(peer.address)?;
+    let body = call(1, "echo", &json!({}));
+    let head = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\nTrailer: X-Late\r\nExpect: 100-continue";
+    client.send(format!("POST /mcp HTTP/1.1\r\nHost: {}\r\n{head}\r\n\r\n", peer.address).as_bytes())?;
+    assert_eq!(client.head()?.status, 100, "the agent wants the body");
+    let (first, last) = body.split_at(10);
+    client.send(
+        &[b"a;name=\"value\"\r\n", first, format!("\r\n{:X}\r\n", last.len()).as_bytes(), last].concat(),
+    )?;
+    client.send(b"\r\n0;end\r\nX-Late: 1\r\nContent-Length: 9\r\n\r\n")?;
+
+    let mut server = peer.accept()?;
+    let head = server.through("\r\n\r\n")?.to_lowercase();
+    let length = format!("content-length: {}\r\n", body.len());
+    assert_eq!((head.matches("content-length").count(), head.contains(&length)), (1, true), "{head}");
+    for gone in ["transfer-encoding", "trailer", "x-late", "expect"] {
+        assert!(!head.contains(gone), "{gone}: {head}");
+    }
+    assert_eq!(server.exactly(body.len())?, body);
+
+    server.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")?;
+    let result = json!({ "jsonrpc": "2.0", "id": 1, "result": { "content": [] } }).to_string();
+    let (first, last) = result.split_at(7);
+    let chunks = format!("7;a=b\r\n{first}\r\n{:x}\r\n{last}\r\n0\r\nX-Late: 1\r\n\r\n", last.len());
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    server.send(format!("{head}{chunks}").as_bytes())?;
+    let reply = client.reply()?;
+    assert_eq!((reply.status, reply.text()), (200, result), "{}", reply.head);
+    let head = reply.head.to_lowercase();
+    let framings = head.matches("content-length").count() + head.matches("transfer-encoding").count();
+    assert_eq!(framings, 1, "{head}");
+    Ok(())
+}
+
 /// An agent that lets pass what is not MCP.
 fn passing() -> Result<Agent> {
     Agent::start(Setup { capture: "{ unrecognised: pass }", ..Setup::default() })

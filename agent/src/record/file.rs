@@ -132,6 +132,23 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_reader_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut reader =
+            std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let plan = AuditPlan { write_time_max: Duration::from_secs(30), ..plan(&path) };
+        let mut file = AuditFile::open(&plan, SYNC).unwrap();
+        let written = std::thread::spawn(move || file.append(&mut vec![b'x'; 1 << 20]));
+        let (mut taken, mut count) = (vec![0; 1 << 16], 0);
+        while count < 1 << 20 && !written.is_finished() {
+            count += reader.read(&mut taken).unwrap_or_default();
+        }
+        written.join().unwrap().unwrap();
+    }
+
+    #[test]
     fn a_pipe_that_nobody_reads_holds_nothing_up() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
