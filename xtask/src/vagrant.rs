@@ -47,8 +47,7 @@ pub(crate) fn vagrant() -> Result<()> {
         apt::install(&vm, &[("the plugin for libvirt", PLUGIN.1)])?;
     }
     let packages = packages::install()?;
-    // As it would be installed.
-    let agent = build::build(true)?;
+    let agent = build::build_to_package()?;
     let made = made::make(root, &folder, &vm, &packages)?;
     let this = std::env::current_exe().context("cannot tell where this program is")?;
     let mut command = sudo::command(root, sbin::program("unshare")?);
