@@ -33,6 +33,7 @@ impl Plan {
             by_all(case("text", SMALL, MANY)),
             case("sse", SMALL, MANY),
             anew(1),
+            anew(MANY),
         ];
         if wanted.quick {
             return Self { rounds: 3, millis: 400, cases };
@@ -43,7 +44,6 @@ impl Plan {
             case("structured", LARGE, MANY),
             case("sse", SMALL, 1),
             case("sse", LARGE, MANY),
-            anew(MANY),
         ]);
         Self { rounds: 9, millis: 700, cases }
     }

@@ -29,14 +29,15 @@ fn seeds(kind: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn requests_are_to_hyper_what_they_are_to_us() {
-    for seed in seeds("request") {
+    let seeds = seeds("request");
+    for seed in &seeds {
         for step in [1, 7, usize::MAX] {
-            http::request(&seed, step);
+            http::request(seed, step);
         }
     }
     let (mut random, mut classes) = (Random::new(1), Classes::default());
     for _ in 0..cases() {
-        let bytes = random::request(&mut random);
+        let bytes = random::or_seed(&mut random, &seeds, random::request);
         classes.count(http::request(&bytes, random.step()));
     }
     classes.show("requests");
@@ -44,14 +45,16 @@ fn requests_are_to_hyper_what_they_are_to_us() {
 
 #[test]
 fn replies_are_to_hyper_what_they_are_to_us() {
-    for seed in seeds("reply") {
+    let seeds = seeds("reply");
+    for seed in &seeds {
         for method in ["GET", "HEAD"] {
-            http::reply(method, &seed);
+            http::reply(method, seed);
         }
     }
     let (mut random, mut classes) = (Random::new(2), Classes::default());
     for _ in 0..cases() {
-        let (method, bytes) = random::reply(&mut random);
+        let method = random::method(&mut random);
+        let bytes = random::or_seed(&mut random, &seeds, random::reply);
         classes.count(http::reply(method, &bytes));
     }
     classes.show("replies");
@@ -59,24 +62,28 @@ fn replies_are_to_hyper_what_they_are_to_us() {
 
 #[test]
 fn json_is_to_serde_json_what_it_is_to_us() {
-    for seed in seeds("json") {
-        json::text(&seed);
+    let seeds = seeds("json");
+    for seed in &seeds {
+        json::text(seed);
     }
     let (mut random, mut classes) = (Random::new(3), Classes::default());
     for _ in 0..cases() {
-        classes.count(json::text(&json_text::text(&mut random)));
+        let bytes = random::or_seed(&mut random, &seeds, json_text::text);
+        classes.count(json::text(&bytes));
     }
     classes.show("JSON texts");
 }
 
 #[test]
 fn messages_are_to_serde_json_what_they_are_to_us() {
-    for seed in seeds("json") {
-        json::message(&seed);
+    let seeds = seeds("json");
+    for seed in &seeds {
+        json::message(seed);
     }
     let (mut random, mut classes) = (Random::new(4), Classes::default());
     for _ in 0..cases() {
-        classes.count(json::message(&json_text::message(&mut random)));
+        let bytes = random::or_seed(&mut random, &seeds, json_text::message);
+        classes.count(json::message(&bytes));
     }
     classes.show("messages");
 }

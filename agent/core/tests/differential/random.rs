@@ -56,6 +56,26 @@ impl Random {
     }
 }
 
+/// Every such input begins with a seed.
+const SEEDED_ONE_IN: usize = 8;
+
+/// What the generator does not think of: now and then one of the seeds, damaged up to four times, in the place of what
+/// `generated` makes.
+pub(crate) fn or_seed(
+    random: &mut Random,
+    seeds: &[Vec<u8>],
+    generated: impl FnOnce(&mut Random) -> Vec<u8>,
+) -> Vec<u8> {
+    if !random.one_in(SEEDED_ONE_IN) {
+        return generated(random);
+    }
+    let mut seed = seeds[random.below(seeds.len())].clone();
+    for _ in 0..=random.below(4) {
+        random.damage(&mut seed, TELLING);
+    }
+    seed
+}
+
 const TARGETS: &[&str] = &[
     "/mcp",
     "/mcp",
@@ -149,7 +169,7 @@ const STRANGE: &[&str] = &[
     "X-A: b\rX-B: c",
     "X-A: \u{0}",
 ];
-const TELLING: &[u8] = b"\r\n\n\r :,;/\t\0%.0159afAF_-+\"\x0b\x7f\x85\xff";
+const TELLING: &[u8] = b"\r\n\n\r :,;/\t\0%.0159afAF_-+\"\\{}[]\x0b\x7f\x85\xff";
 
 fn body(random: &mut Random) -> Vec<u8> {
     let part = random.one(&[
@@ -256,9 +276,13 @@ pub(crate) fn request(random: &mut Random) -> Vec<u8> {
     out
 }
 
-/// A reply with the method that it answers, one in three damaged.
-pub(crate) fn reply(random: &mut Random) -> (&'static str, Vec<u8>) {
-    let method = random.one(&["POST", "POST", "GET", "GET", "DELETE", "HEAD"]);
+/// What a reply answers.
+pub(crate) fn method(random: &mut Random) -> &'static str {
+    random.one(&["POST", "POST", "GET", "GET", "DELETE", "HEAD"])
+}
+
+/// A reply, one in three damaged.
+pub(crate) fn reply(random: &mut Random) -> Vec<u8> {
     let version = random.one(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0"]);
     let status = random.one(&[
         "200 OK",
@@ -277,7 +301,7 @@ pub(crate) fn reply(random: &mut Random) -> (&'static str, Vec<u8>) {
     if random.one_in(3) {
         random.damage(&mut out, TELLING);
     }
-    (method, out)
+    out
 }
 
 /// How often each class came up.
