@@ -59,4 +59,4 @@ pub use vrf::Vrf;
 pub use witness::{Arrival, Witness};
 
 /// How long anything may take that a test waits for. A test that waits this long has failed.
-pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
