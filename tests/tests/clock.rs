@@ -114,6 +114,7 @@ fn calls_and_sessions_outlive_a_suspend_and_a_bypass_is_longer_by_it() -> Result
     let opened = before.post(&initialize())?;
     let session = format!("Mcp-Session-Id: {}\r\n", opened.header("mcp-session-id").context("no session")?);
     let mut bypassed = scene.caller("writer")?;
+    ensure!(!goes_unchecked(&scene, &mut bypassed)?);
     let mut bypass = scene.agent.toolgate("bypass");
     bypass.args(["--for", "6s", "--reason", "a test", "--app-id", "writer"]);
     let done = bypass.output()?;
