@@ -214,6 +214,8 @@ impl Scene {
                 server,
                 resources: &self.resources,
                 list: expected.list,
+                instructions: expected.instructions,
+                pins: None,
                 sessions: None,
                 observe: false,
                 on_server_request: &|_| {},

@@ -223,6 +223,10 @@ impl Life {
         self.sockets.own(true);
         self.exec_root.own(true);
         self.node.bypasses.reload();
+        // What the agent before noted meanwhile; without it more is denied, not less.
+        if let Err(error) = self.node.pins.reload().await {
+            tracing::error!(%error, "what was approved during the upgrade is not known");
+        }
         Ok(())
     }
 
