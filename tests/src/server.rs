@@ -50,8 +50,8 @@ struct Shared {
     opened: AtomicUsize,
     sessions: AtomicUsize,
     ended: AtomicBool,
-    /// By method and variant.
-    results: Mutex<HashMap<(String, String), Value>>,
+    /// By method and variant, as text.
+    results: Mutex<HashMap<(String, String), Arc<str>>>,
 }
 
 impl Server {
@@ -101,7 +101,8 @@ impl Server {
     }
 
     /// From now on, the result for this method; `variant`: for requests whose header `X-Variant` says so, or none says.
-    pub fn answers(&self, method: &str, variant: &str, result: Value) {
+    pub fn answers(&self, method: &str, variant: &str, result: &Value) {
+        let result = result.to_string().into();
         lock(&self.shared.results).insert((method.to_owned(), variant.to_owned()), result);
     }
 
@@ -255,16 +256,17 @@ fn reply(request: &Request, shared: &Shared) -> Option<Vec<u8>> {
     let message = request.json();
     let id = message.get("id").cloned().unwrap_or_default();
     let tool = message.pointer("/params/name").and_then(Value::as_str).unwrap_or_default();
+    let method = message.get("method").and_then(Value::as_str);
+    let variant = request.header("x-variant").unwrap_or_default().to_owned();
+    let given = method.and_then(|method| lock(&shared.results).get(&(method.to_owned(), variant)).cloned());
     let answer = |result: Value, headers: &str| {
-        let body = json!({ "jsonrpc": "2.0", "id": id, "result": result }).to_string();
+        let result = given.clone().unwrap_or_else(|| result.to_string().into());
+        let body = format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}");
         let length = body.len();
         let head =
             format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n");
         Some(format!("{head}{headers}\r\n{body}").into_bytes())
     };
-    let method = message.get("method").and_then(Value::as_str);
-    let variant = request.header("x-variant").unwrap_or_default().to_owned();
-    let given = method.and_then(|method| lock(&shared.results).get(&(method.to_owned(), variant)).cloned());
     match (request.method(), method) {
         ("GET", _) => None,
         ("DELETE", _) => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec()),
@@ -274,9 +276,8 @@ fn reply(request: &Request, shared: &Shared) -> Option<Vec<u8>> {
                 "protocolVersion": "2025-11-25", "capabilities": { "tools": {} },
                 "serverInfo": { "name": "test", "version": "1" }
             });
-            answer(given.unwrap_or(result), &format!("Mcp-Session-Id: session-{number}\r\n"))
+            answer(result, &format!("Mcp-Session-Id: session-{number}\r\n"))
         }
-        (_post, Some(_method)) if given.is_some() => answer(given.unwrap_or_default(), ""),
         (_post, Some("tools/list")) => {
             let tools = TOOLS.map(|name| json!({ "name": name, "inputSchema": { "type": "object" } }));
             answer(json!({ "tools": tools, "nextCursor": "next" }), "")
