@@ -229,7 +229,7 @@ impl Owner {
                 let _ = answer.send(kept);
             }
             Order::Change { change, chosen, by, answer } => {
-                let done = self.write().and_then(|()| self.change(change, chosen, &by));
+                let done = self.write().and_then(|()| self.change(change, &chosen, &by));
                 self.publish();
                 let _ = answer.send(done);
             }
@@ -286,7 +286,7 @@ impl Owner {
         Ok(())
     }
 
-    fn change(&mut self, change: Change, chosen: Vec<Chosen>, by: &str) -> Result<(), StoreError> {
+    fn change(&mut self, change: Change, chosen: &[Chosen], by: &str) -> Result<(), StoreError> {
         let places = |wanted: bool| {
             let wanted = chosen.iter().filter(move |one| one.known.is_approved == wanted);
             wanted.map(|one| one.place.clone()).collect::<Vec<_>>()

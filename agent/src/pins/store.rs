@@ -341,15 +341,16 @@ fn check_file(path: &Path) -> Result<(), StoreError> {
 /// An error of SQLite's that says that the file is not as it was written is one of the file.
 fn sql(path: &Path, cause: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
-    match cause.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::Damaged { path, problem: cause.to_string() }
-        }
-        _ => match cause {
-            rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
-                StoreError::Damaged { path, problem: cause.to_string() }
-            }
-            cause => StoreError::Sql { path, cause },
-        },
+    let of_file =
+        matches!(cause.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
+    let of_values = matches!(
+        &cause,
+        rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    );
+    if of_file || of_values {
+        return StoreError::Damaged { path, problem: cause.to_string() };
     }
+    StoreError::Sql { path, cause }
 }

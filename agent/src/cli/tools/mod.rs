@@ -185,7 +185,7 @@ impl ChangeArgs {
                 Cli::command().error(ErrorKind::MissingRequiredArgument, words).exit()
             }
         };
-        let wanted = ChangeRequest { server: server.clone(), which, change };
+        let wanted = ChangeRequest { server, which, change };
         let answer = block_on(async { Ok(client::change(&config.admin()?, &wanted).await?) })?;
         if json {
             return print_json(&answer);
