@@ -207,6 +207,6 @@ hidden characters are shown as \\u{..}
         let evil = definition("pending", "\"\\u001b[2J\\u0007 \u{9b}2J\\r x\"");
         let shown = words(&evil, None);
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
-        assert!(shown.contains("+\\u{1b}[2J\\u{7} \\u{9b}2J\\r x\n"), "{shown:?}");
+        assert!(shown.contains("+\\u{1b}[2J\\u{7} \\u{9b}2J\\r\n+ x\n"), "{shown:?}");
     }
 }
