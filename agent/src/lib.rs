@@ -11,7 +11,7 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`deadline`], [`file`],
-//! [`limits`], [`netns`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`limits`], [`netns`], [`pins`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
@@ -29,6 +29,7 @@ pub mod limits;
 pub mod listeners;
 pub mod netns;
 pub mod parse;
+pub mod pins;
 pub mod proxy;
 pub mod record;
 pub mod respond;

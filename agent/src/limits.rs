@@ -171,6 +171,16 @@ limits! {
     audit_entries_max, AuditEntries: Count(usize) = 32_768;
     /// The same of one captured cgroup.
     audit_entries_per_cgroup_max, AuditEntriesPerCgroup: Count(usize) = 16_384;
+    /// Definitions (tools, prompts, resource templates, instructions) that are kept of one server; one more is not approved.
+    definitions_per_server_max, DefinitionsPerServer: Count(usize) = 4_096;
+    /// The same of one name: those that differ per caller, and those that changed.
+    definitions_per_name_max, DefinitionsPerName: Count(usize) = 32;
+    /// The most bytes of a definition that is kept; a larger one is not approved.
+    definition_bytes_max, DefinitionBytes: Size(usize) = 64 * KIB;
+    /// Bytes of all definitions that are kept of one server.
+    definitions_per_server_bytes_max, DefinitionsPerServerBytes: Size(usize) = 16 * MIB;
+    /// Callers of one server of whom it is known which definitions they were given.
+    definition_callers_max, DefinitionCallers: Count(usize) = 1_024;
     /// Until a pipe that is the audit's file takes more; a file takes it or fails at once.
     audit_write_max, AuditWrite: Time(Duration) = seconds(1);
     /// The most bytes of an executable that `exe_sha256` is asked of.

@@ -3,6 +3,7 @@
 //! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here. The same
 //! path for what goes to no declared server is in `proxy/undeclared.rs`.
 
+mod content;
 mod identified;
 mod undeclared;
 
@@ -28,6 +29,7 @@ use crate::identify::Origin;
 use crate::limits::{Limit, Limits};
 use crate::netns::CANARY;
 use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream, Watch};
+use crate::pins::Findings;
 use crate::record::{Entry, NoSlot};
 use crate::respond::{self, Exchange, McpExchange};
 use crate::shares::{Held, Share, Use};
@@ -247,6 +249,9 @@ impl Turn<'_> {
             (Decision::Denied(denied), _) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
         };
         entry.permitted(&permitted);
+        if let Err(denied) = self.held_to_pins(caller, server, &permitted, entry) {
+            return Outcome::Answered(deny(&denied, asked.shape(), entry));
+        }
         let expected = Expected::of(&asked);
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
             Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
@@ -320,7 +325,7 @@ impl Turn<'_> {
             self.working.take(); // nobody waits for the end of a stream
             entry.opened();
         }
-        let observe = node.mode.relaxes(server);
+        let (observe, findings) = (node.mode.relaxes(server), Findings::default());
         let exchange = Exchange {
             http_method: expected.http_method,
             mcp: Some(McpExchange {
@@ -328,6 +333,8 @@ impl Turn<'_> {
                 server,
                 resources: self.resources,
                 list: expected.list,
+                instructions: expected.instructions,
+                pins: self.pinned(server, &findings),
                 sessions: expected.initialize.then_some(&node.sessions),
                 observe,
                 on_server_request: &|method| self.record_server_request(server, method, observe),
@@ -343,6 +350,7 @@ impl Turn<'_> {
             node.sessions.end(&server.identity, ended);
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
+        self.record_findings(&leg.caller, server, findings, entry);
         if reusable {
             self.worker.pool.checkin(leg, upstream, &node.limits);
         }
@@ -464,16 +472,6 @@ impl Turn<'_> {
         self.name_caller(&mut entry);
         say(&mut entry);
         Some(entry)
-    }
-
-    /// A request of the server's, on a stream of the caller's: no rule can permit it yet.
-    fn record_server_request(&self, server: &Server, method: &str, observe: bool) {
-        let Ok(mut entry) = self.worker.node.record.open(self.origin, self.resources.generation) else {
-            return; // it does not pass without a record either: only `observe` lets it, and says so
-        };
-        entry.target(&server.identity);
-        self.name_caller(&mut entry);
-        entry.server_request(method, &Denied::because(Reason::ServerRequest), observe);
     }
 
     fn name_caller(&self, entry: &mut Entry) {

@@ -18,12 +18,15 @@ use toolgate::identify::{Identify, Origin};
 use toolgate::limits::Limits;
 use toolgate::netns::{Door, Namespace};
 use toolgate::parse::{self, Client, Expected};
+use toolgate::pins::Pins;
 use toolgate::record::{self, AuditPlan, Recorder};
 use toolgate::respond::{self, Exchange, McpExchange};
 use toolgate::sessions::Sessions;
 use toolgate::shares::Shares;
 use toolgate_core::decision::{self, Decision, Mode, SessionUse};
 use toolgate_core::identity::Identity;
+use toolgate_core::mcp::Message;
+use toolgate_core::pin::{self, Definition, HiddenCharacters, Pinning, Seen, Verdict};
 
 thread_local! {
     static HERE: Cell<u64> = const { Cell::new(0) };
@@ -92,6 +95,7 @@ struct Scene {
     server: SocketAddr,
     resources: Arc<Resources>,
     caller: Identity,
+    pins: Pins,
     recorder: Recorder,
     writer: record::Writer,
     folder: tempfile::TempDir,
@@ -114,7 +118,8 @@ impl Scene {
         .unwrap();
         let resources = Arc::new(resources(folder.path(), server));
         let caller = Identity::new("example.org", "default", "reader").unwrap();
-        Self { server, resources, caller, recorder, writer, folder }
+        let pins = pins(folder.path(), &resources.servers[0].identity, &caller);
+        Self { server, resources, caller, pins, recorder, writer, folder }
     }
 
     fn request(&self, message: &str, session: Option<&str>) -> Vec<u8> {
@@ -200,6 +205,10 @@ impl Scene {
         let decision = decision::decide(Ok(&self.caller), server, &asked, used, policies, Mode::default());
         let Decision::Permitted(permitted) = decision else { panic!("it is permitted") };
         entry.permitted(&permitted);
+        let Some(Message::Request(request)) = asked.message() else { panic!("it is a call") };
+        let called = pin::called(request).unwrap();
+        let verdict = self.pins.now().call(&server.identity, &self.caller, called, HiddenCharacters::Deny);
+        assert_eq!(verdict, Verdict::Approved);
         let expected = Expected::of(&asked);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
@@ -214,6 +223,8 @@ impl Scene {
                 server,
                 resources: &self.resources,
                 list: expected.list,
+                instructions: expected.instructions,
+                pins: None,
                 sessions: None,
                 observe: false,
                 on_server_request: &|_| {},
@@ -227,6 +238,17 @@ impl Scene {
         entry.replied(replied.status, replied.bytes);
         pool.checkin(leg, upstream, limits);
     }
+}
+
+/// With the tool that is called, approved.
+fn pins(folder: &std::path::Path, server: &Identity, caller: &Identity) -> Pins {
+    let pins = Pins::open(&folder.join("store"), &Limits::default()).unwrap();
+    let pinning = Pinning { mode: pin::Mode::FirstUse, hidden: HiddenCharacters::Deny };
+    let definition = Definition::from_canonical(r#"{"name":"echo"}"#.to_owned());
+    let seen = vec![Seen::of(pin::Kind::Tool, "echo", definition)];
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(pins.observe(server, caller, seen, pinning));
+    pins
 }
 
 fn captured(original: SocketAddr) -> Captured {

@@ -226,7 +226,10 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::UnexpectedResponse
         | Reason::UnknownSession
         | Reason::PathNotServed => true,
-        Reason::ServerRequest
+        Reason::NotApproved
+        | Reason::DefinitionChanged
+        | Reason::HiddenCharacters
+        | Reason::ServerRequest
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque

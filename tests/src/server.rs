@@ -1,8 +1,10 @@
 //! An MCP server for the tests: it tells what really reached it, byte for byte, and plays what the test says.
 //!
-//! It answers `initialize` (with a session id), `tools/list` (`TOOLS`) and `tools/call` by itself; a call of the tool
+//! It answers `initialize` (with a session id), `tools/list` (`TOOLS`) and `tools/call` by itself, or as [`Server::answers`]
+//! was told; a call of the tool
 //! `stream`, and `GET`, open an event stream whose events the test sends one at a time.
 
+use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -48,6 +50,8 @@ struct Shared {
     opened: AtomicUsize,
     sessions: AtomicUsize,
     ended: AtomicBool,
+    /// By method and variant, as text.
+    results: Mutex<HashMap<(String, String), Arc<str>>>,
 }
 
 impl Server {
@@ -75,6 +79,7 @@ impl Server {
             opened: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
+            results: Mutex::default(),
         });
         let its = Arc::clone(&shared);
         let incoming = listener.try_clone().context("cannot share the listener")?;
@@ -93,6 +98,12 @@ impl Server {
             }
         });
         Ok(Self { address, requests, shared, left, listener })
+    }
+
+    /// From now on, the result for this method; `variant`: for requests whose header `X-Variant` says so, or none says.
+    pub fn answers(&self, method: &str, variant: &str, result: &Value) {
+        let result = result.to_string().into();
+        lock(&self.shared.results).insert((method.to_owned(), variant.to_owned()), result);
     }
 
     /// Waits for the next request that reaches it.
@@ -245,14 +256,18 @@ fn reply(request: &Request, shared: &Shared) -> Option<Vec<u8>> {
     let message = request.json();
     let id = message.get("id").cloned().unwrap_or_default();
     let tool = message.pointer("/params/name").and_then(Value::as_str).unwrap_or_default();
+    let method = message.get("method").and_then(Value::as_str);
+    let variant = request.header("x-variant").unwrap_or_default().to_owned();
+    let given = method.and_then(|method| lock(&shared.results).get(&(method.to_owned(), variant)).cloned());
     let answer = |result: Value, headers: &str| {
-        let body = json!({ "jsonrpc": "2.0", "id": id, "result": result }).to_string();
+        let result = given.clone().unwrap_or_else(|| result.to_string().into());
+        let body = format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}");
         let length = body.len();
         let head =
             format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n");
         Some(format!("{head}{headers}\r\n{body}").into_bytes())
     };
-    match (request.method(), message.get("method").and_then(Value::as_str)) {
+    match (request.method(), method) {
         ("GET", _) => None,
         ("DELETE", _) => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec()),
         (_post, Some("initialize")) => {

@@ -189,8 +189,10 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
 }
 
 /// Every command that a user sees.
-const COMMANDS: [&str; 9] =
-    ["run", "upgrade", "bypass", "exec", "check", "status", "detach", "completions", "man"];
+const COMMANDS: [&str; 10] =
+    ["run", "upgrade", "bypass", "exec", "check", "status", "tools", "detach", "completions", "man"];
+/// Those of `tools`.
+const TOOLS: [&str; 4] = ["list", "diff", "approve", "revoke"];
 
 /// Runs it to its end: exit code, output, errors.
 fn said(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
@@ -267,6 +269,10 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
         let (code, help, _errors) = said(&[command, "--help"])?;
         assert!(code == Some(0) && help.contains("Example: toolgate "), "{command}: {help}");
     }
+    for command in TOOLS {
+        let (code, help, _errors) = said(&["tools", command, "--help"])?;
+        assert!(code == Some(0) && help.contains("Example: toolgate tools "), "{command}: {help}");
+    }
     for shell in ["bash", "zsh", "fish"] {
         let (code, script, errors) = said(&["completions", shell])?;
         assert_eq!(code, Some(0), "{errors}");
@@ -282,6 +288,7 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
     }
     let mut expected = COMMANDS.map(|command| format!("toolgate-{command}.1")).to_vec();
     expected.push("toolgate.1".to_owned());
+    expected.extend(TOOLS.map(|command| format!("toolgate-tools-{command}.1")));
     pages.sort();
     expected.sort();
     assert_eq!(pages, expected);

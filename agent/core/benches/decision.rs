@@ -7,6 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use toolgate_core::decision::{Action, Decision, Enforcement, Mode, Server, SessionUse, Transport, decide};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{JsonLimits, Message, Scratch, parse};
+use toolgate_core::pin::Pinning;
 use toolgate_core::policy::{
     Arguments, At, Effect, Glob, IdentityPattern, Key, Literal, Others, Policies, Policy, PolicyMode,
     Predicate, Rule, What,
@@ -86,6 +87,7 @@ fn decision(criterion: &mut Criterion) {
         path: "/mcp".to_owned(),
         enforcement: Enforcement::Enforce,
         transport: Transport::Streamable,
+        pinning: Pinning::OFF,
     };
     let caller = identity("caller");
     let mut group = criterion.benchmark_group("decision");

@@ -10,6 +10,7 @@ use smallvec::smallvec;
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::Message;
+use crate::pin::Pinning;
 use crate::policy::{Policies, Refused, Rules, Verdict};
 use crate::workload::Unidentified;
 
@@ -45,6 +46,8 @@ pub struct Server {
     pub enforcement: Enforcement,
     /// How its messages travel.
     pub transport: Transport,
+    /// How what it offers is pinned.
+    pub pinning: Pinning,
 }
 
 impl Server {
@@ -369,6 +372,7 @@ mod tests {
             path: "/mcp".to_owned(),
             enforcement: Enforcement::Enforce,
             transport: Transport::Streamable,
+            pinning: Pinning::OFF,
         }
     }
 

@@ -51,6 +51,12 @@ reasons! {
     DeniedByRule = "denied_by_rule", "policy does not permit this";
     /// An allow rule matches in everything but the arguments.
     ArgumentsRefused = "arguments_refused", "policy does not permit these arguments";
+    /// What is called, as its server defines it, is not approved (pins).
+    NotApproved = "not_approved", "what the server offers under this name is not approved here";
+    /// Its definition has changed since it was approved (pins).
+    DefinitionChanged = "definition_changed", "what the server offers under this name has changed and is not approved";
+    /// Its definition has characters that nobody sees (pins).
+    HiddenCharacters = "hidden_characters", "what the server offers under this name has hidden characters";
     /// A method that no MCP revision gives to clients, and no rule names.
     MethodUnknown = "method_unknown", "policy does not permit this method";
     /// An answer to a request that no server was let ask.
@@ -169,6 +175,9 @@ fn failure(reason: Reason) -> Failure {
         | Reason::NoRule
         | Reason::DeniedByRule
         | Reason::ArgumentsRefused
+        | Reason::NotApproved
+        | Reason::DefinitionChanged
+        | Reason::HiddenCharacters
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
         | Reason::ServerRequest

@@ -6,6 +6,7 @@
 //! - [`workload`]: which workload a process is
 //! - [`container`]: which container a cgroup is
 //! - [`policy`]: rules and predicates, compiled
+//! - [`pin`]: what a server offers, as it was approved
 //! - [`decision`]: `decide` and the `Permitted` that only it can make
 //! - [`denial`]: reasons and what a refused client is told
 //!
@@ -22,6 +23,7 @@ pub mod denial;
 pub mod http1;
 pub mod identity;
 pub mod mcp;
+pub mod pin;
 pub mod policy;
 pub mod workload;
 

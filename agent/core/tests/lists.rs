@@ -7,7 +7,7 @@ use toolgate_core::mcp::{ListKind, list};
 fn check(kind: ListKind, reply: &str, expected: Result<(&str, usize, usize), &str>) {
     let value = validate(reply.as_bytes(), &mut Scratch::new(), &JsonLimits::default()).expect("valid");
     let mut out = b"before".to_vec();
-    let found = match list::filter(value, kind, |name| name.starts_with('k'), &mut out) {
+    let found = match list::filter(value, kind, |_place, name| name.starts_with('k'), &mut out) {
         Ok(filtered) => Ok((filtered.kept, filtered.removed)),
         Err(error) => {
             assert_eq!(out, b"before");

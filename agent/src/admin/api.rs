@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
-use super::{Context, Port, exec};
+use super::{Context, Port, definitions, exec};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
 use crate::app::canary;
 use crate::config::AgentConfig;
@@ -83,6 +83,19 @@ pub(super) async fn route(
         }
         (Port::Admin(peer), &Method::POST, "/bypass") => {
             answer(request, async |wanted| bypass_route(&wanted, peer, context)).await
+        }
+        (Port::Admin(_), &Method::POST, "/definitions") => {
+            answer(request, async |wanted| {
+                definitions::list(&wanted, context).await.map_err(|refused| refused.to_string())
+            })
+            .await
+        }
+        (Port::Admin(peer), &Method::POST, "/definitions/change") => {
+            answer(request, async |wanted| {
+                only_root(peer, "tools")?;
+                definitions::change(&wanted, peer, context).await.map_err(|refused| refused.to_string())
+            })
+            .await
         }
         (Port::Admin(peer), &Method::POST, "/upgrade") => {
             answer(request, async |wanted| upgrade_route(wanted, peer, context).await).await
@@ -204,6 +217,8 @@ struct ServerStatus<'a> {
     app_id: String,
     address: String,
     path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pins: Option<definitions::Counts>,
 }
 
 fn status(context: &Context) -> serde_json::Value {
@@ -232,6 +247,7 @@ fn status(context: &Context) -> serde_json::Value {
                 app_id: server.identity.to_string(),
                 address: server.address.to_string(),
                 path: &server.path,
+                pins: definitions::counts(server, node),
             })
             .collect(),
         sessions: node.sessions.count(),
@@ -271,6 +287,7 @@ fn kernel_metrics(context: &Context) -> String {
         "# HELP toolgate_bypasses Cgroups that are let through for now\n# TYPE toolgate_bypasses gauge\ntoolgate_bypasses {}",
         context.node.bypasses.all().len()
     );
+    definitions::metrics(&mut out, &context.node);
     canary_metrics(&mut out, context);
     match context.kernel.counters() {
         Ok(counters) => {

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 
 use super::api::ErrorBody;
 pub use super::api::{BypassRequest, ExecRequest, UpgradeRequest};
+pub use super::definitions::{ChangeRequest, DefinitionsRequest};
 
 /// Why the agent did not answer as asked.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,25 @@ pub async fn bypass(socket: &Path, wanted: &BypassRequest) -> Result<serde_json:
 /// [`ClientError`]: the agent that runs goes on.
 pub async fn upgrade(socket: &Path, wanted: &UpgradeRequest) -> Result<serde_json::Value, ClientError> {
     call(socket, Method::POST, "/upgrade", wanted).await
+}
+
+/// `POST /definitions`: what servers offer.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn definitions(
+    socket: &Path,
+    wanted: &DefinitionsRequest,
+) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/definitions", wanted).await
+}
+
+/// `POST /definitions/change`: what was approved or revoked.
+///
+/// # Errors
+/// [`ClientError`]: nothing was.
+pub async fn change(socket: &Path, wanted: &ChangeRequest) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/definitions/change", wanted).await
 }
 
 async fn call(

@@ -10,6 +10,7 @@ use crate::capture::CaptureError;
 use crate::config::Diagnostic;
 use crate::config::watch::WatchError;
 use crate::netns::NetnsError;
+use crate::pins::StoreError;
 use crate::record::AuditError;
 
 /// The agent's own errors, each with the next step. The cause stands in the text.
@@ -33,6 +34,9 @@ pub enum AppError {
     /// The audit.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Reload on change.
     #[error(transparent)]
     Watch(#[from] WatchError),

@@ -219,6 +219,10 @@ impl Life {
         if let Err(error) = self.kernel.lead() {
             tracing::error!(%error, "what the agent before left in the kernel stays: restart this one");
         }
+        // What the agent before noted meanwhile. Where it cannot be read nothing is approved.
+        if let Err(error) = self.node.pins.reload().await {
+            tracing::error!(%error, "what was approved is not known: restart this agent");
+        }
         running.phase.send_replace(Phase::Serving);
         self.sockets.own(true);
         self.exec_root.own(true);

@@ -46,6 +46,7 @@ use crate::identify::Identify;
 use crate::limits::Limits;
 use crate::listeners;
 use crate::netns::{self, Namespaces};
+use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::sessions::Sessions;
 use crate::shares::Shares;
@@ -80,6 +81,8 @@ pub struct Node {
     pub namespaces: Arc<Namespaces>,
     /// Session bindings.
     pub sessions: Sessions,
+    /// What servers offer, as it was seen and approved.
+    pub pins: Pins,
     /// Where entries are opened.
     pub record: Recorder,
     /// Whether policy is only observed.
@@ -279,6 +282,7 @@ fn build(
     pulse: Arc<Pulse>,
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = machine::fit(&agent.limits);
+    let pins = Pins::open(&agent.store, &limits)?;
     let (recorder, writer) = record::start(&AuditPlan {
         file: agent.audit.file.clone(),
         sync: agent.audit.sync,
@@ -299,6 +303,7 @@ fn build(
         shares: Shares::new(&limits),
         namespaces,
         sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
+        pins,
         record: recorder,
         mode,
         limits,

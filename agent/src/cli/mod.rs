@@ -6,6 +6,7 @@ mod exec;
 mod exit;
 mod log;
 mod status;
+mod tools;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What servers offer: list it, see what changed, approve and revoke (Servers with `pins`)
+    #[command(subcommand, after_help = "Example: toolgate tools approve docs --all")]
+    Tools(tools::Tools),
     /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
     #[command(after_help = "Example: toolgate detach --json")]
     Detach {
@@ -165,6 +169,7 @@ impl Command {
             }
             Self::Upgrade { config, binary, json } => upgrade(&config, binary, json)?,
             Self::Bypass(bypass) => bypass.run()?,
+            Self::Tools(tools) => tools.run()?,
             Self::Canary => return Ok(canary()),
             Self::Exec(exec) => return exec.run(),
             Self::Check(check) => check.run()?,

@@ -56,10 +56,11 @@ fn words(status: &Value) -> String {
     for server in rows(&status["servers"]) {
         let _ = writeln!(
             out,
-            "server:   {} at {}{}",
+            "server:   {} at {}{}{}",
             text(server, "app_id"),
             text(server, "address"),
-            text(server, "path")
+            text(server, "path"),
+            pins(&server["pins"])
         );
     }
     for error in rows(&status["refused_configuration"]).iter().filter_map(Value::as_str) {
@@ -68,6 +69,16 @@ fn words(status: &Value) -> String {
     requests(&mut out, rows(&status["requests"]));
     recent(&mut out, rows(&status["recent"]));
     out
+}
+
+/// What of a server's definitions is approved.
+fn pins(counts: &Value) -> String {
+    if counts.is_null() {
+        return String::new();
+    }
+    let (mode, changed) = (text(counts, "mode"), &counts["changed"]);
+    let changed = if *changed == 0 { String::new() } else { format!(", {changed} CHANGED") };
+    format!(", pins {mode}: {} approved, {} pending{changed}", counts["approved"], counts["pending"])
 }
 
 fn requests(out: &mut String, requests: &[Value]) {

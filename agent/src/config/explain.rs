@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use toolgate_core::decision::{Enforcement, Server, Undeclared, Unrecognised};
+use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
     Arguments, At, Effect, Glob, Literal, Others, Policies, Policy, PolicyMode, Predicate, Rule, What,
 };
@@ -118,7 +119,25 @@ fn server(server: &Server, policies: &Policies) -> String {
         (false, Enforcement::Enforce) => "; no policy names it, so every call is denied",
         (true, Enforcement::Enforce) => "",
     };
-    format!("{} is at {}{hosts}, path {}{policy}", server.identity, server.address, server.path)
+    let pins = pins(server.pinning);
+    format!("{} is at {}{hosts}, path {}{policy}{pins}", server.identity, server.address, server.path)
+}
+
+fn pins(pinning: Pinning) -> String {
+    let what = "of what it offers";
+    let pins = match pinning.mode {
+        Mode::Off => return String::new(),
+        Mode::Warn => return format!("; {what}, what nobody approved passes and is recorded (pins: warn)"),
+        Mode::Enforce => "only what was approved is listed and called (pins: enforce)",
+        Mode::FirstUse => {
+            "only what was approved is listed and called, and what is first seen is (pins: first_use)"
+        }
+    };
+    let hidden = match pinning.hidden {
+        HiddenCharacters::Deny => "nothing with hidden characters",
+        HiddenCharacters::Allow => "also with hidden characters",
+    };
+    format!("; {what}, {pins}, {hidden}")
 }
 
 fn applied(policy: &Policy) -> &'static str {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_saphyr::Spanned;
 use toolgate_core::decision::{Enforcement, Server, Transport};
 use toolgate_core::identity::{Identity, check_name};
+use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::Policies;
 use toolgate_core::workload::{Workload, proven_overlap};
 
@@ -323,13 +324,7 @@ fn read_server(
 ) -> Option<Server> {
     let later = [("peer", &spec.peer), ("external", &spec.external), ("configuration", &spec.configuration)];
     findings.refuse_later(source, &later);
-    findings.keep(choice(
-        source,
-        &spec.pins,
-        ("pins", ()),
-        &[("off", ())],
-        &["warn", "enforce", "first_use"],
-    ));
+    let pinning = read_pinning(source, spec, findings);
     findings.keep(choice(source, &spec.opaque, ("opaque", ()), &[("deny", ())], &["allow"]));
     let transports = [("streamable", Transport::Streamable)];
     let transport =
@@ -368,7 +363,23 @@ fn read_server(
     };
     let address = findings.keep(words::address(source, address))?;
     let identity = Identity::new("unset", "unset", "unset").ok()?;
-    Some(Server { identity, address, hosts, path: path?, enforcement, transport: findings.keep(transport)? })
+    let transport = findings.keep(transport)?;
+    Some(Server { identity, address, hosts, path: path?, enforcement, transport, pinning: pinning? })
+}
+
+fn read_pinning(source: &Source, spec: &ServerSpec, findings: &mut Findings) -> Option<Pinning> {
+    let modes =
+        [("off", Mode::Off), ("warn", Mode::Warn), ("enforce", Mode::Enforce), ("first_use", Mode::FirstUse)];
+    let mode = findings.keep(choice(source, &spec.pins, ("pins", Mode::Off), &modes, &[]))?;
+    let characters = [("deny", HiddenCharacters::Deny), ("allow", HiddenCharacters::Allow)];
+    let default = if mode.holds_back() { HiddenCharacters::Deny } else { HiddenCharacters::Allow };
+    let key = ("hidden_characters", default);
+    let hidden = findings.keep(choice(source, &spec.hidden_characters, key, &characters, &[]))?;
+    if let Some(word) = spec.hidden_characters.as_ref().filter(|_| !mode.holds_back()) {
+        let fault = source.error(word, "`hidden_characters` says nothing where pins deny nothing");
+        findings.push(fault.help("leave it out, or write `pins: enforce` or `pins: first_use`"));
+    }
+    Some(Pinning { mode, hidden })
 }
 
 /// The MCP path: compared byte by byte, so it must be in the form that requests have.

@@ -114,6 +114,7 @@ keys! {
         transport: Given<String>,
         configuration: Later,
         pins: Given<String>,
+        hidden_characters: Given<String>,
         opaque: Given<String>,
         enforcement: Given<String>,
     }

@@ -203,13 +203,24 @@ fn resources_that_are_refused() {
         ("Server\nmetadata: { name: s }\nspec: { external: { url: x } }\n", &["4:19 `external` is designed"]),
         ("Server\nmetadata: { name: s }\nspec: { peer: {} }\n", &["4:15 `peer` is designed"]),
         (
-            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, pins: enforce, opaque: allow, transport: sse }\n",
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: sse }\n",
             &[
                 "4:48 `unix` is designed",
-                "4:60 `pins: enforce` is designed",
-                "4:77 `opaque: allow` is designed",
-                "4:95 `transport: sse` is designed",
+                "4:62 `opaque: allow` is designed",
+                "4:80 `transport: sse` is designed",
             ],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, pins: on }\n",
+            &["4:50 `on` is no value of `pins`"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, pins: enforce, hidden_characters: pass }\n",
+            &["4:78 `pass` is no value of `hidden_characters`"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, pins: warn, hidden_characters: deny }\n",
+            &["4:75 `hidden_characters` says nothing where pins deny nothing"],
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, path: /a/../b }\n",
@@ -401,6 +412,30 @@ fn warnings_do_not_stop() {
     let resources = compile(&exe).unwrap();
     assert_eq!(shown(&resources.warnings, Severity::Warning).len(), 1);
     assert_eq!(resources.workloads[0].selectors.exe.as_ref().unwrap().file, None);
+}
+
+#[test]
+fn pins_are_read_and_explained() {
+    use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
+    let (deny, allow) = (HiddenCharacters::Deny, HiddenCharacters::Allow);
+    let table = [
+        ("", Mode::Off, allow, ""),
+        (", pins: off", Mode::Off, allow, ""),
+        (", pins: warn", Mode::Warn, allow, "what nobody approved passes and is recorded (pins: warn)"),
+        (", pins: enforce", Mode::Enforce, deny, "called (pins: enforce), nothing with hidden characters"),
+        (", pins: first_use", Mode::FirstUse, deny, "first seen is (pins: first_use), nothing with hidden"),
+        (", pins: enforce, hidden_characters: allow", Mode::Enforce, allow, "also with hidden characters"),
+    ];
+    for (keys, mode, hidden, expected) in table {
+        let text = format!(
+            "{HEAD}Server\nmetadata: {{ name: s }}\nspec: {{ local: {{ address: \"127.0.0.1:1\" }}{keys} }}\n"
+        );
+        let resources = compile(&text).unwrap_or_else(|findings| panic!("{keys}: {findings:#?}"));
+        assert_eq!(resources.servers[0].pinning, Pinning { mode, hidden }, "{keys}");
+        let explained = explain(&AgentConfig::default(), &resources);
+        assert!(explained.contains(expected), "{keys}: {explained}");
+        assert_eq!(explained.contains("pins"), mode != Mode::Off, "{keys}: {explained}");
+    }
 }
 
 /// The warnings of one Workload with these selectors.

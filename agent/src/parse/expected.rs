@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 use toolgate_core::denial::Shape;
 use toolgate_core::mcp::{Class, ListKind, Message, Method};
+use toolgate_core::pin;
 
 use super::Asked;
 
@@ -14,6 +15,8 @@ pub struct Expected {
     pub list: Option<ListKind>,
     /// The reply opens a session.
     pub initialize: bool,
+    /// The reply may tell a model of the server.
+    pub instructions: bool,
     /// The session that this request ends.
     pub ends_session: Option<Box<str>>,
     /// False for a stream that is open until someone leaves.
@@ -38,6 +41,7 @@ impl Expected {
         if let Message::Request(call) = message {
             expected.id = call.id.as_ref().map(|id| SmallVec::from_slice(id.raw().as_bytes()));
             expected.initialize = call.method == Method::Initialize;
+            expected.instructions = pin::tells_instructions(call.method);
             if let Class::List(kind) = call.method.class() {
                 expected.list = Some(kind);
             }
@@ -53,6 +57,7 @@ impl Expected {
             http_method,
             list: None,
             initialize: false,
+            instructions: false,
             ends_session: None,
             ends_by_itself: true,
             may_upgrade: false,

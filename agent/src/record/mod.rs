@@ -315,6 +315,24 @@ impl Entry {
         });
     }
 
+    /// It was permitted, and what it names is not approved: with `pins: warn` that is recorded alone.
+    pub fn passed_pins(&mut self, reason: Reason) {
+        self.set(|line| {
+            line.detail = Some(format!("pins: {}", reason.as_str()));
+            if line.labels.verdict == Verdict::Permit {
+                line.labels.verdict = Verdict::Observe;
+                line.labels.reason = Some(reason);
+            }
+        });
+    }
+
+    /// More for its reader, where nothing went wrong that says more.
+    pub fn noted(&mut self, detail: String) {
+        self.set(|line| {
+            line.detail.get_or_insert(detail);
+        });
+    }
+
     /// The reply, as far as it came.
     pub fn replied(&mut self, status: u16, bytes: u64) {
         self.set(|line| {

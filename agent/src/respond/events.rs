@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::io::IoSlice;
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{self, Envelope, ListKind, Method, json, list, sse};
+use toolgate_core::mcp::{self, Envelope, Method, json, sse};
 
+use super::shown::{self, Shown};
 use super::{Exchange, Fault, QUEUED_BYTES_MAX, Reply, TOGETHER_BYTES_MAX, put_chunk, unreadable, write};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
@@ -61,7 +62,7 @@ impl<S: Stream> Reply<'_, S> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
-            match judge(event, self.exchange)? {
+            match judge(event, self.exchange).await? {
                 Judged::Kept => self.event(event, held.capacity()).await?,
                 Judged::Replaced(event) => self.event(&event, held.capacity() + event.len()).await?,
                 Judged::Withheld => {}
@@ -101,7 +102,7 @@ fn unsplittable(error: &sse::SseError) -> Fault {
     }
 }
 
-fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
+async fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
     let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
@@ -117,9 +118,9 @@ fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
             Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
         }
         (Envelope::Response { .. }, reply) => {
-            let Some(kind) = mcp.list else { return Ok(Judged::Kept) };
+            let Some(what) = mcp.shown() else { return Ok(Judged::Kept) };
             let mut shown = Vec::with_capacity(data.len());
-            filter(reply, kind, exchange, &mut shown)?;
+            shown::show(reply, what, exchange, &mut shown).await?;
             let mut replaced = Vec::with_capacity(event.len());
             sse::with_data(event, &shown, &mut replaced);
             Ok(Judged::Replaced(replaced))
@@ -127,28 +128,15 @@ fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
     }
 }
 
-/// Cuts out of a list's reply what the caller may not see.
-pub(super) fn filter_list(
+/// Appends a reply as the caller may see it.
+pub(super) async fn show_whole(
     text: &[u8],
-    kind: ListKind,
+    what: Shown,
     exchange: &Exchange<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Fault> {
     let limits = exchange.limits.json();
     let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, &limits));
     let (_, reply) = read.map_err(|error| unreadable("list", &error.to_string()))?;
-    filter(reply, kind, exchange, out)
-}
-
-fn filter(
-    reply: json::Value<'_>,
-    kind: ListKind,
-    exchange: &Exchange<'_>,
-    out: &mut Vec<u8>,
-) -> Result<(), Fault> {
-    let Some(mcp) = &exchange.mcp else { return Ok(()) };
-    let shown = |name: &str| {
-        mcp.observe || mcp.resources.policies.lists(mcp.caller, &mcp.server.identity, kind, name)
-    };
-    list::filter(reply, kind, shown, out).map(drop).map_err(|error| unreadable("list", &error.to_string()))
+    shown::show(reply, what, exchange, out).await
 }

@@ -5,8 +5,10 @@
 
 mod events;
 mod fault;
+mod shown;
 
 pub use fault::Fault;
+pub use shown::PinExchange;
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -16,6 +18,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use memchr::memmem::Finder;
+use shown::Shown;
 use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
@@ -55,6 +58,10 @@ pub struct McpExchange<'a> {
     pub resources: &'a Arc<Resources>,
     /// The request was a list method: what may not be seen is cut out.
     pub list: Option<ListKind>,
+    /// The reply may tell a model of the server.
+    pub instructions: bool,
+    /// The pins of what the reply shows; `None` where there are none.
+    pub pins: Option<PinExchange<'a>>,
     /// Where the session that an `initialize` opens is bound.
     pub sessions: Option<&'a Sessions>,
     /// Policy is only observed: lists are shown whole, and server requests pass.
@@ -127,7 +134,7 @@ fn put_chunk(out: &mut Vec<u8>, data: &[u8]) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Events,
-    List(ListKind),
+    Shown(Shown),
     Other,
 }
 
@@ -165,17 +172,17 @@ impl<S: Stream> Reply<'_, S> {
         self.bind_session(&head)?;
         let content = self.content(&head)?;
         let mut body = Body::new(framing);
-        if let Content::List(kind) = content {
+        if let Content::Shown(shown) = content {
             let head_copy = self.upstream.buffer.bytes()[..head_bytes].to_vec();
             self.upstream.buffer.consume(head_bytes);
-            self.filtered_list(kind, &head_copy, &mut body).await?;
+            self.held_and_shown(shown, &head_copy, &mut body).await?;
         } else {
             let outgoing = outgoing(&head, content, self.exchange.http_method)?;
             http1::write_response_head(self.out.vec(), &head, outgoing, self.exchange.close);
             self.upstream.buffer.consume(head_bytes);
             match content {
                 Content::Events => self.events(&mut body).await?,
-                Content::Other | Content::List(_) => self.bytes(&mut body, outgoing).await?,
+                Content::Other | Content::Shown(_) => self.bytes(&mut body, outgoing).await?,
             }
         }
         Ok((status, keep_alive && framing != Framing::UntilClose))
@@ -240,14 +247,14 @@ impl<S: Stream> Reply<'_, S> {
         let content_type = head.headers.only("content-type")?.unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         let events = media_type.eq_ignore_ascii_case("text/event-stream");
-        let must_read = events || (mcp.list.is_some() && is_success(head.status));
+        let must_read = events || (mcp.shown().is_some() && is_success(head.status));
         if must_read && head.headers.count("content-encoding") > 0 {
             // It was asked for none: Accept-Encoding is removed on the way in.
             return Err(unreadable("reply", "it is compressed though that was not asked for"));
         }
-        Ok(match mcp.list {
+        Ok(match mcp.shown() {
             _ if events => Content::Events,
-            Some(kind) if is_success(head.status) => Content::List(kind),
+            Some(shown) if is_success(head.status) => Content::Shown(shown),
             Some(_) | None => Content::Other,
         })
     }
@@ -347,12 +354,12 @@ impl<S: Stream> Reply<'_, S> {
         Ok(whole)
     }
 
-    async fn filtered_list(&mut self, kind: ListKind, head: &[u8], body: &mut Body) -> Result<(), Fault> {
+    async fn held_and_shown(&mut self, what: Shown, head: &[u8], body: &mut Body) -> Result<(), Fault> {
         let limit = self.exchange.limits.list_time_max;
         let whole = timeout(limit, self.whole(body)).await;
         let whole = whole.map_err(|_| Fault::Slow(limit, Limit::ListTime))??;
         let mut shown = Vec::with_capacity(whole.len());
-        events::filter_list(&whole, kind, self.exchange, &mut shown)?;
+        events::show_whole(&whole, what, self.exchange, &mut shown).await?;
         let limits = self.exchange.limits.head();
         let parsed = http1::response_head(head, self.exchange.http_method, &limits)?;
         let head = parsed.ok_or_else(server_left)?;

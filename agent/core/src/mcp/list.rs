@@ -2,6 +2,7 @@
 
 use super::json::{Kind, Malformed, Value};
 use super::method::ListKind;
+use std::borrow::Cow;
 
 /// How many elements of a list stayed and went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,18 +23,34 @@ fn keys(kind: ListKind) -> (&'static str, &'static str) {
     }
 }
 
-/// Appends `reply`, a whole JSON-RPC response, to `out` with those elements alone whose name (or URI) `keep` wants.
-/// An element without exactly one such name is removed. A reply without the list, such as an error, is unchanged.
+/// An element of a list: its place, its name (or URI) where it has exactly one, and itself.
+pub type Element<'b> = (usize, Option<Cow<'b, str>>, Value<'b>);
+
+/// The elements of the list in `reply`, a whole JSON-RPC response; none where there is no list.
+///
+/// # Errors
+/// [`Malformed`] as [`filter`].
+pub fn elements(reply: Value<'_>, kind: ListKind) -> Result<impl Iterator<Item = Element<'_>>, Malformed> {
+    let (list_key, name_key) = keys(kind);
+    let list = find(reply, list_key)?;
+    Ok(list.into_iter().flat_map(Value::elements).enumerate().map(move |(place, element)| {
+        let name = element.get(name_key).filter(|_| !element.collides(name_key)).and_then(Value::as_str);
+        (place, name, element)
+    }))
+}
+
+/// Appends `reply`, a whole JSON-RPC response, to `out` with those elements alone that `keep` wants, told the
+/// element's place and name (or URI). An element without exactly one such name is removed. A reply without the list, such as an error, is unchanged.
 ///
 /// # Errors
 /// [`Malformed`] where a lenient reader could find another list in the reply. `out` is unchanged then.
 pub fn filter(
     reply: Value<'_>,
     kind: ListKind,
-    mut keep: impl FnMut(&str) -> bool,
+    mut keep: impl FnMut(usize, &str) -> bool,
     out: &mut Vec<u8>,
 ) -> Result<Filtered, Malformed> {
-    let (list_key, name_key) = keys(kind);
+    let (list_key, _) = keys(kind);
     let text = reply.text();
     let Some(list) = find(reply, list_key)? else {
         out.extend_from_slice(text.as_bytes());
@@ -44,9 +61,8 @@ pub fn filter(
     let undo = out.len();
     out.extend_from_slice(text.as_bytes().get(..=before).unwrap_or_default());
     let mut filtered = Filtered { kept: 0, removed: 0 };
-    for element in list.elements() {
-        let name = element.get(name_key).filter(|_| !element.collides(name_key)).and_then(Value::as_str);
-        if !name.is_some_and(|name| keep(&name)) {
+    for (place, name, element) in elements(reply, kind)? {
+        if !name.is_some_and(|name| keep(place, &name)) {
             filtered.removed += 1;
             continue;
         }
