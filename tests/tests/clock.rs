@@ -26,15 +26,15 @@ fn step(seconds: i64) -> Result<()> {
 /// To memory (ACPI S3), until the real-time clock's alarm: that is what also wakes a kernel without a console.
 fn suspend(time: Duration) -> Result<()> {
     let put = |path: &str, text: &str| fs::write(path, text).with_context(|| format!("`{text}` > {path}"));
-    let asleep = || -> Result<TimeSpec> {
+    let suspended = || -> Result<TimeSpec> {
         Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)? - clock_gettime(ClockId::CLOCK_MONOTONIC)?)
     };
-    let before = asleep()?;
+    let before = suspended()?;
     put("/sys/power/mem_sleep", "deep")?;
     put("/sys/class/rtc/rtc0/wakealarm", "0")?;
     put("/sys/class/rtc/rtc0/wakealarm", &format!("+{}", time.as_secs()))?;
     put("/sys/power/state", "mem")?;
-    let slept = asleep()? - before;
+    let slept = suspended()? - before;
     // The alarm counts whole seconds.
     ensure!(Duration::from(slept) + Duration::from_secs(2) > time, "it slept for {slept} alone");
     Ok(())
@@ -61,7 +61,8 @@ fn is_served_for(scene: &Scene, caller: &mut Caller, time: Duration) -> Result<(
     while since.elapsed() < time {
         ensure!(is_governed(&mut caller.http(scene.server.address)?, "")?, "after {:?}", since.elapsed());
         // Time is what it is about, and a busy second of an emulated machine takes ten.
-        std::thread::sleep(PAUSE);
+        let next = Instant::now() + PAUSE;
+        wait::until("the next connection", || Ok((Instant::now() >= next).then_some(())))?;
     }
     let ready = get(scene.agent.ready, "/")?;
     ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
