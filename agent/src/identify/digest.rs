@@ -304,10 +304,16 @@ mod tests {
             (other, now(), limit, "runs another file by now"),
             (elsewhere, now(), limit, "runs another file by now"),
             (own, now(), stamp.bytes - 1, "(`executable_bytes_max`)"),
-            // Changed after the connect, at its very tick, and a moment before it, as ticks are coarse.
+            // Changed after the connect, at its very tick, and a moment before it, as ticks are coarse. The two clocks are
+            // not read at once.
             (own, at(changed - 1_000_000_000), limit, "it was changed when the process connected, or since"),
             (own, at(changed), limit, "it was changed when the process connected, or since"),
-            (own, at(changed + TICK_NS), limit, "it was changed when the process connected, or since"),
+            (
+                own,
+                at(changed + TICK_NS - 1_000_000),
+                limit,
+                "it was changed when the process connected, or since",
+            ),
         ];
         for (ran, connected, bytes_max, words) in table {
             let said = open(ran, connected, bytes_max).unwrap_err().to_string();
