@@ -1,8 +1,8 @@
 //! An MCP server for the tests: it tells what really reached it, byte for byte, and plays what the test says.
 //!
-//! It answers `initialize` (with a session id), `tools/list` (`TOOLS`) and `tools/call` by itself, or as [`Server::answers`]
-//! was told; a call of the tool
-//! `stream`, and `GET`, open an event stream whose events the test sends one at a time.
+//! It answers `initialize` (with a session id), `tools/list` (`TOOLS`) and `tools/call` by itself, or as
+//! [`Server::answers`] was told; a call of the tool `stream`, and `GET`, open an event stream whose events the test sends
+//! one at a time.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -212,8 +212,12 @@ fn serve(mut stream: TcpStream, connection: usize, shared: &Shared) -> Result<()
         } else {
             let head =
                 "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-            stream.write_all(head.as_bytes()).context("the client has left")?;
-            *lock(&shared.stream) = Some(stream.try_clone().context("cannot share the stream")?);
+            {
+                // Who has the head finds the stream open, and no event goes before it.
+                let mut open = lock(&shared.stream);
+                *open = Some(stream.try_clone().context("cannot share the stream")?);
+                stream.write_all(head.as_bytes()).context("the client has left")?;
+            }
             lock(&shared.requests).send(request).context("the test has ended")?;
         }
     }
