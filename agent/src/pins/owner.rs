@@ -301,11 +301,10 @@ impl Owner {
             }
             Change::Revoke => {
                 let (approved, pending) = (places(true), places(false));
-                self.store.withdraw(&approved)?;
+                self.store.revoke(&approved, &pending)?;
                 for Place { server, kind, name, digest } in &approved {
                     self.pins.set(server, *kind, name, *digest, false);
                 }
-                self.store.forget(&pending)?;
                 for Place { server, kind, name, digest } in &pending {
                     self.pins.forget(server, *kind, name, *digest);
                 }

@@ -207,21 +207,16 @@ impl Store {
         })
     }
 
-    /// Withdraws the approval of all of them, or of none.
-    pub(super) fn withdraw(&mut self, all: &[Place]) -> Result<(), StoreError> {
+    /// Withdraws the approval of some and forgets others: all of it, or nothing.
+    pub(super) fn revoke(&mut self, approved: &[Place], pending: &[Place]) -> Result<(), StoreError> {
         let update = format!("UPDATE definitions SET approved_at = NULL, approved_by = NULL WHERE {OF_ONE}");
-        self.change(|connection| {
-            let mut statement = connection.prepare(&update)?;
-            each(all, |key| statement.execute(params![key.0, key.1, key.2, key.3, key.4, key.5]))
-        })
-    }
-
-    /// Forgets all of them, or none.
-    pub(super) fn forget(&mut self, all: &[Place]) -> Result<(), StoreError> {
         let delete = format!("DELETE FROM definitions WHERE {OF_ONE}");
         self.change(|connection| {
-            let mut statement = connection.prepare(&delete)?;
-            each(all, |key| statement.execute(params![key.0, key.1, key.2, key.3, key.4, key.5]))
+            for (sql, all) in [(&update, approved), (&delete, pending)] {
+                let mut statement = connection.prepare(sql)?;
+                each(all, |key| statement.execute(params![key.0, key.1, key.2, key.3, key.4, key.5]))?;
+            }
+            Ok(())
         })
     }
 

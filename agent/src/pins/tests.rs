@@ -210,6 +210,21 @@ fn all_of_it_is_done_or_nothing() {
 }
 
 #[test]
+fn a_name_is_revoked_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let pins = open(folder.path()).unwrap();
+    observe(&pins, "a", "one", FIRST_USE);
+    observe(&pins, "a", "two", ENFORCE);
+    let which = Which::Named { kind: "tool".into(), name: "a".into(), digest: None, change: Change::Revoke };
+    let chosen = pins.choose(&identity("docs"), &which).unwrap();
+    assert_eq!(chosen.len(), 2);
+    sql(&folder.path().join("toolgate.db"), "DELETE FROM definitions WHERE approved_at IS NULL");
+    assert!(run(pins.change(Change::Revoke, chosen, "root")).is_err());
+    let kept = run(pins.kept(&identity("docs"))).unwrap();
+    assert!(kept.len() == 1 && kept[0].approved.is_some(), "{kept:?}");
+}
+
+#[test]
 fn another_agents_changes_are_read_when_it_is_over() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (open(folder.path()).unwrap(), open(folder.path()).unwrap());
