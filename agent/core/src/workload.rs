@@ -43,7 +43,7 @@ impl Sha256 {
         if digits.len() != 2 * bytes.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
         }
         Some(Self(bytes))

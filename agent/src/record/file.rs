@@ -93,7 +93,6 @@ impl AuditFile {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
     use std::path::Path;
 
     use nix::sys::stat::Mode;

@@ -180,7 +180,7 @@ mod tests {
             for end in 0..=length {
                 let mut text = vec![b'a'; length];
                 if let Some(byte) = text.get_mut(end) {
-                    *byte = [b'"', b'\\', b'\n'][end % 3];
+                    *byte = b"\"\\\n"[end % 3];
                 }
                 for at in 0..=end {
                     assert_eq!(plain_end(&text, at), end, "{length} {at}");
