@@ -130,8 +130,8 @@ fn ends(ctx: &SkLookupContext) -> Ends {
 }
 
 /// The next listener. Each round begins with another one: of a client that has a connection to ask by and one on which
-/// little comes, and of the next such client, the busy ones would all be the same thread's. Two SYNs at once may get the same one, which does no harm; an atomic that
-/// returns its value would need 5.12.
+/// little comes, and of the next such client, the busy ones would all be the same thread's. Two SYNs at once may get
+/// the same one, which does no harm; an atomic that returns its value would need 5.12.
 #[inline(always)]
 fn turn(served: &Served, family: u16) -> u32 {
     let (first, listeners) =
@@ -144,5 +144,8 @@ fn turn(served: &Served, family: u16) -> u32 {
         *turn = (*turn).wrapping_add(1);
         *turn
     };
-    if listeners == 0 { first } else { first + next.wrapping_add(next / listeners) % listeners }
+    match next.checked_div(listeners) {
+        Some(round) => first + next.wrapping_add(round) % listeners,
+        None => first,
+    }
 }
