@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use toolgate_core::decision::{Action, Asks, Server};
 use toolgate_core::denial::{Reason, Shape};
-use toolgate_core::http1::{Framing, HttpError, RequestHead};
+use toolgate_core::http1::{Framing, HttpError, Name, RequestHead};
 use toolgate_core::mcp::{self, HeaderMismatch, Message, Method, json};
 
 use super::Request;
@@ -82,7 +82,7 @@ impl Asked<'_> {
                 if call.method != Method::ToolsCall {
                     return Shape::Request { id };
                 }
-                let version = self.request.head.headers.get("mcp-protocol-version");
+                let version = self.request.head.headers.get(Name::McpProtocolVersion);
                 let result_type = version.is_some_and(|version| version >= RESULT_TYPE_SINCE);
                 Shape::ToolCall { id, result_type }
             }
@@ -158,15 +158,15 @@ impl From<&HttpError> for Refused {
 /// [`Refused`] for a request that two parsers could read in two ways, or that is no MCP.
 pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Result<Asked<'b>, Refused> {
     let head = &request.head;
-    let host = head.headers.only("host").map_err(|error| Refused::from(&error))?.unwrap_or_default();
+    let host = head.headers.only(Name::Host).map_err(|error| Refused::from(&error))?.unwrap_or_default();
     if !server.accepts_host(host) {
         return Err(Refused {
             reason: Reason::HostMismatch,
             ..Refused::http(403, format!("host `{host}` is none of the server's `hosts`"))
         });
     }
-    let session = head.headers.only("mcp-session-id").map_err(|error| Refused::from(&error))?;
-    head.headers.only("mcp-protocol-version").map_err(|error| Refused::from(&error))?;
+    let session = head.headers.only(Name::McpSessionId).map_err(|error| Refused::from(&error))?;
+    head.headers.only(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
     if head.path != server.path {
         return Ok(Asked { request, session, what: What::OtherPath });
     }
@@ -181,8 +181,12 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
 }
 
 fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Refused> {
-    let content_type =
-        request.head.headers.only("content-type").map_err(|error| Refused::from(&error))?.unwrap_or_default();
+    let content_type = request
+        .head
+        .headers
+        .only(Name::ContentType)
+        .map_err(|error| Refused::from(&error))?
+        .unwrap_or_default();
     if !is_json(content_type) {
         let detail = format!("content type `{content_type}`: MCP messages are application/json");
         return Err(Refused::http(415, detail));
@@ -191,7 +195,7 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
         mcp::parse(request.body, scratch, &limits.json()).map_err(|error| Refused::malformed(&error))
     })?;
     let header = |name| request.head.headers.only(name).map_err(|error| Refused::from(&error));
-    mcp::mirrors(&message, header("mcp-method")?, header("mcp-name")?)
+    mcp::mirrors(&message, header(Name::McpMethod)?, header(Name::McpName)?)
         .map_err(|error| Refused::mismatch(&error))?;
     Ok(message)
 }

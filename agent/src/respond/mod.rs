@@ -20,7 +20,7 @@ use std::time::Instant;
 use memchr::memmem::Finder;
 use shown::Shown;
 use toolgate_core::decision::Server;
-use toolgate_core::http1::{self, Framing, HttpError, Outgoing, ResponseHead};
+use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::ListKind;
 
@@ -233,7 +233,7 @@ impl<S: Stream> Reply<'_, S> {
     /// The session that a reply opens belongs to its caller from here on.
     fn bind_session(&self, head: &ResponseHead<'_>) -> Result<(), Fault> {
         let Some(mcp) = &self.exchange.mcp else { return Ok(()) };
-        let Some(id) = head.headers.only("mcp-session-id")? else { return Ok(()) };
+        let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
         let Some(sessions) = mcp.sessions else { return Ok(()) };
         let bound = sessions.bind(mcp.caller, &mcp.server.identity, id, Instant::now());
         if bound { Ok(()) } else { Err(Fault::Session) }
@@ -244,11 +244,11 @@ impl<S: Stream> Reply<'_, S> {
         if matches!(head.framing, Framing::None) {
             return Ok(Content::Other);
         }
-        let content_type = head.headers.only("content-type")?.unwrap_or_default();
+        let content_type = head.headers.only(Name::ContentType)?.unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         let events = media_type.eq_ignore_ascii_case("text/event-stream");
         let must_read = events || (mcp.shown().is_some() && is_success(head.status));
-        if must_read && head.headers.count("content-encoding") > 0 {
+        if must_read && head.headers.count(Name::ContentEncoding) > 0 {
             // It was asked for none: Accept-Encoding is removed on the way in.
             return Err(unreadable("reply", "it is compressed though that was not asked for"));
         }
@@ -416,7 +416,7 @@ fn outgoing(head: &ResponseHead<'_>, content: Content, http_method: &str) -> Res
     let would_be = http_method == "HEAD" || head.status == 304;
     Ok(match head.framing {
         Framing::None if would_be => {
-            let length = head.headers.only("content-length")?.and_then(|length| length.parse().ok());
+            let length = head.headers.only(Name::ContentLength)?.and_then(|length| length.parse().ok());
             length.map_or(Outgoing::None, Outgoing::Length)
         }
         Framing::None => Outgoing::None,

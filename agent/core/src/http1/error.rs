@@ -24,12 +24,6 @@ pub enum HttpError {
     /// White space between a header's name and its colon.
     #[error("white space before the colon of a header; remove it (RFC 9112 5.1)")]
     SpaceBeforeColon,
-    /// A header's name or value with bytes that none may have.
-    #[error("the header `{name}` has bytes that no header may have")]
-    HeaderBytes {
-        /// The header.
-        name: String,
-    },
     /// Another version than 1.1 (for replies: than 1.0 and 1.1).
     #[error("the HTTP version is not supported; use HTTP/1.1")]
     Version,
@@ -160,7 +154,6 @@ impl HttpError {
             | Self::EmptyLine
             | Self::ObsoleteFolding
             | Self::SpaceBeforeColon
-            | Self::HeaderBytes { .. }
             | Self::AbsoluteForm { .. }
             | Self::AsteriskForm
             | Self::Target { .. }

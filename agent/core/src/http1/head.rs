@@ -2,8 +2,11 @@
 
 use super::error::HttpError;
 use super::headers::{HEADERS_MAX, Headers};
+use super::name::Name;
 use super::target;
+use memchr::memmem::Finder;
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 /// Limits on one head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,36 +85,39 @@ pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<Req
     if buf.starts_with(preface) {
         return Err(HttpError::Version);
     }
-    let Some(bytes) = head_bytes(buf, limits)? else {
-        return too_long_target(buf, limits).map(|()| None);
-    };
-    let head = buf.get(..bytes).unwrap_or_default();
-    too_long_target(head, limits)?;
+    let Some(head) = whole(buf, limits) else { return unfinished(buf, limits).map(|()| None) };
+    let bytes = head.len();
     let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
-    let status = parsed.parse_with_uninit_headers(head, &mut space).map_err(syntax)?;
+    let parsing = parsed.parse_with_uninit_headers(head, &mut space);
+    let status = parsing.map_err(|error| precise(head, limits, syntax(error)))?;
     let (true, Some(method), Some(target), Some(version)) =
         (status == httparse::Status::Complete(bytes), parsed.method, parsed.path, parsed.version)
     else {
-        return Err(HttpError::Syntax { problem: "the request line or a header is cut off" });
+        let problem = "the request line or a header is cut off";
+        return Err(precise(head, limits, HttpError::Syntax { problem }));
     };
+    let headers = Headers::new(head, parsed.headers);
+    let line = method.len() + 1 + target.len() + " HTTP/1.1\r\n".len();
+    if !is_tight(head, &headers, line) || target.len() > limits.target_bytes_max {
+        unfinished(head, limits)?;
+    }
     if version != 1 {
         return Err(HttpError::Version);
     }
     let (path, query) = target::split(method, target)?;
-    let headers = Headers::new(head, parsed.headers);
     headers.check()?;
     host(&headers)?;
-    if headers.count("content-encoding") > 0 {
+    if headers.count(Name::ContentEncoding) > 0 {
         return Err(HttpError::ContentEncoding);
     }
-    let expect_continue = match headers.only("expect")? {
+    let expect_continue = match headers.only(Name::Expect)? {
         Some(value) if value.eq_ignore_ascii_case("100-continue") => true,
         Some(_) => return Err(HttpError::Expectation),
         None => false,
     };
     let framing = declared(&headers)?.unwrap_or(Framing::None);
-    let keep_alive = !headers.has_token("connection", "close");
+    let keep_alive = !headers.close();
     Ok(Some(RequestHead {
         method,
         target,
@@ -135,22 +141,28 @@ pub fn response_head<'b>(
     request_method: &str,
     limits: &HeadLimits,
 ) -> Result<Option<ResponseHead<'b>>, HttpError> {
-    let Some(bytes) = head_bytes(buf, limits)? else { return Ok(None) };
-    let head = buf.get(..bytes).unwrap_or_default();
+    let no_target = HeadLimits { target_bytes_max: usize::MAX, ..*limits };
+    let Some(head) = whole(buf, limits) else { return unfinished(buf, &no_target).map(|()| None) };
+    let bytes = head.len();
     let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let complete =
-        config.parse_response_with_uninit_headers(&mut parsed, head, &mut space).map_err(syntax)?;
+    let parsing = config.parse_response_with_uninit_headers(&mut parsed, head, &mut space);
+    let complete = parsing.map_err(|error| precise(head, &no_target, syntax(error)))?;
     let (true, Some(status), Some(version)) =
         (complete == httparse::Status::Complete(bytes), parsed.code, parsed.version)
     else {
-        return Err(HttpError::Syntax { problem: "the status line or a header is cut off" });
+        let problem = "the status line or a header is cut off";
+        return Err(precise(head, &no_target, HttpError::Syntax { problem }));
     };
+    let headers = Headers::new(head, parsed.headers);
+    let line = "HTTP/1.1 200 \r\n".len() + parsed.reason.unwrap_or_default().len();
+    if !is_tight(head, &headers, line) {
+        unfinished(head, &no_target)?;
+    }
     if !(100..600).contains(&status) {
         return Err(HttpError::Syntax { problem: "the status is not within 100 and 599" });
     }
-    let headers = Headers::new(head, parsed.headers);
     headers.check()?;
     let declared = declared(&headers)?;
     if version == 0 && declared == Some(Framing::Chunked) {
@@ -158,36 +170,66 @@ pub fn response_head<'b>(
     }
     let bodiless = matches!(status, 100..200 | 204 | 304) || request_method == "HEAD";
     let framing = if bodiless { Framing::None } else { declared.unwrap_or(Framing::UntilClose) };
-    let ends = version == 0 || framing == Framing::UntilClose || headers.has_token("connection", "close");
+    let ends = version == 0 || framing == Framing::UntilClose || headers.close();
     let reason = parsed.reason.unwrap_or_default();
     Ok(Some(ResponseHead { status, reason, headers, framing, keep_alive: !ends, bytes }))
 }
 
-/// Where the head ends, and that its lines do as they must. Looks no further than the limit.
-fn head_bytes(buf: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
-    let head_bytes_max = limits.head_bytes_max.min(usize::from(u16::MAX));
+static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+
+/// The most bytes that a head may have; where its parts are is kept in 16 bits.
+fn bytes_max(limits: &HeadLimits) -> usize {
+    limits.head_bytes_max.min(usize::from(u16::MAX))
+}
+
+/// All of the head, with its final empty line. Says nothing of its lines.
+fn whole<'b>(buf: &'b [u8], limits: &HeadLimits) -> Option<&'b [u8]> {
+    let head = buf.get(..bytes_max(limits)).unwrap_or(buf);
+    head.get(..HEAD_END.find(head)? + 4)
+}
+
+/// Whether httparse, which takes LF for CRLF, skips empty lines and trims values, has left nothing out: then the lines
+/// need not be looked at one by one. The first has so many bytes.
+fn is_tight(head: &[u8], headers: &Headers<'_>, first: usize) -> bool {
+    headers.are_tight_from(first) && head.get(..first).is_some_and(|line| line.ends_with(b"\r\n"))
+}
+
+/// What is wrong with a head that httparse refuses, said more precisely where that is possible.
+fn precise(head: &[u8], limits: &HeadLimits, otherwise: HttpError) -> HttpError {
+    unfinished(head, limits).err().unwrap_or(otherwise)
+}
+
+/// What can be said of a head, line by line, also before it is whole.
+fn unfinished(buf: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
+    lines(buf, limits)?;
+    too_long_target(buf, limits)
+}
+
+/// That the lines do as they must. Looks no further than the limit.
+fn lines(buf: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
+    let head_bytes_max = bytes_max(limits);
     let head = buf.get(..head_bytes_max).unwrap_or(buf);
     let mut rest = head;
-    let mut line_start = 0;
+    let mut is_first = true;
     while let Some(length) = memchr::memchr(b'\n', rest) {
         let (line, after) = rest.split_at_checked(length + 1).unwrap_or((rest, &[]));
         let Some(line) = line.strip_suffix(b"\r\n") else { return Err(HttpError::BareLf) };
         if line.is_empty() {
-            return if line_start == 0 { Err(HttpError::EmptyLine) } else { Ok(Some(line_start + 2)) };
+            return if is_first { Err(HttpError::EmptyLine) } else { Ok(()) };
         }
-        if line_start > 0 {
+        if !is_first {
             header_line(line)?;
         }
         if memchr::memchr(b'\r', line).is_some() {
             return Err(HttpError::BareCr);
         }
-        line_start += length + 1;
+        is_first = false;
         rest = after;
     }
     if buf.len() >= head_bytes_max {
         return Err(HttpError::HeadTooLarge { head_bytes_max });
     }
-    Ok(None)
+    Ok(())
 }
 
 fn header_line(line: &[u8]) -> Result<(), HttpError> {
@@ -215,9 +257,9 @@ fn too_long_target(head: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
 }
 
 fn host(headers: &Headers<'_>) -> Result<(), HttpError> {
-    let host = headers.only("host")?.ok_or(HttpError::HostMissing)?;
-    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte);
-    if host.is_empty() || !host.bytes().all(valid) {
+    let host = headers.only(Name::Host)?.ok_or(HttpError::HostMissing)?;
+    let is_valid = |byte| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']');
+    if host.is_empty() || !host.bytes().all(is_valid) {
         return Err(HttpError::HostInvalid);
     }
     Ok(())
@@ -225,8 +267,8 @@ fn host(headers: &Headers<'_>) -> Result<(), HttpError> {
 
 /// The framing that the headers declare: at most one, said once.
 fn declared(headers: &Headers<'_>) -> Result<Option<Framing>, HttpError> {
-    let encoding = headers.only("transfer-encoding")?;
-    let length = headers.only("content-length")?;
+    let encoding = headers.only(Name::TransferEncoding)?;
+    let length = headers.only(Name::ContentLength)?;
     match (encoding, length) {
         (Some(_), Some(_)) => Err(HttpError::LengthAndEncoding),
         (Some(encoding), None) if encoding.eq_ignore_ascii_case("chunked") => Ok(Some(Framing::Chunked)),

@@ -1,6 +1,7 @@
 //! The headers of one head, borrowed, in the order they came.
 
 use super::error::{HttpError, shortened};
+use super::name::Name;
 use std::ops::Range;
 
 /// The most headers one head may have.
@@ -22,11 +23,14 @@ const PLACES: usize = 24;
 /// Where a part of a head begins, and its length.
 pub(super) type Part = (u16, u16);
 
-/// Where a header stands in its head.
+/// Where a header stands in its head, and what it is.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     name: Part,
     value: Part,
+    known: Name,
+    /// Its line is written as this agent writes it: one space after the colon, none at the end.
+    is_plain: bool,
 }
 
 /// Where all headers of a head stand.
@@ -37,6 +41,10 @@ pub(super) struct Places {
     count: usize,
     /// The lines behind them.
     rest: Part,
+    /// What there is among them, a bit each.
+    all_known: u16,
+    /// Each value is followed by CRLF, and that by the next name.
+    are_tight: bool,
 }
 
 /// All headers of one head. Plain data: nothing to drop, so that a borrowed head ends with its last use.
@@ -46,17 +54,38 @@ pub struct Headers<'b> {
     places: Places,
 }
 
+/// A header as it is passed on.
+pub(super) struct Line<'b> {
+    pub(super) name: &'b [u8],
+    pub(super) value: &'b [u8],
+    pub(super) known: Name,
+    /// Where it stands, if it can be copied as it is.
+    pub(super) plain: Option<Range<usize>>,
+}
+
 impl<'b> Headers<'b> {
     /// Of `parsed`, which borrows `head`; that has at most 65,535 bytes.
     pub(super) fn new(head: &'b [u8], parsed: &[httparse::Header<'b>]) -> Self {
         let mut kept = [Place::default(); PLACES];
-        for (to, from) in kept.iter_mut().zip(parsed) {
-            *to = Place { name: find(head, from.name.as_bytes()), value: find(head, from.value) };
+        let mut places = kept.iter_mut();
+        let (mut all_known, mut are_tight) = (0, true);
+        let mut names = parsed.iter().map(|header| find(head, header.name.as_bytes()).0).skip(1);
+        for header in parsed {
+            let (name, value) = (find(head, header.name.as_bytes()), find(head, header.value));
+            let end = usize::from(value.0) + usize::from(value.1);
+            let next = names.next().map_or(head.len().saturating_sub(2), usize::from);
+            let is_tight = next == end + 2 && head.get(end..next) == Some(b"\r\n");
+            let known = Name::of(header.name.as_bytes());
+            all_known |= known.bit();
+            are_tight &= is_tight;
+            if let Some(place) = places.next() {
+                *place = Place { name, value, known, is_plain: is_tight && is_close(head, name, value) };
+            }
         }
         let next = parsed.get(PLACES).map(|next| find(head, next.name.as_bytes()));
         let rest = next.and_then(|(start, _)| head.get(usize::from(start)..)).unwrap_or_default();
-        let places = Places { kept, count: parsed.len().min(PLACES), rest: find(head, rest) };
-        Self { head, places }
+        let count = parsed.len().min(PLACES);
+        Self { head, places: Places { kept, count, rest: find(head, rest), all_known, are_tight } }
     }
 
     /// The headers of another head, which stand where these stood.
@@ -79,17 +108,18 @@ impl<'b> Headers<'b> {
         self.head.get(start..start + usize::from(length)).unwrap_or_default()
     }
 
-    /// All in order, names as bytes: what is only compared is no text first.
-    pub(super) fn raw(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
-        let kept = self.kept().iter().map(|place| (self.part(place.name), self.part(place.value)));
-        kept.chain(self.behind())
+    /// Whether nothing stands between the end of each value and the next line but CRLF, the first line being at `first`.
+    pub(super) fn are_tight_from(&self, first: usize) -> bool {
+        let starts =
+            self.kept().first().map_or(self.head.len().saturating_sub(2), |place| place.name.0.into());
+        self.places.are_tight && starts == first
     }
 
     fn kept(&self) -> &[Place] {
         self.places.kept.get(..self.places.count).unwrap_or_default()
     }
 
-    /// Those whose places are not kept.
+    /// Those whose places are not kept: names and values.
     fn behind(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + use<'b> {
         let mut rest = self.part(self.places.rest);
         std::iter::from_fn(move || {
@@ -100,15 +130,17 @@ impl<'b> Headers<'b> {
         })
     }
 
-    /// Where a header's line stands in the head, if it is written as this agent writes it: one space after the colon,
-    /// none at the end.
-    pub(super) fn plain_line(&self, name: &[u8], value: &[u8]) -> Option<Range<usize>> {
-        let start = usize::from(self.find(name).0);
-        let end = start + name.len() + value.len() + 4;
-        let line = self.head.get(start..end)?;
-        let is_plain = line.get(name.len()..name.len() + 2)? == b": " && line.ends_with(b"\r\n");
-        // Of an empty value it is not told where it stands.
-        (is_plain && usize::from(self.find(value).0) == start + name.len() + 2).then_some(start..end)
+    /// All in order, as they are passed on.
+    pub(super) fn lines(&self) -> impl Iterator<Item = Line<'b>> {
+        let kept = self.kept().iter().map(|place| {
+            let (start, end) =
+                (place.name.0.into(), usize::from(place.value.0) + usize::from(place.value.1) + 2);
+            let (name, value) = (self.part(place.name), self.part(place.value));
+            Line { name, value, known: place.known, plain: place.is_plain.then_some(start..end) }
+        });
+        let behind =
+            self.behind().map(|(name, value)| Line { name, value, known: Name::of(name), plain: None });
+        kept.chain(behind)
     }
 
     /// The head that they are of.
@@ -118,7 +150,7 @@ impl<'b> Headers<'b> {
 
     /// All in order.
     pub fn iter(&self) -> impl Iterator<Item = Header<'b>> {
-        self.raw().map(|(name, value)| {
+        self.lines().map(|Line { name, value, .. }| {
             // httparse takes tokens alone as names: they are ASCII.
             Header { name: std::str::from_utf8(name).unwrap_or_default(), value }
         })
@@ -126,13 +158,13 @@ impl<'b> Headers<'b> {
 
     /// The first value of that name.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&'b [u8]> {
+    pub fn get(&self, name: Name) -> Option<&'b [u8]> {
         self.all(name).next()
     }
 
     /// How often that name stands.
     #[must_use]
-    pub fn count(&self, name: &str) -> usize {
+    pub fn count(&self, name: Name) -> usize {
         self.all(name).count()
     }
 
@@ -140,53 +172,48 @@ impl<'b> Headers<'b> {
     ///
     /// # Errors
     /// [`HttpError::Duplicate`], [`HttpError::HeaderValue`].
-    pub fn only(&self, name: &str) -> Result<Option<&'b str>, HttpError> {
+    pub fn only(&self, name: Name) -> Result<Option<&'b str>, HttpError> {
         let mut values = self.all(name);
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(HttpError::Duplicate { name: name.to_owned() });
+            return Err(HttpError::Duplicate { name: name.as_str().to_owned() });
         }
-        let visible = value.iter().all(|byte| matches!(byte, 0x20..0x7f));
+        // All of them are looked at, which is quicker than to stop at the first that is not.
+        let visible = value.iter().fold(true, |all, byte| all & matches!(byte, 0x20..0x7f));
         let text = std::str::from_utf8(value).ok().filter(|_| visible);
-        text.map(Some).ok_or_else(|| HttpError::HeaderValue { name: name.to_owned() })
+        text.map(Some).ok_or_else(|| HttpError::HeaderValue { name: name.as_str().to_owned() })
     }
 
-    /// Whether one of the comma-separated tokens under that name is `token`, in any case.
-    #[must_use]
-    pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.tokens(name).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
+    /// Whether the connection ends with this message.
+    pub(super) fn close(&self) -> bool {
+        self.connection().any(|token| token.eq_ignore_ascii_case(b"close"))
     }
 
-    /// The comma-separated tokens under that name.
-    pub(super) fn tokens(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    /// The tokens of `Connection`: names of headers that hold for it alone, and what becomes of it.
+    pub(super) fn connection(&self) -> impl Iterator<Item = &'b [u8]> {
+        let values = self.all(Name::Connection);
+        values.flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
     }
 
-    fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        // Asked some twenty times for each head: most names are told apart by their length alone.
-        let like = move |place: &&Place| {
-            usize::from(place.name.1) == name.len()
-                && self.part(place.name).eq_ignore_ascii_case(name.as_bytes())
-        };
-        let kept = self.kept().iter().filter(like).map(|place| self.part(place.value));
-        let is_named = move |(found, _): &(&[u8], &[u8])| found.eq_ignore_ascii_case(name.as_bytes());
-        kept.chain(self.behind().filter(is_named).map(|(_, value)| value))
+    fn has(&self, name: Name) -> bool {
+        self.places.all_known & name.bit() != 0
+    }
+
+    fn all(&self, name: Name) -> impl Iterator<Item = &'b [u8]> {
+        // Most that is asked for is not there.
+        let kept = if self.has(name) { self.kept() } else { &[] };
+        let kept = kept.iter().filter(move |place| place.known == name).map(|place| self.part(place.value));
+        kept.chain(self.behind().filter(move |(found, _)| Name::of(found) == name).map(|(_, value)| value))
     }
 
     /// Headers that a lenient reader could take for the framing, or that hide others.
     pub(super) fn check(&self) -> Result<(), HttpError> {
-        for (name, value) in self.raw() {
-            let plain = |byte: u8| byte == b'\t' || (byte >= 0x20 && byte != 0x7f);
-            // All of them are looked at, which is quicker than to stop at the first that is not.
-            if !value.iter().fold(true, |all, &byte| all & plain(byte)) {
-                return Err(HttpError::HeaderBytes { name: shortened(name) });
-            }
-            if has_underscore_twin(name) {
-                return Err(HttpError::Underscore { name: shortened(name) });
-            }
+        if self.has(Name::Twin) {
+            let twin = self.lines().find(|line| line.known == Name::Twin).map(|line| shortened(line.name));
+            return Err(HttpError::Underscore { name: twin.unwrap_or_default() });
         }
-        let named = self.tokens("connection").find(|token| ESSENTIAL.iter().any(|name| begins(token, name)));
-        match named {
+        let mut named = self.connection();
+        match named.find(|token| ESSENTIAL.iter().any(|name| begins(token, name))) {
             Some(name) => Err(HttpError::ConnectionNames { name: shortened(name) }),
             None => Ok(()),
         }
@@ -198,38 +225,8 @@ impl<'b> Headers<'b> {
 const ESSENTIAL: &[&str] =
     &["host", "content-", "authorization", "accept", "cookie", "origin", "last-event-id", "mcp-"];
 
-/// Headers that the framing or a decision hangs on and that have a hyphen; and how such names begin.
-const HYPHENATED: &[&str] = &[
-    "content-length",
-    "transfer-encoding",
-    "content-encoding",
-    "content-type",
-    "last-event-id",
-    "mcp-session-id",
-    "mcp-protocol-version",
-    "mcp-method",
-    "mcp-name",
-];
-const HYPHENATED_PREFIXES: &[&str] = &["mcp-", "mcp-param-"];
-
-/// Whether a server that takes underscores for hyphens would take it for one that counts. What follows `Mcp-Param-`
-/// is a name of the server's own, and may have underscores.
-fn has_underscore_twin(name: &[u8]) -> bool {
-    name.contains(&b'_')
-        && (HYPHENATED.iter().any(|lower| same(name, lower))
-            || HYPHENATED_PREFIXES.iter().any(|lower| {
-                let front = name.get(..lower.len()).unwrap_or_default();
-                front.contains(&b'_') && same(front, lower)
-            }))
-}
-
-/// Equal without regard to case, an underscore counting as a hyphen. `lower` is in lower case.
-pub(super) fn same(name: &[u8], lower: &str) -> bool {
-    name.len() == lower.len() && begins(name, lower)
-}
-
-/// Begins with `lower`, compared as [`same`] does.
-pub(super) fn begins(name: &[u8], lower: &str) -> bool {
+/// Begins with `lower`, without regard to case, an underscore counting as a hyphen.
+fn begins(name: &[u8], lower: &str) -> bool {
     let normal = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     name.len() >= lower.len() && name.iter().zip(lower.bytes()).all(|(&byte, lower)| normal(byte) == lower)
 }
@@ -243,4 +240,11 @@ pub(super) fn is_token(byte: u8) -> bool {
 fn find(head: &[u8], part: &[u8]) -> Part {
     let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
     (u16::try_from(start).unwrap_or(u16::MAX), u16::try_from(part.len()).unwrap_or_default())
+}
+
+/// Whether one space and a colon are all that stands between a name and its value. Of an empty value it is not told where
+/// it stands.
+fn is_close(head: &[u8], name: Part, value: Part) -> bool {
+    let end = usize::from(name.0) + usize::from(name.1);
+    usize::from(value.0) == end + 2 && head.get(end..end + 2) == Some(b": ")
 }

@@ -8,6 +8,7 @@ mod guess;
 mod head;
 mod headers;
 mod kept;
+mod name;
 mod target;
 mod write;
 
@@ -17,4 +18,5 @@ pub use guess::{Guess, looks_like_http};
 pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, request_head, response_head};
 pub use headers::{HEADERS_MAX, Header, Headers};
 pub use kept::KeptHead;
+pub use name::Name;
 pub use write::{CHUNK_END, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head};

@@ -1,7 +1,8 @@
 //! What leaves the agent: exactly one framing, no hop-by-hop header, nothing that only the agent may say.
 
 use super::head::{RequestHead, ResponseHead};
-use super::headers::{Headers, begins, same};
+use super::headers::{Headers, Line};
+use super::name::Name;
 use std::io::Write;
 use std::ops::Range;
 
@@ -21,23 +22,6 @@ pub enum Outgoing {
     None,
 }
 
-/// What holds for one connection alone (RFC 9110 7.6.1), and the framing, which is written anew.
-const HOP_BY_HOP: &[&str] = &[
-    "connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
-    "http2-settings",
-];
-/// Of a request, besides: what the agent answers itself, how it wants the reply, and which event was the last: the id
-/// of an event does not say whose stream it was on.
-const REQUEST_ONLY: &[&str] = &["expect", "accept-encoding", "last-event-id", "forwarded"];
-/// What a caller may not say about itself.
-const IDENTITY: &[&str] = &["dapr-caller-", "x-toolgate-", "x-forwarded-"];
-
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
 /// what holds for one hop alone, what a caller may not say, and what asks for an encoded reply. `chunked` wins over
 /// `content_length`; with neither there is no body.
@@ -50,10 +34,7 @@ pub fn write_request_head(
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    let dropped = |name: &[u8]| {
-        REQUEST_ONLY.iter().any(|lower| same(name, lower)) || IDENTITY.iter().any(|lower| begins(name, lower))
-    };
-    headers(out, &head.headers, dropped);
+    headers(out, &head.headers, |name| matches!(name, Name::NotForwarded | Name::Expect));
     let framing = match (chunked, content_length) {
         (true, _) => Outgoing::Chunked,
         (false, Some(bytes)) => Outgoing::Length(bytes),
@@ -70,7 +51,7 @@ pub fn write_response_head(out: &mut Vec<u8>, head: &ResponseHead<'_>, framing: 
     out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
-    headers(out, &head.headers, |_| false);
+    headers(out, &head.headers, |_name| false);
     if close {
         out.extend_from_slice(b"Connection: close\r\n");
     }
@@ -84,12 +65,11 @@ pub fn write_chunk_head(out: &mut Vec<u8>, bytes: usize) {
     let _ = write!(out, "{bytes:x}\r\n");
 }
 
-fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&[u8]) -> bool) {
+fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, is_dropped: impl Fn(Name) -> bool) {
     // Collecting what Connection names costs more than asking each time: most heads name `keep-alive` or nothing.
-    let has_connection = headers.get("connection").is_some();
-    let named = |name: &[u8]| {
-        has_connection && headers.tokens("connection").any(|token| token.eq_ignore_ascii_case(name))
-    };
+    let names_some = headers.connection().any(|token| !token.eq_ignore_ascii_case(b"keep-alive"));
+    let is_named =
+        |name: &[u8]| names_some && headers.connection().any(|token| token.eq_ignore_ascii_case(name));
     let head = headers.head();
     out.reserve(head.len());
     // Lines that follow one another are copied at once.
@@ -97,12 +77,11 @@ fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, dropped: impl Fn(&[u8]) -> 
     let copy = |out: &mut Vec<u8>, run: Range<usize>| {
         out.extend_from_slice(head.get(run).unwrap_or_default());
     };
-    for (name, value) in headers.raw() {
-        let hop_by_hop = HOP_BY_HOP.iter().any(|lower| same(name, lower)) || begins(name, "proxy-");
-        if hop_by_hop || dropped(name) || named(name) {
+    for Line { name, value, known, plain } in headers.lines() {
+        if known.ends_here() || is_dropped(known) || is_named(name) {
             continue;
         }
-        match headers.plain_line(name, value) {
+        match plain {
             Some(line) if line.start == run.end => run.end = line.end,
             Some(line) => copy(out, std::mem::replace(&mut run, line)),
             None => {

@@ -291,9 +291,7 @@ impl Predicate {
             }
             Self::Min(min) => number(value).map_or(Truth::Unknown, |number| Truth::from(number >= *min)),
             Self::Max(max) => number(value).map_or(Truth::Unknown, |number| Truth::from(number <= *max)),
-            Self::MaxLength(max) => {
-                length(value).map_or(Truth::Unknown, |length| Truth::from(length <= *max))
-            }
+            Self::MaxLength(max) => is_at_most(value, *max),
             Self::Type(kind) => is_type(*kind, value),
             Self::Absent(_) => Truth::Unknown,
             Self::Any(predicates) => any(predicates, value, budget),
@@ -380,13 +378,15 @@ fn number(value: Value<'_>) -> Option<f64> {
     (number.abs() < NUMBER_MAX).then_some(number)
 }
 
-fn length(value: Value<'_>) -> Option<u64> {
-    let length = match value.kind() {
-        Kind::String => value.as_str()?.chars().count(),
-        Kind::Array => value.elements().count(),
-        Kind::Null | Kind::Bool | Kind::Number | Kind::Object => return None,
-    };
-    u64::try_from(length).ok()
+fn is_at_most(value: Value<'_>, max: u64) -> Truth {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    match value.kind() {
+        // A code point takes a byte at least, however it is written: most need not be counted.
+        Kind::String if value.bytes().saturating_sub(2) <= max => Truth::True,
+        Kind::String => on_text(value, |text| Truth::from(text.chars().count() <= max)),
+        Kind::Array => Truth::from(value.elements().count() <= max),
+        Kind::Null | Kind::Bool | Kind::Number | Kind::Object => Truth::Unknown,
+    }
 }
 
 fn equals(literal: &Literal, value: Value<'_>) -> Truth {

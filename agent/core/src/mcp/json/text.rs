@@ -56,6 +56,19 @@ pub(super) fn plain_end(text: &[u8], at: usize) -> usize {
     }
 }
 
+/// The same in a text that was validated, where nothing but a quote and an escape ends a plain run.
+#[inline]
+pub(super) fn valid_plain_end(text: &[u8], at: usize) -> usize {
+    match block_at(text, at).map(ends) {
+        Some(0) => {
+            let rest = text.get(at + 16..).unwrap_or_default();
+            memchr::memchr2(b'"', b'\\', rest).map_or(text.len(), |found| at + 16 + found)
+        }
+        Some(found) => at + found.trailing_zeros() as usize,
+        None => last_end(text, at),
+    }
+}
+
 /// Where less than sixteen bytes are left.
 #[inline(never)]
 fn last_end(text: &[u8], at: usize) -> usize {

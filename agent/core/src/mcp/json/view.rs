@@ -43,7 +43,7 @@ impl<'b> Value<'b> {
         }
         let raw = whole.get(start..self.end - 1)?;
         // A string that has no escapes is plain up to its closing quote.
-        let is_plain = text::plain_end(whole.as_bytes(), start) == start + raw.len();
+        let is_plain = text::valid_plain_end(whole.as_bytes(), start) == start + raw.len();
         Some(if is_plain { Cow::Borrowed(raw) } else { text::unescape(raw) })
     }
 
@@ -127,8 +127,7 @@ impl<'b> RawKey<'b> {
 /// Where the closing quote of a string stands whose content begins at a place, and whether it has escapes.
 #[inline]
 fn closing_quote(text: &[u8], at: usize) -> (usize, bool) {
-    // In a validated text nothing but a quote and an escape ends a plain run.
-    let plain = text::plain_end(text, at);
+    let plain = text::valid_plain_end(text, at);
     match text.get(plain) {
         Some(b'\\') => (plain + string_bytes(text.get(plain..).unwrap_or_default()), true),
         Some(_) | None => (plain, false),
