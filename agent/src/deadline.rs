@@ -5,7 +5,6 @@
 //! and looks again where it rang too early, which is nearly never.
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,30 +31,44 @@ thread_local! {
 /// Until the timer is first needed.
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
+pin_project_lite::pin_project! {
+    /// A connection's work and its timer. A future of its own: an `async fn` keeps room for the work twice, as it was
+    /// given and as it is polled.
+    pub struct Connection<F> {
+        #[pin]
+        work: F,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
 /// Does all of a connection's work, whose waits ([`timeout`]) share one timer. Each poll must reach all waits that are
 /// going on: `select!` and plain `await` do, a set that polls only what was woken does not.
-pub async fn connection<T>(work: impl Future<Output = T>) -> T {
-    tokio::pin!(work);
-    let timer = tokio::time::sleep(FAR);
-    tokio::pin!(timer);
-    poll_fn(move |cx| {
+pub fn connection<F: Future>(work: F) -> Connection<F> {
+    Connection { work, timer: tokio::time::sleep(FAR) }
+}
+
+impl<F: Future> Future for Connection<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
         loop {
             let outside = SAID.replace(Said::Nothing);
-            let polled = work.as_mut().poll(cx);
+            let polled = this.work.as_mut().poll(cx);
             let Said::Due(due) = SAID.replace(outside) else { return polled };
             if polled.is_ready() {
                 return polled;
             }
-            if timer.is_elapsed() || timer.deadline() > due {
-                timer.as_mut().reset(due);
+            if this.timer.is_elapsed() || this.timer.deadline() > due {
+                this.timer.as_mut().reset(due);
             }
             // It rang: either for the wait that is due, which the work will find, or too early.
-            if timer.as_mut().poll(cx).is_pending() {
+            if this.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
         }
-    })
-    .await
+    }
 }
 
 pin_project_lite::pin_project! {

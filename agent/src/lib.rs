@@ -11,7 +11,7 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`deadline`], [`file`],
-//! [`limits`], [`netns`], [`pins`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`limits`], [`netns`], [`pins`], [`room`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
@@ -33,6 +33,7 @@ pub mod pins;
 pub mod proxy;
 pub mod record;
 pub mod respond;
+pub mod room;
 pub mod sessions;
 pub mod shares;
 mod sockdiag;

@@ -32,6 +32,7 @@ use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Str
 use crate::pins::Findings;
 use crate::record::{Entry, NoSlot};
 use crate::respond::{self, Exchange, McpExchange};
+use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
 use undeclared::{Passing, Way};
@@ -179,8 +180,8 @@ async fn requests<S: Stream>(
         let flow = match (head, server) {
             (Ok(None), _) => return,
             (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
-            (Ok(Some(head)), Some(server)) => turn.served(client, &head, server, entry).await,
-            (Ok(Some(head)), None) => turn.undeclared(client, &head, &mut passing, entry).await,
+            (Ok(Some(head)), Some(server)) => housed(|| turn.served(client, &head, server, entry)).await,
+            (Ok(Some(head)), None) => housed(|| turn.undeclared(client, &head, &mut passing, entry)).await,
         };
         if flow != Flow::Continue {
             return;

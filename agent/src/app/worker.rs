@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinHandle as Task, LocalSet, spawn_local};
+use tokio::task::{JoinHandle as Task, spawn_local};
 use tokio::time::MissedTickBehavior;
 
 use toolgate_core::denial::Reason;
@@ -287,13 +288,23 @@ pub(super) fn spawn(
         let taker = kernel.taker().map_err(AppError::Capture)?;
         let (node, phase, progress) = (Arc::clone(node), phase.clone(), node.pulse.worker());
         let (orders, given) = mpsc::channel(ORDERS_MAX);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let serve = move || async move {
-            Rc::new(Worker::new(node, index, taker, phase)).run(home, given, progress).await
+        let (began, begun) = std::sync::mpsc::channel();
+        let work = move || {
+            // Of this thread alone: not a `LocalSet`, which asks all that the thread waits for at each wake of a connection.
+            let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            let (runtime, outcome) = match built {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            // Who started this thread waits for it.
+            let _ = began.send(outcome);
+            if let Some(runtime) = runtime {
+                runtime.block_on(Rc::new(Worker::new(node, index, taker, phase)).run(home, given, progress));
+            }
         };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
-        let thread = thread.spawn(move || LocalSet::new().block_on(&runtime, serve())).map_err(failed)?;
-        workers.threads.push(thread);
+        workers.threads.push(thread.spawn(work).map_err(failed)?);
+        begun.recv().unwrap_or_else(|_panicked| Err(io::ErrorKind::Other.into())).map_err(failed)?;
         workers.orders.push(orders);
     }
     Ok(workers)

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use super::{Leg, Upstream};
@@ -19,7 +20,8 @@ struct Idle {
 /// The pool; each connection in it serves one [`Leg`].
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<Leg, Vec<Idle>>>,
+    /// What a leg is made of is configured: nobody can choose two that collide.
+    idle: RefCell<HashMap<Leg, Vec<Idle>, RandomState>>,
     faults: RefCell<Vec<IdleFault>>,
 }
 

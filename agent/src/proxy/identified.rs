@@ -9,6 +9,7 @@ use toolgate_core::workload::Unidentified;
 use crate::app::Node;
 use crate::config::Resources;
 use crate::identify::Origin;
+use crate::room::housed;
 
 /// Who a connection is of, and the resources that say so.
 pub(super) struct Identified {
@@ -24,7 +25,7 @@ pub(super) async fn identified(before: Option<Identified>, origin: &Arc<Origin>,
         Some(_) | None => {
             let resources = Guard::into_inner(resources);
             let domain = &node.agent.trust_domain;
-            let caller = node.identify.caller(origin, &resources, domain, &node.limits).await;
+            let caller = housed(|| node.identify.caller(origin, &resources, domain, &node.limits)).await;
             Identified { resources, caller }
         }
     }

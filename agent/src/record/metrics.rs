@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
@@ -47,8 +48,9 @@ pub struct Metrics {
 /// What was counted before.
 #[derive(Default)]
 struct Known {
-    /// Where messages of these labels are counted; at most [`SERIES_MAX`], the others are looked up each time.
-    counted: HashMap<Labels, Series>,
+    /// Where messages of these labels are counted; at most [`SERIES_MAX`], the others are looked up each time. So few that
+    /// names chosen to collide cost little.
+    counted: HashMap<Labels, Series, RandomState>,
     tools: HashMap<String, HashSet<String>>,
     series: HashSet<[String; 7]>,
 }

@@ -3,7 +3,6 @@
 use super::head::{RequestHead, ResponseHead};
 use super::headers::{Headers, Line};
 use super::name::Name;
-use std::io::Write;
 use std::ops::Range;
 
 /// Between a chunk's data and the next chunk's size.
@@ -61,8 +60,11 @@ pub fn write_response_head(out: &mut Vec<u8>, head: &ResponseHead<'_>, framing: 
 /// Appends the size line of a chunk of `bytes`, which must not be 0.
 pub fn write_chunk_head(out: &mut Vec<u8>, bytes: usize) {
     debug_assert_ne!(bytes, 0, "a chunk of 0 bytes ends the body");
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{bytes:x}\r\n");
+    let digits = (bytes.max(1).ilog2() / 4 + 1) as usize;
+    let digit =
+        |place: usize| b"0123456789abcdef".get(bytes >> (4 * place) & 15).copied().unwrap_or_default();
+    out.extend((0..digits).rev().map(digit));
+    out.extend_from_slice(b"\r\n");
 }
 
 fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, is_dropped: impl Fn(Name) -> bool) {
