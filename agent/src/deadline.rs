@@ -44,6 +44,9 @@ pin_project_lite::pin_project! {
 
 /// Does all of a connection's work, whose waits ([`timeout`]) share one timer. Each poll must reach all waits that are
 /// going on: `select!` and plain `await` do, a set that polls only what was woken does not.
+///
+/// # Panics
+/// Outside of a tokio runtime.
 pub fn connection<F: Future>(work: F) -> Connection<F> {
     Connection { work, timer: tokio::time::sleep(FAR) }
 }

@@ -21,6 +21,7 @@ use toolgate::parse::{self, Client, Expected};
 use toolgate::pins::Pins;
 use toolgate::record::{self, AuditPlan, Recorder};
 use toolgate::respond::{self, Exchange, McpExchange};
+use toolgate::room::housed;
 use toolgate::sessions::Sessions;
 use toolgate::shares::Shares;
 use toolgate_core::decision::{self, Decision, Mode, SessionUse};
@@ -83,7 +84,8 @@ fn check(name: &str, reply: &str, message: &str, session: Option<&str>) {
     let scene = Scene::set(reply.to_owned());
     let request = scene.request(message, session);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (here, writer) = runtime.block_on(deadline::connection(scene.calls(&request, session)));
+    let calls = async { deadline::connection(scene.calls(&request, session)).await };
+    let (here, writer) = runtime.block_on(calls);
     scene.writer.finish();
     assert_eq!(here, 0, "{name}: allocations in {CALLS} calls");
     // Its batches are of any size, and the newest lines are kept as text.
@@ -158,7 +160,7 @@ impl Scene {
             }
             program.write_all(request).unwrap();
             let before = HERE.get();
-            self.call(&mut client, &origin, &sessions, &pool, &home).await;
+            housed(|| self.call(&mut client, &origin, &sessions, &pool, &home)).await;
             if call >= WARM_UP {
                 here += HERE.get() - before;
             }
