@@ -166,7 +166,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
         });
     }
     let session = head.headers.only(Name::McpSessionId).map_err(|error| Refused::from(&error))?;
-    head.headers.only(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
+    head.headers.only_bytes(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
     if head.path != server.path {
         return Ok(Asked { request, session, what: What::OtherPath });
     }
@@ -181,15 +181,11 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
 }
 
 fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Refused> {
-    let content_type = request
-        .head
-        .headers
-        .only(Name::ContentType)
-        .map_err(|error| Refused::from(&error))?
-        .unwrap_or_default();
+    let content_type = request.head.headers.only_bytes(Name::ContentType);
+    let content_type = content_type.map_err(|error| Refused::from(&error))?.unwrap_or_default();
     if !is_json(content_type) {
-        let detail = format!("content type `{content_type}`: MCP messages are application/json");
-        return Err(Refused::http(415, detail));
+        let shown = String::from_utf8_lossy(content_type);
+        return Err(Refused::http(415, format!("content type `{shown}`: MCP messages are application/json")));
     }
     let message = SCRATCH.with_borrow_mut(|scratch| {
         mcp::parse(request.body, scratch, &limits.json()).map_err(|error| Refused::malformed(&error))
@@ -201,10 +197,11 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
 }
 
 /// `application/json`, with or without `charset=utf-8`: MCP is UTF-8.
-fn is_json(content_type: &str) -> bool {
-    if content_type == "application/json" {
+fn is_json(content_type: &[u8]) -> bool {
+    if content_type == b"application/json" {
         return true; // as nearly always
     }
+    let content_type = String::from_utf8_lossy(content_type);
     let mut parts = content_type.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default();
     media_type.eq_ignore_ascii_case("application/json")

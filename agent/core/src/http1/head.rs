@@ -111,8 +111,8 @@ pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<Req
     if headers.count(Name::ContentEncoding) > 0 {
         return Err(HttpError::ContentEncoding);
     }
-    let expect_continue = match headers.only(Name::Expect)? {
-        Some(value) if value.eq_ignore_ascii_case("100-continue") => true,
+    let expect_continue = match headers.only_bytes(Name::Expect)? {
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => true,
         Some(_) => return Err(HttpError::Expectation),
         None => false,
     };
@@ -257,9 +257,9 @@ fn too_long_target(head: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
 }
 
 fn host(headers: &Headers<'_>) -> Result<(), HttpError> {
-    let host = headers.only(Name::Host)?.ok_or(HttpError::HostMissing)?;
-    let is_valid = |byte| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']');
-    if host.is_empty() || !host.bytes().all(is_valid) {
+    let host = headers.only_bytes(Name::Host)?.ok_or(HttpError::HostMissing)?;
+    let is_valid = |byte: &u8| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']');
+    if host.is_empty() || !host.iter().all(is_valid) {
         return Err(HttpError::HostInvalid);
     }
     Ok(())
@@ -267,11 +267,11 @@ fn host(headers: &Headers<'_>) -> Result<(), HttpError> {
 
 /// The framing that the headers declare: at most one, said once.
 fn declared(headers: &Headers<'_>) -> Result<Option<Framing>, HttpError> {
-    let encoding = headers.only(Name::TransferEncoding)?;
+    let encoding = headers.only_bytes(Name::TransferEncoding)?;
     let length = headers.only(Name::ContentLength)?;
     match (encoding, length) {
         (Some(_), Some(_)) => Err(HttpError::LengthAndEncoding),
-        (Some(encoding), None) if encoding.eq_ignore_ascii_case("chunked") => Ok(Some(Framing::Chunked)),
+        (Some(encoding), None) if encoding.eq_ignore_ascii_case(b"chunked") => Ok(Some(Framing::Chunked)),
         (Some(_), None) => Err(HttpError::TransferEncoding),
         (None, Some(length)) => {
             let digits = length.bytes().all(|byte| byte.is_ascii_digit());

@@ -173,15 +173,26 @@ impl<'b> Headers<'b> {
     /// # Errors
     /// [`HttpError::Duplicate`], [`HttpError::HeaderValue`].
     pub fn only(&self, name: Name) -> Result<Option<&'b str>, HttpError> {
+        Ok(self.only_bytes(name)?.map(|value| std::str::from_utf8(value).unwrap_or_default()))
+    }
+
+    /// The same where it is only compared: what is looked at is no text first.
+    ///
+    /// # Errors
+    /// As [`Headers::only`].
+    pub fn only_bytes(&self, name: Name) -> Result<Option<&'b [u8]>, HttpError> {
         let mut values = self.all(name);
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
             return Err(HttpError::Duplicate { name: name.as_str().to_owned() });
         }
         // All of them are looked at, which is quicker than to stop at the first that is not.
-        let visible = value.iter().fold(true, |all, byte| all & matches!(byte, 0x20..0x7f));
-        let text = std::str::from_utf8(value).ok().filter(|_| visible);
-        text.map(Some).ok_or_else(|| HttpError::HeaderValue { name: name.as_str().to_owned() })
+        let is_visible = value.iter().fold(true, |all, byte| all & matches!(byte, 0x20..0x7f));
+        if is_visible {
+            Ok(Some(value))
+        } else {
+            Err(HttpError::HeaderValue { name: name.as_str().to_owned() })
+        }
     }
 
     /// Whether the connection ends with this message.
