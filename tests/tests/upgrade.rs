@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,8 +14,11 @@ use nix::sys::inotify::{InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use toolgate::netns::CANARY;
+use toolgate_ebpf_common::CONNECTIONS_PER_CGROUP_MAX;
 use toolgate_tests::scene::{call, initialize, is_result, resources, text};
-use toolgate_tests::{Agent, Caller, Host, Netns, PATIENCE, Scene, Server, Setup, toolgate, wait};
+use toolgate_tests::{
+    Agent, Caller, Host, Netns, PATIENCE, Scene, Server, Setup, Stopped, pinned, toolgate, wait,
+};
 
 /// Connections that are made while agents come and go.
 const CONNECTIONS: usize = 600;
@@ -195,6 +198,97 @@ fn a_hand_over_at_a_set_rate_refuses_nobody_at_home_or_in_another_namespace() ->
     Ok(())
 }
 
+/// Connections that the agent has not accepted: its threads that accept stand still, and all others go on.
+struct Waiting {
+    stopped: Option<Stopped>,
+    streams: Vec<TcpStream>,
+}
+
+impl Waiting {
+    /// From both places, at every listener.
+    fn at(places: &mut Places) -> Result<Self> {
+        let process = places.agent.process();
+        let from = process.lines();
+        let stopped = Stopped::threads(process.id(), |name| {
+            name.strip_prefix("toolgate-").is_some_and(|number| number.parse::<u8>().is_ok())
+        })?;
+        // It beats no more, and would be lost: its connections are to wait, however long that takes.
+        process.line_from(from, "makes no progress")?;
+        pinned::beat_for_ever()?;
+        let mut streams = Vec::new();
+        for caller in [&mut places.home, &mut places.inside] {
+            // Listeners take turns.
+            for _ in 0..2 * stopped.count() {
+                let stream = caller.connect(CANARY)?.stream;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                streams.push(stream);
+            }
+        }
+        Ok(Self { stopped: Some(stopped), streams })
+    }
+
+    /// Neither answered nor broken off.
+    fn are_unanswered(&self) -> Result<()> {
+        for (number, stream) in self.streams.iter().enumerate() {
+            stream.set_nonblocking(true)?;
+            let found = stream.peek(&mut [0]).map_err(|error| error.kind());
+            ensure!(found == Err(ErrorKind::WouldBlock), "connection {number}: {found:?}");
+            stream.set_nonblocking(false)?;
+        }
+        Ok(())
+    }
+
+    fn are_answered(&mut self) -> Result<()> {
+        for (number, stream) in self.streams.iter_mut().enumerate() {
+            let mut said = String::new();
+            stream.read_to_string(&mut said).with_context(|| format!("connection {number}"))?;
+            ensure!(said == "toolgate\n", "connection {number}: `{said}`");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn connections_that_wait_for_one_agent_are_served_by_the_next() -> Result<()> {
+    let mut places = Places::set()?;
+    let mut waiting = Waiting::at(&mut places)?;
+    waiting.are_unanswered()?;
+    places.agent.upgrade(&[])?;
+    // The one before still stands still.
+    waiting.are_answered()?;
+    waiting.stopped = None;
+    assert!(places.agent.stop_after_signal()?.success(), "it ends by itself");
+    places.are_served()
+}
+
+#[test]
+fn a_next_agent_that_fails_takes_no_connection_that_waits() -> Result<()> {
+    let mut places = Places::set()?;
+    let unsigned = agent_after(&places, "trap '' XFSZ\nulimit -f 0")?;
+    for (name, is_starved, words) in [
+        ("before it says that it is attached", true, "max_user_instances"),
+        ("with the word", false, "agent.lock"),
+    ] {
+        let mut waiting = Waiting::at(&mut places)?;
+        let used = if is_starved { inotify_instances() } else { Vec::new() };
+        let failed = places.agent.upgrade(&["--binary", &unsigned]).err().context("it took over")?;
+        drop(used);
+        ensure!(format!("{failed:#}").contains(words), "{name}: {failed:#}");
+        // It has ended.
+        waiting.are_unanswered().context(name)?;
+        waiting.stopped = None;
+        waiting.are_answered().context(name)?;
+        wait::until("captured connects not to be refused", || Ok(places.home.connect(CANARY).ok()))?;
+        places.are_served().context(name)?;
+    }
+    Ok(())
+}
+
+/// All that are left.
+fn inotify_instances() -> Vec<Inotify> {
+    std::iter::from_fn(|| Inotify::init(InitFlags::IN_CLOEXEC).ok()).collect()
+}
+
 /// A program that is the agent, but for what `before` does first.
 fn agent_after(places: &Places, before: &str) -> Result<String> {
     let path = places.agent.config().join("next");
@@ -217,10 +311,7 @@ fn a_next_agent_that_fails_late_changes_nothing() -> Result<()> {
         places.are_served().with_context(|| format!("{name}: {}", places.agent.process().said()))
     };
     // It has attached, and serves all namespaces: then there is no inotify instance for it.
-    let mut used = Vec::new();
-    while let Ok(one) = Inotify::init(InitFlags::IN_CLOEXEC) {
-        used.push(one);
-    }
+    let used = inotify_instances();
     let failed = places.agent.upgrade(&[]).err().context("it started without inotify")?;
     drop(used);
     ensure!(format!("{failed:#}").contains("fs.inotify.max_user_instances"), "{failed:#}");
@@ -234,9 +325,49 @@ fn a_next_agent_that_fails_late_changes_nothing() -> Result<()> {
         goes_on(&mut places, words)?;
     }
 
-    // It has attached, and is stopped: the word is not waited for without end.
+    // Nor is it taken for an agent that died.
+    assert!(places.agent.stop()?.success());
+    let before = places.agent.audit(0)?.len();
+    places.agent.start_again()?;
+    ensure!(may(&mut places.home, places.server.address, "echo")?);
+    let lines = places.agent.audit(before + 1)?;
+    ensure!(lines.iter().all(|line| text(line, "event") != "audit_gap"), "{lines:#?}");
     places.agent.upgrade(&[])?;
     places.are_served()
+}
+
+#[test]
+fn what_a_next_agent_changed_before_it_failed_is_put_back() -> Result<()> {
+    let mut places = Places::set()?;
+    let pid = places.agent.process().id();
+    // What is put back is not what is read again.
+    places.agent.write_resources("no resource")?;
+    places.agent.process().line("configuration not reloaded")?;
+    let heir = env!("CARGO_BIN_EXE_heir");
+    let failed = places.agent.upgrade(&["--binary", heir]).err().context("it took over")?;
+    ensure!(format!("{failed:#}").contains("it fails late"), "{failed:#}");
+
+    ensure!(may(&mut places.home, places.server.address, "echo")?, "programs, listeners and plan");
+    ensure!(!may(&mut places.home, places.server.address, "delete_everything")?);
+    wait::until("the other namespace to be served", || Ok(places.inside.connect(CANARY).ok()))?;
+    places.are_served()?;
+    ensure!(fs::read_to_string("/run/toolgate/agent.lock")?.trim() == pid.to_string(), "the lock");
+    assert_eq!(pinned::entries::<4, 16>("AGENTS")?, 1, "the next one is no agent");
+    assert_eq!(pinned::entries::<8, 8>("NAMESPACES")?, 2, "what it served is not served");
+
+    // The programs are this agent's own: it reads what they say.
+    let [captured] = pinned::map::<8, 4>("CAPTURED")?.keys().collect::<Result<Vec<_>, _>>()?[..] else {
+        anyhow::bail!("captured is not what `exec` starts alone");
+    };
+    let full = u64::from(CONNECTIONS_PER_CGROUP_MAX).to_ne_bytes();
+    let mut pending = pinned::map::<8, 8>("PENDING")?;
+    // The agent corrects it, some time.
+    wait::until("a connect too many to be refused", || {
+        pending.insert(captured, full, 0)?;
+        Ok(places.home.connect(CANARY).is_err().then_some(()))
+    })?;
+    pending.remove(&captured)?;
+    places.agent.process().line("its cgroup has too many that wait").map(drop)
 }
 
 #[test]
