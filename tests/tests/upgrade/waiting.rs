@@ -1,7 +1,7 @@
 //! Connections that wait in the agent's listeners while it hands over, or tries to.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::net::TcpStream;
 
 use anyhow::{Context as _, Result, ensure};
@@ -101,13 +101,15 @@ fn who_comes_while_a_next_agent_waits_for_the_word_is_served_though_it_never_get
     let mut places = Places::set()?;
     let begin = places.agent.config().join("begin");
     mkfifo(&begin, Mode::S_IRWXU)?;
-    let next = agent_after(&places, &format!("read _ < {}", begin.display()))?;
+    // By both ends, so that nobody waits for the other to open it.
+    let mut word = fs::File::options().read(true).write(true).open(&begin)?;
+    let next = agent_after(&places, &format!("echo begun >&2\nread _ < {}", begin.display()))?;
     let mut upgrade = places.agent.toolgate("upgrade");
     let mut upgrade = Process::start(upgrade.args(["--binary", &next]))?;
-    places.agent.process().line("the next agent starts")?;
+    places.agent.process().line("begun")?;
     // It cannot give the word.
     let main = Stopped::threads(places.agent.process().id(), |name| name == "toolgate")?;
-    fs::write(&begin, "\n")?;
+    writeln!(word)?;
     // The next one's words: its programs are attached, its listeners are in place soon.
     places.agent.process().line("took over from an agent")?;
     wait::until("the next agent to give up", || {
