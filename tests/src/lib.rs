@@ -16,6 +16,8 @@
 //! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `sdk`: the official Python SDK, as server and as client
+//! - `setting`: a setting of the kernel's, put back whatever becomes of the test
+//! - `stopped`: threads that stand still while the other ones of their process go on
 //! - `vrf`: a VRF of a test's own
 //! - `witness`: a server that tells who reached it, by every family and address
 //! - `wait`: the one place that polls
@@ -28,7 +30,7 @@ pub mod host;
 pub mod http;
 pub mod netns;
 mod peer;
-mod pid_max;
+pub mod pid_max;
 pub mod pinned;
 pub mod port_range;
 mod process;
@@ -36,6 +38,8 @@ mod refusal;
 pub mod scene;
 mod sdk;
 pub mod server;
+mod setting;
+mod stopped;
 mod vrf;
 pub mod wait;
 mod witness;
@@ -55,6 +59,7 @@ pub use refusal::{kernel, refusal};
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer, fixture, packages};
 pub use server::{Request, Server};
+pub use stopped::Stopped;
 pub use vrf::Vrf;
 pub use witness::{Arrival, Witness};
 

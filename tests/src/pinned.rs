@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
 
 /// Where the agent pins.
 const PINS: &str = "/sys/fs/bpf/toolgate";
@@ -27,9 +27,21 @@ pub fn directory() -> Result<PathBuf> {
 /// # Errors
 /// It is not pinned, or has other sizes.
 pub fn map<const K: usize, const V: usize>(name: &str) -> Result<Bytes<K, V>> {
+    HashMap::try_from(Map::HashMap(open(name)?)).with_context(|| format!("`{name}` has another layout"))
+}
+
+/// The agent counts as alive until it, or another one, beats the next time.
+///
+/// # Errors
+/// As `map`.
+pub fn beat_for_ever() -> Result<()> {
+    let heartbeat = Array::<_, u64>::try_from(Map::Array(open("HEARTBEAT")?));
+    heartbeat.context("`HEARTBEAT` has another layout")?.set(0, u64::MAX, 0).context("cannot beat")
+}
+
+fn open(name: &str) -> Result<MapData> {
     let path = directory()?.join("maps").join(name);
-    let data = MapData::from_pin(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
-    HashMap::try_from(Map::HashMap(data)).with_context(|| format!("`{name}` has another layout"))
+    MapData::from_pin(&path).with_context(|| format!("cannot open `{}`", path.display()))
 }
 
 /// How many entries a pinned hash map has.

@@ -1,20 +1,23 @@
 //! The host's ephemeral ports, as a test needs them.
 
-use std::fs;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Socket, Type};
 
+use crate::setting::Setting;
+
 /// Where a network namespace has them: that of the thread that reads or writes.
 pub const PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// First and last of the whole range that a test leaves.
 const WHOLE: (u16, u16) = (32_768, 60_999);
 
-/// Put back when dropped.
+/// Put back when dropped, and when the test is killed.
 #[derive(Debug)]
-pub struct PortRange(String);
+pub struct PortRange {
+    _setting: Setting,
+}
 
 impl PortRange {
     /// Sets the range, as `FIRST LAST`.
@@ -22,9 +25,7 @@ impl PortRange {
     /// # Errors
     /// No root.
     pub fn set(range: &str) -> Result<Self> {
-        let before = fs::read_to_string(PATH).context("cannot read the port range")?;
-        fs::write(PATH, range).context("cannot set the port range")?;
-        Ok(Self(before))
+        Ok(Self { _setting: Setting::set(PATH, range)? })
     }
 
     /// Leaves a port out, as the port of an installed agent is.
@@ -62,11 +63,5 @@ pub fn is_settable() -> Result<bool> {
         _ if set == 0 => Ok(true),
         error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
         error => Err(error).context("cannot ask for a port range"),
-    }
-}
-
-impl Drop for PortRange {
-    fn drop(&mut self) {
-        let _told_by_later_tests = fs::write(PATH, &self.0);
     }
 }

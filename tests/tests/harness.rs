@@ -1,10 +1,16 @@
 //! The harness itself, without an agent: what the other tests rely on.
 
+use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
-use toolgate_tests::{Caller, SdkClient, SdkServer, Server};
+use toolgate_tests::{Caller, Host, PidMax, Process, SdkClient, SdkServer, Server, pid_max, wait};
+
+/// In the environment of a test that is started to be killed.
+const KILLED: &str = "TOOLGATE_TEST_KILLED";
 
 #[test]
 fn a_caller_hands_over_its_connection() -> Result<()> {
@@ -55,4 +61,27 @@ fn the_sdk_talks_to_itself_at_the_pace_of_the_test() -> Result<()> {
     assert_eq!(client.answer("result")?, "counted to 2");
     assert_eq!(server.calls()?, ["slow_count"]);
     Ok(())
+}
+
+#[test]
+fn a_setting_is_put_back_also_where_its_test_is_killed() -> Result<()> {
+    let now = || -> Result<u32> { Ok(fs::read_to_string(pid_max::PATH)?.trim().parse()?) };
+    if std::env::var_os(KILLED).is_some() {
+        let _less = PidMax::set(now()? - 1)?;
+        println!("set");
+        loop {
+            std::thread::park();
+        }
+    }
+    let _turn = Host::turn()?;
+    let before = now()?;
+    let mut this = Command::new(std::env::current_exe()?);
+    this.args(["--exact", "a_setting_is_put_back_also_where_its_test_is_killed", "--nocapture"])
+        .env(KILLED, "");
+    let mut killed = Process::start(&mut this)?;
+    killed.line("set")?;
+    ensure!(now()? == before - 1, "it is {}", now()?);
+    killed.signal(Signal::SIGKILL)?;
+    killed.end()?;
+    wait::until("the setting as it was", || Ok((now()? == before).then_some(())))
 }

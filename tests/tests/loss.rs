@@ -1,18 +1,16 @@
 //! The agent is lost: stopped, stuck in one thread, ended in order with `--stay-attached`. What a service manager hears.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::ptrace;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use toolgate_tests::scene::{call, is_result, text};
-use toolgate_tests::{Caller, PATIENCE, Peer, Scene, Setup, get, toolgate, wait};
+use toolgate_tests::{Agent, Caller, PATIENCE, Peer, Scene, Setup, Stopped, get, pinned, toolgate, wait};
 
 /// Whether the agent decides on what `caller` sends: an unchecked server would answer.
 fn is_governed(scene: &Scene, caller: &mut Caller) -> Result<bool> {
@@ -89,6 +87,32 @@ fn who_got_the_port_of_a_dead_agent_gets_nothing_and_keeps_none_from_coming_back
     Ok(())
 }
 
+/// More destinations than a map of the programs has room for: all is attached before that shows.
+const TOO_MANY: u32 = 16_385;
+
+#[test]
+fn programs_of_another_layout_refuse_until_the_new_ones_capture() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let mut captured = scene.caller("reader")?;
+    assert!(is_governed(&scene, &mut captured)?);
+    scene.agent.kill()?;
+    let own = pinned::directory()?;
+    let other = own.with_file_name("v0-00000000");
+    fs::rename(&own, &other)?;
+    let address = |number: u32| format!("\"{}:1\"", Ipv4Addr::from(0x0a00_0000 + number));
+    let exclude = (0..TOO_MANY).map(address).collect::<Vec<_>>().join(", ");
+    let folder = tempfile::tempdir()?;
+    let settings = format!("{}capture: {{ exclude: [{exclude}] }}\n", Agent::other_settings(folder.path())?);
+    let ended = Agent::refused(&settings, "")?;
+    ensure!(ended.said.contains("EXCLUDED"), "{}", ended.said);
+    assert!(is_refused(&scene, &mut captured)?);
+
+    scene.agent.start_again()?;
+    assert!(is_governed(&scene, &mut captured)?);
+    assert!(!other.exists(), "the others are gone");
+    Ok(())
+}
+
 #[test]
 fn the_audit_says_after_a_death_and_only_then_that_lines_may_be_missing() -> Result<()> {
     let mut scene = Scene::set()?;
@@ -129,32 +153,18 @@ fn a_stopped_agent_lets_pass_where_it_is_set_so_and_says_that_at_the_start() -> 
     wait::until("the agent to decide again", || Ok(is_governed(&scene, &mut captured)?.then_some(())))
 }
 
-/// The worker thread of that name.
-fn thread(process: u32, name: &str) -> Result<Pid> {
-    for task in fs::read_dir(format!("/proc/{process}/task"))? {
-        let task = task?;
-        if fs::read_to_string(task.path().join("comm"))?.trim() == name {
-            return Ok(Pid::from_raw(task.file_name().to_string_lossy().parse()?));
-        }
-    }
-    anyhow::bail!("no thread `{name}`")
-}
-
 #[test]
 fn an_agent_of_which_one_thread_hangs_is_lost_and_not_ready() -> Result<()> {
     let scene = Scene::set()?;
     let mut captured = scene.caller("reader")?;
     assert!(is_governed(&scene, &mut captured)?);
-    let worker = thread(scene.agent.process().id(), "toolgate-0")?;
-    ptrace::seize(worker, ptrace::Options::empty()).context("cannot hold the thread")?;
-    ptrace::interrupt(worker)?;
-    waitpid(worker, Some(WaitPidFlag::__WALL))?;
+    let worker = Stopped::threads(scene.agent.process().id(), |name| name == "toolgate-0")?;
     wait::until("captured connects to be refused", || Ok(is_refused(&scene, &mut captured)?.then_some(())))?;
     wait::until("the agent to say that it is not ready", || {
         let answer = get(scene.agent.ready, "/")?;
         Ok((answer.starts_with("HTTP/1.1 503") && answer.contains("worker thread")).then_some(()))
     })?;
-    ptrace::detach(worker, None)?;
+    drop(worker);
     wait::until("the agent to be ready", || {
         Ok(get(scene.agent.ready, "/")?.starts_with("HTTP/1.1 200").then_some(()))
     })?;

@@ -36,8 +36,8 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/toolgate.bpf.o"));
 
 /// Maps that are pinned and shared: by the agent that comes next, and by the programs that are loaded later, one for each
-/// namespace. The log's ring is among them, so that one reader reads what all of them say. Not among them are the
-/// listeners of a namespace, and whose turn it is.
+/// namespace. Not among them are the listeners of a namespace, whose turn it is, and the log's ring: each agent reads what
+/// its own programs say.
 const SHARED: [&str; 20] = [
     "ACCEPTED",
     "ADMITTED",

@@ -1,30 +1,29 @@
 //! One agent hands over to the next: nobody is refused, nothing is lost, and a next one that fails changes nothing.
+//!
+//! - `places`: an agent that is used from home and from another network namespace
+//! - `waiting`: connections that are not accepted yet; `rate`: many that are made meanwhile
+//! - `failing`: what a next agent leaves behind that fails late
+
+mod failing;
+mod places;
+mod rate;
+mod waiting;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Read as _;
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::inotify::{InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use toolgate::netns::CANARY;
 use toolgate_tests::scene::{call, initialize, is_result, resources, text};
-use toolgate_tests::{Agent, Caller, Host, Netns, PATIENCE, Scene, Server, Setup, toolgate, wait};
+use toolgate_tests::{Caller, Scene, Setup, toolgate, wait};
 
 /// Connections that are made while agents come and go.
 const CONNECTIONS: usize = 600;
 /// Agents that take over meanwhile.
 const UPGRADES: usize = 3;
-/// New connections a second of each of the two places, in the test with a rate.
-const RATE: u32 = 110;
-/// Of both together, at least.
-const RATE_MIN: f64 = 200.0;
 
 /// One connection with one request, which must be permitted.
 fn ask(caller: &mut Caller, server: SocketAddr, id: u64) -> Result<()> {
@@ -87,156 +86,6 @@ fn a_hand_over_under_load_refuses_nobody() -> Result<()> {
     scene.agent.stop_successor()?;
     assert!(!fs::exists("/sys/fs/bpf/toolgate")?, "the last one detaches");
     Ok(())
-}
-
-/// An agent whose one server is reached from home and from another namespace, and a caller in each.
-struct Places {
-    agent: Agent,
-    server: Server,
-    home: Caller,
-    inside: Caller,
-    _netns: Netns,
-}
-
-impl Places {
-    fn set() -> Result<Self> {
-        let host = Host::turn()?;
-        let netns = Netns::new()?;
-        let [outside, _] = netns.link()?;
-        let server = Server::at(SocketAddr::new(outside, 0))?;
-        let setup = Setup { resources: &resources(server.address), ..Setup::default() };
-        let agent = Agent::start_in(host, setup)?;
-        let home = agent.caller("reader")?;
-        let mut inside = Caller::start(netns.entered_by(&agent.exec("reader")))?;
-        // Its first connects may be earlier than the agent.
-        wait::until("the namespace to be served", || Ok(inside.connect(CANARY).ok()))?;
-        Ok(Self { agent, server, home, inside, _netns: netns })
-    }
-
-    /// Whether both are served, by policy.
-    fn are_served(&mut self) -> Result<()> {
-        for caller in [&mut self.home, &mut self.inside] {
-            ensure!(may(caller, self.server.address, "echo")?);
-            ensure!(!may(caller, self.server.address, "delete_everything")?);
-        }
-        Ok(())
-    }
-}
-
-/// Connects to the canary at `RATE`, by the clock, until `is_over` hangs up: when each connection was made. Each must be
-/// answered by an agent; who waits for an answer does not hold up the next connect.
-fn paced(caller: &mut Caller, is_over: &mpsc::Receiver<()>) -> Result<Vec<Instant>> {
-    let (made, to_answer) = mpsc::channel::<TcpStream>();
-    std::thread::scope(|scope| {
-        let answers = scope.spawn(move || -> Result<()> {
-            for mut stream in to_answer {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                let mut said = String::new();
-                stream.read_to_string(&mut said).context("no answer")?;
-                ensure!(said == "toolgate\n", "`{said}`");
-            }
-            Ok(())
-        });
-        let (begun, mut times) = (Instant::now(), Vec::new());
-        for number in 0.. {
-            let due = begun + Duration::from_secs(1) * number / RATE;
-            let until = due.saturating_duration_since(Instant::now());
-            if is_over.recv_timeout(until) != Err(mpsc::RecvTimeoutError::Timeout) {
-                break;
-            }
-            let connected = caller.connect(CANARY).with_context(|| format!("connection {number}"))?;
-            times.push(Instant::now());
-            // No receiver: an answer was wrong, which its thread says.
-            let _ = made.send(connected.stream);
-        }
-        drop(made);
-        answers.join().map_err(|_panic| anyhow::anyhow!("the reader panicked"))??;
-        Ok(times)
-    })
-}
-
-#[test]
-fn a_hand_over_at_a_set_rate_refuses_nobody_at_home_or_in_another_namespace() -> Result<()> {
-    let mut places = Places::set()?;
-    let mut hand_overs = Vec::new();
-    let (agent, callers) = (&mut places.agent, [&mut places.home, &mut places.inside]);
-    let times = std::thread::scope(|scope| -> Result<Vec<Vec<Instant>>> {
-        let load = callers.map(|caller| {
-            let (goes_on, is_over) = mpsc::channel();
-            (goes_on, scope.spawn(move || paced(caller, &is_over)))
-        });
-        let upgraded = (0..UPGRADES).try_for_each(|_| {
-            let begun = Instant::now();
-            agent.upgrade(&[])?;
-            hand_overs.push((begun, Instant::now()));
-            Ok(())
-        });
-        let threads = load.map(|(goes_on, thread)| {
-            drop(goes_on);
-            thread
-        });
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<Instant>>>| {
-            thread.join().map_err(|_panic| anyhow::anyhow!("the load panicked"))?
-        };
-        let times = threads.into_iter().map(join).collect();
-        upgraded.and(times)
-    });
-    let times = times.with_context(|| places.agent.process().said())?;
-    for (begun, ended) in hand_overs {
-        let counts: Vec<usize> =
-            times.iter().map(|made| made.iter().filter(|at| (begun..=ended).contains(at)).count()).collect();
-        let (took, all) = ((ended - begun).as_secs_f64(), counts.iter().sum::<usize>());
-        println!(
-            "a hand-over of {took:.2} s: {} connections from home, {} from another namespace, 0 refused",
-            counts[0], counts[1]
-        );
-        ensure!(all as f64 / took >= RATE_MIN, "{all} in {took:.2} s are too few");
-    }
-    Ok(())
-}
-
-/// A program that is the agent, but for what `before` does first.
-fn agent_after(places: &Places, before: &str) -> Result<String> {
-    let path = places.agent.config().join("next");
-    let program = toolgate().get_program().to_owned();
-    fs::write(&path, format!("#!/bin/sh\n{before}\nexec {} \"$@\"\n", program.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path.display().to_string())
-}
-
-#[test]
-fn a_next_agent_that_fails_late_changes_nothing() -> Result<()> {
-    let mut places = Places::set()?;
-    let pid = places.agent.process().id();
-    let goes_on = |places: &mut Places, name: &str| -> Result<()> {
-        let output = places.agent.toolgate("status").arg("--json").output()?;
-        let status: Value = serde_json::from_slice(&output.stdout).context("no status")?;
-        ensure!(status["pid"] == json!(pid), "{name}: {status}");
-        ensure!(fs::read_to_string("/run/toolgate/agent.lock")?.trim() == pid.to_string(), "{name}");
-        // For as long as the agent looks for namespaces again, and longer.
-        places.are_served().with_context(|| format!("{name}: {}", places.agent.process().said()))
-    };
-    // It has attached, and serves all namespaces: then there is no inotify instance for it.
-    let mut used = Vec::new();
-    while let Ok(one) = Inotify::init(InitFlags::IN_CLOEXEC) {
-        used.push(one);
-    }
-    let failed = places.agent.upgrade(&[]).err().context("it started without inotify")?;
-    drop(used);
-    ensure!(format!("{failed:#}").contains("fs.inotify.max_user_instances"), "{failed:#}");
-    goes_on(&mut places, "no inotify instance")?;
-
-    // It has got the word, and cannot write its process id: it says so, or is killed by the kernel.
-    for (before, words) in [("trap '' XFSZ", "agent.lock"), ("", "ended before it was ready")] {
-        let next = agent_after(&places, &format!("{before}\nulimit -f 0"))?;
-        let failed = places.agent.upgrade(&["--binary", &next]).err().context("it took over unsigned")?;
-        ensure!(format!("{failed:#}").contains(words), "{failed:#}");
-        goes_on(&mut places, words)?;
-    }
-
-    // It has attached, and is stopped: the word is not waited for without end.
-    places.agent.upgrade(&[])?;
-    places.are_served()
 }
 
 #[test]
