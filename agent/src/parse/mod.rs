@@ -133,6 +133,8 @@ pub struct Client<S> {
     charge: Charge,
     /// The last head that was read; its memory serves for the next.
     kept: Option<Box<KeptHead>>,
+    /// It has ended its side, between two requests: nothing comes any more.
+    has_ended: bool,
 }
 
 /// Sees a client leave while its request, which lies in the read buffer, is sent.
@@ -156,7 +158,7 @@ impl<S: Stream> Client<S> {
     /// A client that has said nothing yet.
     pub fn new(io: S, share: Arc<Share>) -> Self {
         let (buffer, later) = (Buffer::default(), Buffer::default());
-        Self { io, buffer, later, charge: Charge::new(share), kept: None }
+        Self { io, buffer, later, charge: Charge::new(share), kept: None, has_ended: false }
     }
 
     /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left, or was silent, without a word.
@@ -183,6 +185,7 @@ impl<S: Stream> Client<S> {
         if self.buffer.is_empty() {
             let first = timeout(limits.client_idle_max, self.buffer.fill(&mut self.io, BLOCK_BYTES)).await;
             if !matches!(first, Ok(Ok(1..))) {
+                self.has_ended = matches!(first, Ok(Ok(0)));
                 return Ok(None);
             }
         }
@@ -389,6 +392,9 @@ impl<S: Stream> Client<S> {
     /// Ends the connection: what was written arrives, then the end. What the client still sends is read and thrown
     /// away for a moment: closing with unread bytes would send a reset, which can overtake the answer.
     pub async fn close(mut self, limits: &Limits) {
+        if self.has_ended {
+            return;
+        }
         let lingering = async {
             self.io.shutdown().await?;
             loop {
