@@ -31,7 +31,7 @@ use crate::netns::CANARY;
 use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream, Watch};
 use crate::pins::Findings;
 use crate::record::{Entry, NoSlot};
-use crate::respond::{self, Exchange, McpExchange};
+use crate::respond::{self, Exchange, McpExchange, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
@@ -333,6 +333,7 @@ impl Turn<'_> {
                 caller: &leg.caller,
                 server,
                 resources: self.resources,
+                owed: expected.owed(),
                 list: expected.list,
                 instructions: expected.instructions,
                 pins: self.pinned(server, &findings),
@@ -385,17 +386,23 @@ impl Turn<'_> {
             }
             Err(broken) => {
                 let reason = broken.fault.reason();
-                let status = broken.fault.status();
                 if let Some(limit) = broken.fault.limit() {
                     self.worker.node.metrics.limits.count(limit, &broken.fault);
                 }
                 entry.failed(reason, broken.bytes, broken.fault.to_string());
-                if broken.begun || reason == Reason::ClientLeft {
-                    return (Flow::Close, false);
-                }
-                entry.replied(status, 0);
                 let answer = denial::answer(reason, expected.failure(), &entry.request_id());
-                (self.answer(client, &answer, !head.keep_alive).await, false)
+                match broken.seen {
+                    Seen::Nothing if reason != Reason::ClientLeft => {
+                        entry.replied(broken.fault.status(), 0);
+                        (self.answer(client, &answer, !head.keep_alive).await, false)
+                    }
+                    Seen::Events { unanswered } => {
+                        let message = unanswered.then_some(&*answer.body);
+                        let ended = respond::end_events(client, message, &self.worker.node.limits).await;
+                        (if ended && head.keep_alive { Flow::Continue } else { Flow::Close }, false)
+                    }
+                    Seen::Nothing | Seen::Part => (Flow::Close, false),
+                }
             }
         }
     }

@@ -301,15 +301,18 @@ impl Upstream {
         Ok(())
     }
 
-    /// Reads once more of what the server says; safe to cancel. 0: it closed.
+    /// Reads once more of what the server says, at most until `bytes_max` wait; safe to cancel. 0: it closed.
     ///
     /// # Errors
     /// As [`Buffer::poll_fill`].
-    pub async fn fill(&mut self) -> io::Result<usize> {
+    pub async fn fill(&mut self, bytes_max: usize) -> io::Result<usize> {
         let Self { io, buffer, speaking, .. } = self;
         let mut waits_for_ack = *speaking;
         let filled = poll_fn(|cx| {
-            let polled = buffer.poll_fill(cx, io, BLOCK_BYTES);
+            let polled = buffer.poll_fill(cx, io, bytes_max);
+            if polled.is_pending() {
+                buffer.park();
+            }
             if polled.is_pending() && std::mem::take(&mut waits_for_ack) {
                 // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
                 // Best effort: without it the reply is slow, not wrong.

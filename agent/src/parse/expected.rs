@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 use toolgate_core::denial::Shape;
-use toolgate_core::mcp::{Class, ListKind, Message, Method};
+use toolgate_core::mcp::{Class, ListKind, Message, Method, Owed};
 use toolgate_core::pin;
 
 use super::Asked;
@@ -71,11 +71,24 @@ impl Expected {
         Self { may_upgrade: true, ..Self::unread(method) }
     }
 
+    /// What the reply may say.
+    #[must_use]
+    pub fn owed(&self) -> Owed<'_> {
+        match (self.id(), self.ends_by_itself) {
+            (Some(id), _) => Owed::Answer { id },
+            (None, true) => Owed::Nothing,
+            (None, false) => Owed::Stream,
+        }
+    }
+
     /// How a failure is put to the client: as an error of its request, where that has an id.
     #[must_use]
     pub fn failure(&self) -> Shape<'_> {
-        let id = self.id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
-        id.map_or(Shape::Notification, |id| Shape::Request { id })
+        self.id().map_or(Shape::Notification, |id| Shape::Request { id })
+    }
+
+    fn id(&self) -> Option<&str> {
+        self.id.as_deref().and_then(|id| std::str::from_utf8(id).ok())
     }
 }
 

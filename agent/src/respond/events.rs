@@ -1,21 +1,14 @@
-//! Server-sent events: each goes on when it is whole, its envelope read.
-
-use std::cell::RefCell;
-use std::io::IoSlice;
+//! Server-sent events: each goes on when it is whole, and its envelope was read.
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{self, Envelope, Method, json, sse};
+use toolgate_core::mcp::{Envelope, Method, Owed, sse};
 
-use super::shown::{self, Shown};
-use super::{Exchange, Fault, QUEUED_BYTES_MAX, Reply, TOGETHER_BYTES_MAX, put_chunk, unreadable, write};
+use super::client::put_chunk;
+use super::{Exchange, Fault, Reply, Seen, message, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
-use crate::limits::Limit;
-use crate::parse::Stream;
-
-thread_local! {
-    static SCRATCH: RefCell<json::Scratch> = RefCell::new(json::Scratch::default());
-}
+use crate::limits::{Limit, Limits};
+use crate::parse::{Client, Stream};
 
 /// What becomes of an event.
 enum Judged {
@@ -27,6 +20,20 @@ enum Judged {
 
 impl<S: Stream> Reply<'_, S> {
     pub(super) async fn events(&mut self, body: &mut Body) -> Result<(), Fault> {
+        let mut answered = false;
+        let passed = self.each_event(body, &mut answered).await;
+        let Err(fault) = passed else { return Ok(()) };
+        // What came before goes on, unless all can be told by the status.
+        if fault.is_refusal() && (answered || self.client.seen != Seen::Nothing) && self.flush().await.is_ok()
+        {
+            let owed = self.exchange.mcp.as_ref().map(|mcp| mcp.owed);
+            let unanswered = !answered && matches!(owed, Some(Owed::Answer { .. }));
+            self.client.seen = Seen::Events { unanswered };
+        }
+        Err(fault)
+    }
+
+    async fn each_event(&mut self, body: &mut Body, answered: &mut bool) -> Result<(), Fault> {
         let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
         let mut held = Scratch::default();
         loop {
@@ -37,32 +44,37 @@ impl<S: Stream> Reply<'_, S> {
                 consumed = run.consumed;
                 self.upstream.buffer.consume(consumed);
             }
-            self.whole_events(&mut splitter, &mut held).await?;
+            self.whole_events(&mut splitter, &mut held, answered).await?;
             if body.is_done() {
                 break;
             }
             if consumed == 0 {
-                self.flush_beside(held.capacity()).await?;
+                self.client.flush(held.capacity()).await?;
                 // What the client was slow to take is no longer held.
-                self.charge.release();
-                self.charge.at_least(held.capacity())?;
+                self.client.charge.release();
+                self.client.charge.at_least(held.capacity())?;
                 self.wait(body, true).await?;
             }
             if held.len() > BLOCK_BYTES {
-                self.charge.at_least(held.capacity())?;
+                self.client.charge.at_least(held.capacity())?;
             }
         }
         // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
-        self.out.vec().extend_from_slice(http1::LAST_CHUNK);
+        self.client.out.vec().extend_from_slice(http1::LAST_CHUNK);
         self.flush().await
     }
 
     /// Sends every event that is whole, and keeps the rest.
-    async fn whole_events(&mut self, splitter: &mut sse::Splitter, held: &mut Scratch) -> Result<(), Fault> {
+    async fn whole_events(
+        &mut self,
+        splitter: &mut sse::Splitter,
+        held: &mut Scratch,
+        answered: &mut bool,
+    ) -> Result<(), Fault> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
-            match judge(event, self.exchange).await? {
+            match judge(event, self.exchange, answered).await? {
                 Judged::Kept => self.event(event, held.capacity()).await?,
                 Judged::Replaced(event) => self.event(&event, held.capacity() + event.len()).await?,
                 Judged::Withheld => {}
@@ -71,7 +83,7 @@ impl<S: Stream> Reply<'_, S> {
         }
         if start == held.len() {
             held.clear(); // an idle stream holds nothing
-            self.charge.release();
+            self.client.charge.release();
         } else {
             held.vec().drain(..start);
         }
@@ -79,17 +91,8 @@ impl<S: Stream> Reply<'_, S> {
     }
 
     async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
-        if event.len() <= TOGETHER_BYTES_MAX {
-            put_chunk(self.out.vec(), event);
-            self.queued += event.len();
-            return if self.out.len() < QUEUED_BYTES_MAX { Ok(()) } else { self.flush_beside(held).await };
-        }
-        self.begun = true;
-        http1::write_chunk_head(self.out.vec(), event.len());
-        let mut parts = [IoSlice::new(&self.out), IoSlice::new(event), IoSlice::new(http1::CHUNK_END)];
-        write(self.client, &mut self.charge, held, &mut parts, self.exchange.limits).await?;
-        self.wrote(event.len());
-        Ok(())
+        self.client.run(event, true, held).await?;
+        if self.client.is_full() { self.client.flush(held).await } else { Ok(()) }
     }
 }
 
@@ -102,41 +105,45 @@ fn unsplittable(error: &sse::SseError) -> Fault {
     }
 }
 
-async fn judge(event: &[u8], exchange: &Exchange<'_>) -> Result<Judged, Fault> {
+async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
     let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
-    let limits = exchange.limits.json();
-    let envelope = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(&data, scratch, &limits));
-    match envelope.map_err(|error| unreadable("event", &error.to_string()))? {
-        (Envelope::Notification(_), _) => Ok(Judged::Kept),
-        (Envelope::Request(method_name, _), _) => {
+    let (message, reply) = message(&data, "event", exchange.limits)?;
+    mcp.owed.admits_event(&message, *answered)?;
+    match message {
+        Envelope::Notification(_) => Ok(Judged::Kept),
+        Envelope::Request(method_name, _) => {
             if Method::from_name(&method_name) == Method::Ping {
                 return Ok(Judged::Kept);
             }
             (mcp.on_server_request)(&method_name);
             Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
         }
-        (Envelope::Response { .. }, reply) => {
-            let Some(what) = mcp.shown() else { return Ok(Judged::Kept) };
-            let mut shown = Vec::with_capacity(data.len());
-            shown::show(reply, what, exchange, &mut shown).await?;
-            let mut replaced = Vec::with_capacity(event.len());
-            sse::with_data(event, &shown, &mut replaced);
-            Ok(Judged::Replaced(replaced))
+        Envelope::Response { is_error, .. } => {
+            let what = mcp.shown().filter(|_| !is_error);
+            let judged = if let Some(what) = what {
+                let mut shown = Vec::with_capacity(data.len());
+                shown::show(reply, what, exchange, &mut shown).await?;
+                let mut replaced = Vec::with_capacity(event.len());
+                sse::with_data(event, &shown, &mut replaced);
+                Judged::Replaced(replaced)
+            } else {
+                Judged::Kept
+            };
+            *answered = true;
+            Ok(judged)
         }
     }
 }
 
-/// Appends a reply as the caller may see it.
-pub(super) async fn show_whole(
-    text: &[u8],
-    what: Shown,
-    exchange: &Exchange<'_>,
-    out: &mut Vec<u8>,
-) -> Result<(), Fault> {
-    let limits = exchange.limits.json();
-    let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, &limits));
-    let (_, reply) = read.map_err(|error| unreadable("list", &error.to_string()))?;
-    shown::show(reply, what, exchange, out).await
+/// Ends an event stream in the server's place, with one more message where the client still waits for its answer. False:
+/// the client has left.
+pub async fn end_events<S: Stream>(client: &mut Client<S>, message: Option<&[u8]>, limits: &Limits) -> bool {
+    let mut out = Vec::new();
+    if let Some(message) = message {
+        put_chunk(&mut out, &[b"event: message\ndata: ", message, b"\n\n"].concat());
+    }
+    out.extend_from_slice(http1::LAST_CHUNK);
+    client.write(&mut [std::io::IoSlice::new(&out)], limits).await.is_ok()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toolgate_core::denial::Reason;
 use toolgate_core::http1::HttpError;
+use toolgate_core::mcp::NotOwed;
 
 use crate::limits::Limit;
 use crate::parse;
@@ -31,23 +32,47 @@ pub enum Fault {
     /// There is no memory left for what waits.
     #[error("no memory for the reply: {0}")]
     NoRoom(#[from] Exceeded),
-    /// A list or an event exceeds its limit.
+    /// A reply or an event exceeds its limit.
     #[error("the server's {what} exceeds {bytes_max} bytes ({limit})")]
     TooLarge {
-        /// A list or an event.
+        /// A reply or an event.
         what: &'static str,
         /// The limit.
         bytes_max: usize,
         /// Its name.
         limit: Limit,
     },
-    /// It cannot be read, so it cannot be filtered.
+    /// It cannot be read, so nobody knows what it says.
     #[error("the server's {what} cannot be read: {problem}")]
     Unreadable {
-        /// A list or an event.
+        /// A reply, a list or an event.
         what: &'static str,
         /// Why.
         problem: String,
+    },
+    /// A message that nobody has asked for.
+    #[error("the server's reply is not what was asked for: {0}")]
+    NotOwed(#[from] NotOwed),
+    /// No message where one is due.
+    #[error("the server's reply has status {status} and no answer to the request")]
+    NoAnswer {
+        /// Its status.
+        status: u16,
+    },
+    /// A stream was asked for.
+    #[error("the server's reply has status {status} and is no event stream; a GET is for one alone")]
+    NoStream {
+        /// Its status.
+        status: u16,
+    },
+    /// It sends the caller somewhere else.
+    #[error(
+        "the server's reply is a redirect ({status}): what is permitted here goes nowhere else; declare the address \
+         and path that it leads to"
+    )]
+    Redirect {
+        /// Its status.
+        status: u16,
     },
     /// The session belongs to another caller, or there is no room for it.
     #[error("the server's session id cannot be bound to this caller")]
@@ -66,6 +91,10 @@ impl Fault {
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
             | Self::Unreadable { .. }
+            | Self::NotOwed(_)
+            | Self::NoAnswer { .. }
+            | Self::NoStream { .. }
+            | Self::Redirect { .. }
             | Self::Session => Reason::ServerFault,
         }
     }
@@ -82,7 +111,28 @@ impl Fault {
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
             | Self::Unreadable { .. }
+            | Self::NotOwed(_)
+            | Self::NoAnswer { .. }
+            | Self::NoStream { .. }
+            | Self::Redirect { .. }
             | Self::Session => 502,
+        }
+    }
+
+    /// Whether it is the agent that will not pass on what came: then both ends could go on.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::TooLarge { .. } | Self::Unreadable { .. } | Self::NotOwed(_) => true,
+            Self::ClientLeft
+            | Self::SlowClient(_)
+            | Self::Slow(..)
+            | Self::NoRoom(_)
+            | Self::Http(_)
+            | Self::ServerLeft(_)
+            | Self::NoAnswer { .. }
+            | Self::NoStream { .. }
+            | Self::Redirect { .. }
+            | Self::Session => false,
         }
     }
 
@@ -94,7 +144,14 @@ impl Fault {
             Self::Slow(_, limit) | Self::TooLarge { limit, .. } => Some(*limit),
             Self::SlowClient(_) => Some(Limit::ClientWrite),
             Self::NoRoom(exceeded) => Some(exceeded.limit),
-            Self::ClientLeft | Self::ServerLeft(_) | Self::Unreadable { .. } | Self::Session => None,
+            Self::ClientLeft
+            | Self::ServerLeft(_)
+            | Self::Unreadable { .. }
+            | Self::NotOwed(_)
+            | Self::NoAnswer { .. }
+            | Self::NoStream { .. }
+            | Self::Redirect { .. }
+            | Self::Session => None,
         }
     }
 }

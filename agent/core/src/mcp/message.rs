@@ -70,6 +70,23 @@ impl<'b> Id<'b> {
         }
     }
 
+    /// Whether it is the id that was accepted as `raw`: of the same kind and value, however it was written.
+    #[must_use]
+    pub fn is(&self, raw: &str) -> bool {
+        match self {
+            _ if self.raw() == raw => true, // as nearly always
+            // An integer is written in one way alone.
+            Self::Number { .. } => false,
+            Self::String { value, .. } => Value::of_string(raw).is_some_and(|other| other == *value),
+        }
+    }
+
+    /// Whether it is this string.
+    #[must_use]
+    pub fn is_string(&self, text: &str) -> bool {
+        matches!(self, Self::String { value, .. } if value == text)
+    }
+
     fn new(value: Value<'b>) -> Result<Self, Malformed> {
         let raw = value.text();
         let refused = || member(value, "id", "a string or an integer within 2^53 of zero");

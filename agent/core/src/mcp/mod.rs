@@ -8,6 +8,7 @@ pub mod list;
 mod message;
 mod method;
 mod mirror;
+mod owed;
 mod shadow;
 pub mod sse;
 
@@ -15,4 +16,5 @@ pub use json::{JsonLimits, Malformed, Scratch};
 pub use message::{Call, Envelope, Id, Message, Response, parse, reply_envelope};
 pub use method::{Class, ListKind, Method};
 pub use mirror::{HEADER_MISMATCH_CODE, HeaderMismatch, mirrors};
-pub use shadow::{could_be_json_rpc, says_json};
+pub use owed::{NotOwed, Owed};
+pub use shadow::{could_be_json_rpc, names_other_charset, says_json};

@@ -44,12 +44,15 @@ pub fn could_be_json_rpc(
     }
 }
 
-fn names_other_charset(content_type: &str) -> bool {
-    let content_type = content_type.to_ascii_lowercase();
-    let named = content_type.split([';', ',']).filter_map(|part| part.trim().strip_prefix("charset"));
-    named
-        .map(|value| value.trim_matches([' ', '\t', '=', '"', '\'']))
-        .any(|charset| !CHARSETS.contains(&charset))
+/// Whether a content type says that the text is in a charset in which not even ASCII is what it is in UTF-8.
+#[must_use]
+pub fn names_other_charset(content_type: &str) -> bool {
+    let named = content_type.split([';', ',']).filter_map(|part| {
+        let (name, value) = part.trim().split_at_checked("charset".len())?;
+        name.eq_ignore_ascii_case("charset").then(|| value.trim_matches([' ', '\t', '=', '"', '\'']))
+    });
+    let is_known = |charset: &str| CHARSETS.iter().any(|known| known.eq_ignore_ascii_case(charset));
+    named.into_iter().any(|charset| !is_known(charset))
 }
 
 /// Whether an object has the member, in any case.

@@ -47,6 +47,11 @@ impl<'b> Value<'b> {
         Some(if is_plain { Cow::Borrowed(raw) } else { text::unescape(raw) })
     }
 
+    /// The text of a string that was validated by itself, with its quotes.
+    pub(in crate::mcp) fn of_string(raw: &'b str) -> Option<Cow<'b, str>> {
+        Value::new(raw, 0, raw.len()).as_str()
+    }
+
     /// A boolean.
     #[must_use]
     pub fn as_bool(self) -> Option<bool> {
