@@ -60,6 +60,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Of a reply as the client gets it, and how it ends.
+const REPLY_BYTES_MAX: usize = 128 * 1024;
+const ENDS: [&[u8]; 2] = [b"]}}", b"\r\n0\r\n\r\n"];
 const WARM_UP: usize = 50;
 const CALLS: usize = 500;
 /// Entries at once, before the calls: as many lines wait for the writer then as can wait at all in so many calls.
@@ -67,22 +70,45 @@ const ENTRIES: usize = WARM_UP + CALLS;
 
 #[test]
 fn a_warm_permitted_call_allocates_nothing() {
-    let json = reply("application/json", r#"{"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#);
-    check("small, JSON", &json, "x", None);
-    check("small, with a session", &json, "x", Some("0123456789abcdef-0123-4567-89ab-cdef"));
-    check("64 KiB, JSON", &json, &"x".repeat(64 * 1024), None);
-    let event = "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{\"content\":[]}}\n\n";
-    check("small, as an event", &reply("text/event-stream", event), "x", None);
+    let json = |id: &str, text: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[{{"type":"text","text":"{text}"}}]}}}}"#)
+    };
+    let small = json("7", "x");
+    let reply = chunked("application/json", &[&small]);
+    check("small, JSON", &reply, "7", "x", None);
+    check("small, with a session", &reply, "7", "x", Some("0123456789abcdef-0123-4567-89ab-cdef"));
+    check("64 KiB, JSON", &reply, "7", &"x".repeat(64 * 1024), None);
+    check("small, of a length", &sized(&small), "7", "x", None);
+    check(
+        "in pieces",
+        &chunked("application/json; charset=utf-8", &[&small[..9], &small[9..]]),
+        "7",
+        "x",
+        None,
+    );
+    check("64 KiB of a length", &sized(&json("7", &"x".repeat(64 * 1024))), "7", "x", None);
+    let id = r#""0f8fad5b-d9cb-469f-a165-70867728950e""#;
+    check("by a UUID", &sized(&json(id, "x")), id, "x", None);
+    let event = format!("data: {small}\n\n");
+    check("small, as an event", &chunked("text/event-stream", &[&event]), "7", "x", None);
 }
 
-fn reply(content_type: &str, body: &str) -> String {
-    let framed = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-    format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n{framed}")
+fn sized(body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-fn check(name: &str, reply: &str, message: &str, session: Option<&str>) {
+fn chunked(content_type: &str, pieces: &[&str]) -> String {
+    let chunks: String = pieces.iter().map(|piece| format!("{:x}\r\n{piece}\r\n", piece.len())).collect();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"
+    )
+}
+
+/// `id`: of the request.
+fn check(name: &str, reply: &str, id: &str, message: &str, session: Option<&str>) {
     let scene = Scene::set(reply.to_owned());
-    let request = scene.request(message, session);
+    let request = scene.request(id, message, session);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let calls = async { deadline::connection(scene.calls(&request, session)).await };
     let (here, writer) = runtime.block_on(calls);
@@ -124,9 +150,9 @@ impl Scene {
         Self { server, resources, caller, pins, recorder, writer, folder }
     }
 
-    fn request(&self, message: &str, session: Option<&str>) -> Vec<u8> {
+    fn request(&self, id: &str, message: &str, session: Option<&str>) -> Vec<u8> {
         let body = format!(
-            r#"{{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{{"name":"echo","arguments":{{"message":"{message}"}}}}}}"#
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"echo","arguments":{{"message":"{message}"}}}}}}"#
         );
         let session = session.map(|id| format!("Mcp-Session-Id: {id}\r\n")).unwrap_or_default();
         let (host, length) = (self.server, body.len());
@@ -141,6 +167,8 @@ impl Scene {
     async fn calls(&self, request: &[u8], session: Option<&str>) -> (u64, u64) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // It reads when the call is over.
+        socket2::SockRef::from(&program).set_recv_buffer_size(REPLY_BYTES_MAX).unwrap();
         let share = Shares::new(&Limits::default()).of(1);
         let mut client = Client::new(listener.accept().await.unwrap().0, Arc::clone(&share));
         let identify = Identify::new(Arc::clone(&self.writer.metrics));
@@ -152,7 +180,7 @@ impl Scene {
         }
         let (pool, home) = (Pool::default(), Namespace::new(Cookie::default(), Door::home().unwrap()));
         let (mut here, mut others) = (0, 0);
-        let mut got = vec![0; 4_096];
+        let mut got = vec![0; REPLY_BYTES_MAX];
         self.fill_lane(&origin);
         for call in 0..WARM_UP + CALLS {
             if call == WARM_UP {
@@ -164,7 +192,10 @@ impl Scene {
             if call >= WARM_UP {
                 here += HERE.get() - before;
             }
-            assert_ne!(program.read(&mut got).unwrap(), 0);
+            let mut count = 0;
+            while !ENDS.iter().any(|end| got[..count].ends_with(end)) {
+                count += program.read(&mut got[count..]).unwrap();
+            }
             assert!(got.starts_with(b"HTTP/1.1 200 OK\r\n"));
         }
         let all = EVERYWHERE.load(Ordering::Relaxed) - HERE.get() - IN_SERVER.load(Ordering::Relaxed);
@@ -224,6 +255,7 @@ impl Scene {
                 caller: &self.caller,
                 server,
                 resources: &self.resources,
+                owed: expected.owed(),
                 list: expected.list,
                 instructions: expected.instructions,
                 pins: None,

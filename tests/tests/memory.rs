@@ -29,23 +29,29 @@ fn rows(host: &str) -> Vec<Row> {
         [format!("POST /mcp HTTP/1.1\r\nHost: {host}\r\n{head}{framing}\r\n\r\n").as_bytes(), body].concat()
     };
     let whole = |body: Vec<u8>| post(&format!("Content-Length: {}", body.len()), &body);
-    let reply =
-        |head: &str, body: Vec<u8>| [format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n").as_bytes(), &body].concat();
+    let said = |status: &str, head: &str, body: Vec<u8>| {
+        [format!("HTTP/1.1 {status}\r\n{head}\r\n\r\n").as_bytes(), &body].concat()
+    };
+    let reply = |head: &str, body| said("200 OK", head, body);
     let blank = |bytes: usize| vec![b' '; bytes];
     let chunk = |bytes: usize| [format!("{bytes:x}\r\n").into_bytes(), blank(bytes)].concat();
     let (asks, lists) = (whole(call(1, "echo", &json!({}))), whole(message(1, "tools/list", &json!({}))));
-    let json = "Content-Type: application/json\r\nContent-Length: 99999999";
+    let json = "Content-Type: application/json\r\nContent-Length: 250000";
+    let chunks = "Content-Type: application/json\r\nTransfer-Encoding: chunked";
+    let page = "Content-Type: text/html\r\nContent-Length: 99999999";
     let row = |name, asked, said| Row { name, asked, said };
     vec![
         row("a body", post("Content-Length: 500000", &blank(400_000)), Vec::new()),
         row("a body in chunks", post("Transfer-Encoding: chunked", &chunk(400_000)), Vec::new()),
         row("a list", lists, reply(json, blank(200_000))),
+        row("an answer", asks.clone(), reply(json, blank(200_000))),
+        row("an answer in chunks", asks.clone(), reply(chunks, chunk(200_000))),
         row(
             "an event",
             asks.clone(),
             reply("Content-Type: text/event-stream", [b"data: ".to_vec(), blank(400_000)].concat()),
         ),
-        row("a reply that is not read", asks, reply(json, blank(UNREAD_BYTES))),
+        row("a page that is not read", asks, said("500 Oops", page, blank(UNREAD_BYTES))),
     ]
 }
 
