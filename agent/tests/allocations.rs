@@ -170,7 +170,9 @@ impl Scene {
         // It reads when the call is over.
         socket2::SockRef::from(&program).set_recv_buffer_size(REPLY_BYTES_MAX).unwrap();
         let share = Shares::new(&Limits::default()).of(1);
-        let mut client = Client::new(listener.accept().await.unwrap().0, Arc::clone(&share));
+        let accepted = listener.accept().await.unwrap().0;
+        accepted.set_nodelay(true).unwrap();
+        let mut client = Client::new(accepted, Arc::clone(&share));
         let identify = Identify::new(Arc::clone(&self.writer.metrics));
         let origin = Arc::new(identify.origin(captured(self.server), share));
         let sessions = Sessions::new(64, Duration::from_secs(60));
