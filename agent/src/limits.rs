@@ -115,7 +115,7 @@ limits! {
     target_bytes_max, TargetBytes: Size(usize) = 8 * KIB;
     /// The most bytes of a request's body (4 MiB, as the official SDK servers have it).
     body_bytes_max, BodyBytes: Size(usize) = 4 * MIB;
-    /// The most bytes of a reply that must be read whole, as a list that is filtered.
+    /// The most bytes of a reply that is no event stream: it is read whole before it goes on.
     reply_bytes_max, ReplyBytes: Size(usize) = 16 * MIB;
     /// The most bytes of one server-sent event.
     event_bytes_max, EventBytes: Size(usize) = 4 * MIB;
@@ -143,7 +143,7 @@ limits! {
     first_byte_max, FirstByte: Time(Duration) = seconds(600);
     /// Between two bytes of a reply that is no event stream.
     reply_idle_max, ReplyIdle: Time(Duration) = seconds(300);
-    /// From the head to the end of a reply that must be read whole.
+    /// From the head to the end of a list, or of what holds instructions that are pinned.
     list_time_max, ListTime: Time(Duration) = seconds(60);
     /// How long an upstream connection waits in the pool. Uvicorn and Node close idle ones after 5 s.
     upstream_idle_max, UpstreamIdle: Time(Duration) = Duration::from_millis(3_500);
