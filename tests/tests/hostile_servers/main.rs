@@ -229,8 +229,11 @@ fn check(rows: &[Row]) -> Result<()> {
     let mut wrong = Vec::new();
     for (number, row) in rows.iter().enumerate() {
         let passed = one(&agent, &peer, row, number);
-        println!("{}: {:?}, {}: {passed:?}", row.name, row.gets, row.reason);
-        wrong.extend(passed.is_err().then_some(row.name));
+        println!("{}: {:?}, {}", row.name, row.gets, row.reason);
+        if let Err(error) = passed {
+            println!("    {error:#}");
+            wrong.push(row.name);
+        }
     }
     ensure!(wrong.is_empty(), "{} of {} rows: {wrong:#?}", wrong.len(), rows.len());
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.process().id()))?;
