@@ -487,13 +487,6 @@ impl Turn<'_> {
             entry.caller(caller);
         }
     }
-
-    /// Where this connection goes if no Server is there.
-    fn beyond(&self) -> forward::Undeclared<'_> {
-        let Captured { original, process } = self.origin.captured;
-        let namespaces = &self.worker.node.namespaces;
-        forward::Undeclared { address: original, namespace: process.netns_cookie, namespaces }
-    }
 }
 
 /// Records a refusal, and puts it as the client can take it.

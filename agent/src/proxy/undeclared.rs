@@ -7,6 +7,7 @@ use toolgate_core::denial::{Answer, Shape};
 use toolgate_core::http1::Guess;
 
 use super::{Flow, Opening, Turn, deny};
+use crate::capture::Captured;
 use crate::forward::{self, ForwardError, Upstream};
 use crate::parse::{self, BodyAt, Client, Expected, HeadAt, Request, Shadow, Stream, Watch};
 use crate::record::Entry;
@@ -179,6 +180,13 @@ impl Turn<'_> {
         let replied = respond::stream(&mut upstream, client, &exchange).await;
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         (flow, reusable.then_some(upstream))
+    }
+
+    /// Where this connection goes if no Server is there.
+    fn beyond(&self) -> forward::Undeclared<'_> {
+        let Captured { original, process } = self.origin.captured;
+        let namespaces = &self.worker.node.namespaces;
+        forward::Undeclared { address: original, namespace: process.netns_cookie, namespaces }
     }
 
     /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.

@@ -211,3 +211,33 @@ fn could_be_read(text: &[u8], head: &ResponseHead<'_>, limits: &Limits) -> Resul
     let content_type = head.headers.only(Name::ContentType)?.unwrap_or_default();
     Ok(SCRATCH.with_borrow_mut(|scratch| mcp::could_be_json_rpc(text, content_type, scratch, &limits.json())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told of a reply whose head is `HEAD`, byte by byte as it comes: its body and end when it is whole.
+    fn check(framing: Framing, body: &str, expected: Option<(&str, usize)>) {
+        let bytes = ["HEAD", body].concat().into_bytes();
+        for count in 4..=bytes.len() {
+            let found = match placed(framing, 4, &bytes[..count]).unwrap() {
+                Placed::Whole { text, end } => Some((std::str::from_utf8(&bytes[text]).unwrap(), end)),
+                Placed::Partly | Placed::Scattered => None,
+            };
+            let is_due = expected.is_some_and(|(_, end)| count >= end);
+            assert_eq!(found, expected.filter(|_| is_due), "{count} bytes of {body:?}");
+        }
+    }
+
+    #[test]
+    fn a_reply_is_whole_when_its_last_byte_has_come() {
+        check(Framing::Length(3), "abcBEYOND", Some(("abc", 7)));
+        check(Framing::Length(0), "BEYOND", Some(("", 4)));
+        check(Framing::Length(u64::MAX), "abc", None);
+        check(Framing::Chunked, "3;x=y\r\nabc\r\n0\r\nLate: 1\r\n\r\nBEYOND", Some(("abc", 30)));
+        check(Framing::Chunked, "0\r\n\r\nBEYOND", Some(("", 9)));
+        check(Framing::Chunked, "1\r\na\r\n2\r\nbc\r\n0\r\n\r\n", None);
+        check(Framing::UntilClose, "abc", None);
+        assert!(placed(Framing::Chunked, 0, b"3\r\nabcd").is_err());
+    }
+}
