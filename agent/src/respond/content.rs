@@ -12,7 +12,7 @@ pub(super) enum Content {
     Events,
     /// Read when it is whole.
     Whole,
-    /// No client reads a message in it: it goes on as it comes.
+    /// Nothing that a client would take for an answer: it goes on as it comes.
     Unread,
 }
 
