@@ -16,6 +16,9 @@ use crate::process::{Process, not_interrupted};
 
 /// Bytes of one file of resources.
 const FILE_BYTES_MAX: usize = 512 * 1024;
+/// Room for the crowd of `--growth`, which is of one cgroup.
+const CROWD: &str = "streams_max: 10000, streams_per_cgroup_max: 10000, connections_per_cgroup_max: 16384, \
+                     audit_entries_max: 65536, audit_entries_per_cgroup_max: 32768";
 /// How long a peer may take until it accepts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -88,7 +91,8 @@ impl Contestant {
             "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
              store: {{ embedded: {} }}\n\
              audit: {{ file: {} }}\n\
-             capture: {{ cgroups: [\"{cgroups}\"] }}\n",
+             capture: {{ cgroups: [\"{cgroups}\"] }}\n\
+             limits: {{ {CROWD} }}\n",
             outbound.port(),
             folder.join("admin.sock").display(),
             folder.join("store").display(),
