@@ -50,11 +50,15 @@ pub(super) fn soak(stage: &mut Stage<'_>, leftovers: &mut Leftovers) -> Result<(
     let last = points.last().context("nothing was asked")?;
     let half = points.iter().find(|point| point.requests >= last.requests / 2.0).context("no half")?;
     let bytes = (last.mib - half.mib) * 1024.0 * 1024.0 / (last.requests - half.requests);
-    let met = if bytes < 1.0 && last.descriptors <= half.descriptors.max(64) { "met" } else { "missed" };
+    // How many connections to the server are kept after a case depends on the case: what they come to at most, tells.
+    let most = |points: &[Point]| points.iter().map(|point| point.descriptors).max().unwrap_or_default();
+    let (first, second) = points.split_at(points.partition_point(|point| point.requests < half.requests));
+    let (before, after) = (most(first), most(second));
+    let met = if bytes < 1.0 && after <= before { "met" } else { "missed" };
     println!(
         "\n{:.0} requests: {:.2} MiB at half, {:.2} MiB at the end, {bytes:.3} bytes a request (goal: < 1); \
-         descriptors {} at half, {} at the end: {met}",
-        last.requests, half.mib, last.mib, half.descriptors, last.descriptors
+         descriptors at most {before} in the first half, {after} in the second: {met}",
+        last.requests, half.mib, last.mib
     );
     Ok(())
 }
