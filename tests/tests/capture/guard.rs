@@ -1,5 +1,6 @@
 //! Ports of servers that only the agent may connect to.
 
+use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context as _, Result};
@@ -78,7 +79,7 @@ fn an_admission_ends_with_its_connection() -> Result<()> {
     let mut rig = Rig::start(Plan::default())?;
     let home = rig.home;
     rig.update(|plan| plan.guarded = vec![(home, port)])?;
-    let dialled = TcpStream::connect(("127.0.0.1", port))?;
+    let mut dialled = TcpStream::connect(("127.0.0.1", port))?;
     let (accepted, _) = server.accept()?;
     let source = dialled.local_addr()?.port();
     let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
@@ -88,8 +89,10 @@ fn an_admission_ends_with_its_connection() -> Result<()> {
     key.extend(source.to_ne_bytes().into_iter().chain(port.to_ne_bytes()).chain([0; 4]));
     let (admitted, mut cookie) = (Pinned::map("ADMITTED")?, [0; 8]);
     assert!(admitted.get(&key, &mut cookie), "it is there as long as the connection is");
-    // The server closes first, so that it is the one to wait for what is late.
+    // The server closes first, and its client has seen that, so that it is the one to wait for what is late: else both may
+    // have closed at once, and the client's port is in use.
     drop(accepted);
+    assert_eq!(dialled.read(&mut [0])?, 0);
     drop(dialled);
     wait::until("the end of an admission", || Ok((!admitted.get(&key, &mut cookie)).then_some(())))?;
     Client::outside()?.must_fail(&format!("from {source} 127.0.0.1 {port}"), "ECONNREFUSED")?;
