@@ -1,9 +1,10 @@
 //! Ports of servers that only the agent may connect to.
 
 use std::io::Read as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context as _, Result};
+use socket2::{Domain, Socket, Type};
 use toolgate::capture::Plan;
 use toolgate_tests::{Cgroup, wait};
 
@@ -72,6 +73,15 @@ fn a_server_that_starts_later_is_guarded_on_every_address() -> Result<()> {
 }
 
 /// The addresses of the agent's own dial are no door for others once it is closed.
+/// Connects from a port that no connection has, and none has had a moment ago: what connects without a bind may share
+/// its port with one to elsewhere, and the port is then in use for longer than the connection.
+fn from_a_free_port(to: SocketAddr) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    socket.connect(&to.into())?;
+    Ok(socket.into())
+}
+
 #[test]
 fn an_admission_ends_with_its_connection() -> Result<()> {
     const ADMITTED_BYTES: usize = 48;
@@ -79,7 +89,7 @@ fn an_admission_ends_with_its_connection() -> Result<()> {
     let mut rig = Rig::start(Plan::default())?;
     let home = rig.home;
     rig.update(|plan| plan.guarded = vec![(home, port)])?;
-    let mut dialled = TcpStream::connect(("127.0.0.1", port))?;
+    let mut dialled = from_a_free_port((Ipv4Addr::LOCALHOST, port).into())?;
     let (accepted, _) = server.accept()?;
     let source = dialled.local_addr()?.port();
     let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
