@@ -91,11 +91,6 @@ pub fn timeout<F: Future>(limit: Duration, work: F) -> Timeout<F> {
     Timeout { work, due: None, limit, own: None }
 }
 
-/// The same until a moment that was set before.
-pub fn timeout_at<F: Future>(due: Instant, work: F) -> Timeout<F> {
-    Timeout { work, due: Some(due), limit: Duration::ZERO, own: None }
-}
-
 impl<F: Future> Future for Timeout<F> {
     type Output = Result<F::Output, Elapsed>;
 
@@ -171,15 +166,5 @@ mod tests {
         let nested = || timeout(20 * SECOND, timeout(10 * SECOND, pending::<()>()));
         let (ended, took) = both(nested).await;
         assert_eq!((ended, took.as_secs()), (Ok(Err(Elapsed)), 10));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_moment_holds_for_all_waits_until_it() {
-        let (ended, took) = both(|| async {
-            let due = Instant::now() + 10 * SECOND;
-            (timeout_at(due, ready_in(9 * SECOND)).await, timeout_at(due, pending::<()>()).await)
-        })
-        .await;
-        assert_eq!((ended, took.as_secs()), ((Ok(()), Err(Elapsed)), 10));
     }
 }

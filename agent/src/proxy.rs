@@ -11,7 +11,6 @@ use std::cell::Cell;
 use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
@@ -238,7 +237,7 @@ impl Turn<'_> {
         entry.asked(&asked, &node.record);
         let caller = self.caller.as_ref();
         let session = caller.map_or(SessionUse::None, |caller| {
-            node.sessions.used_by(caller, &server.identity, asked.session, Instant::now())
+            node.sessions.used_by(caller, &server.identity, asked.session, entry.started())
         });
         let policies = &self.resources.policies;
         let decision = decision::decide(caller, server, &asked, session, policies, node.mode);

@@ -234,7 +234,7 @@ impl Scene {
         let (request, mut watch) = client.request(&head, &body).unwrap();
         let asked = parse::asked(request, server, limits).unwrap_or_else(|refused| panic!("{refused:?}"));
         entry.asked(&asked, &self.recorder);
-        let used = sessions.used_by(&self.caller, &server.identity, asked.session, Instant::now());
+        let used = sessions.used_by(&self.caller, &server.identity, asked.session, entry.started());
         assert_ne!(used, SessionUse::Unknown);
         let policies = &self.resources.policies;
         let decision = decision::decide(Ok(&self.caller), server, &asked, used, policies, Mode::default());

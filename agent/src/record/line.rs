@@ -192,8 +192,9 @@ impl Line {
         format!("{:x}", self.id)
     }
 
-    /// As JSON, with its newline.
-    pub(super) fn write(&self, clock: &mut Clock, out: &mut Vec<u8>) {
+    /// As JSON, with its newline; `shown` is of its labels.
+    pub(super) fn write(&self, shown: &Shown, clock: &mut Clock, out: &mut Vec<u8>) {
+        let [who, where_to] = self.origin.shown.get_or_init(|| of_origin(&self.origin));
         let mut json = Json(out);
         json.raw(r#"{"time":""#);
         clock.show(self.time, &mut json);
@@ -207,9 +208,17 @@ impl Line {
                 json.raw(r#","phase":"closed""#);
             }
         }
-        json.raw(r#","direction":"#).string(self.labels.direction.as_str());
-        self.who_and_where(&mut json);
-        self.what(&mut json);
+        json.raw(&shown.caller).raw(who).raw(&shown.target).raw(where_to);
+        match &self.method_name {
+            None => json.raw(&shown.method),
+            Some(name) => json.raw(METHOD).string(name.as_str()),
+        };
+        json.raw(&shown.tool);
+        if let Some(digest) = &self.digest {
+            json.raw(r#","arguments_digest":""#).hex(digest).raw("\"");
+        }
+        json.raw(&shown.outcome);
+        self.why(&mut json);
         json.raw(r#","generation":"#).number(self.generation);
         json.raw(r#","status":"#).number(self.status.into());
         json.raw(r#","request_bytes":"#).number(self.request_bytes);
@@ -218,41 +227,7 @@ impl Line {
         json.raw(r#","duration_us":"#).number(micros).raw("}\n");
     }
 
-    fn who_and_where(&self, json: &mut Json<'_>) {
-        let [who, where_to] = self.origin.shown.get_or_init(|| shown(&self.origin));
-        json.raw(r#","caller":{"app_id":"#);
-        match &self.labels.caller {
-            Some(caller) => {
-                json.name(caller).raw(r#","spiffe_id":"spiffe://"#).escaped(caller.trust_domain());
-                json.raw("/ns/").raw(caller.namespace()).raw("/").raw(caller.app_id()).raw("\"");
-            }
-            None => {
-                json.raw(r#"null,"spiffe_id":null"#);
-            }
-        }
-        json.raw(who).raw(r#","target":"#);
-        match &self.labels.target {
-            Some(target) => {
-                json.name(target);
-            }
-            None => {
-                json.raw(r#""undeclared""#);
-            }
-        }
-        json.raw(where_to);
-    }
-
-    fn what(&self, json: &mut Json<'_>) {
-        let method = self.method_name.as_ref().map_or(self.labels.method, Name::as_str);
-        json.raw(r#","method":"#).string(method);
-        if let Some(tool) = &self.labels.tool {
-            json.raw(r#","tool":"#).string(tool.as_str());
-        }
-        if let Some(digest) = &self.digest {
-            json.raw(r#","arguments_digest":""#).hex(digest).raw("\"");
-        }
-        json.raw(r#","decision":"#).string(self.labels.verdict.as_str());
-        json.raw(r#","reason":"#).string(self.labels.reason());
+    fn why(&self, json: &mut Json<'_>) {
         json.raw(r#","rules":"#).strings(&self.rules);
         if let Some(shadow) = &self.shadow {
             let decision = if shadow.reason.is_none() { "permit" } else { "deny" };
@@ -268,8 +243,57 @@ impl Line {
     }
 }
 
+const METHOD: &str = r#","method":"#;
+
+/// What labels are in a line, in its order. Few labels differ, so it is made once for each of them and copied from then on.
+#[derive(Debug, Clone)]
+pub(super) struct Shown {
+    caller: Box<str>,
+    target: Box<str>,
+    method: Box<str>,
+    tool: Box<str>,
+    outcome: Box<str>,
+}
+
+impl Shown {
+    pub(super) fn of(labels: &Labels) -> Self {
+        let caller = text(|json| {
+            json.raw(r#","direction":"#).string(labels.direction.as_str()).raw(r#","caller":{"app_id":"#);
+            match &labels.caller {
+                Some(caller) => {
+                    json.name(caller).raw(r#","spiffe_id":"spiffe://"#).escaped(caller.trust_domain());
+                    json.raw("/ns/").raw(caller.namespace()).raw("/").raw(caller.app_id()).raw("\"");
+                }
+                None => {
+                    json.raw(r#"null,"spiffe_id":null"#);
+                }
+            }
+        });
+        let target = text(|json| {
+            json.raw(r#","target":"#);
+            match &labels.target {
+                Some(target) => json.name(target),
+                None => json.raw(r#""undeclared""#),
+            };
+        });
+        let method = text(|json| {
+            json.raw(METHOD).string(labels.method);
+        });
+        let tool = text(|json| {
+            if let Some(tool) = &labels.tool {
+                json.raw(r#","tool":"#).string(tool.as_str());
+            }
+        });
+        let outcome = text(|json| {
+            json.raw(r#","decision":"#).string(labels.verdict.as_str());
+            json.raw(r#","reason":"#).string(labels.reason());
+        });
+        Self { caller, target, method, tool, outcome }
+    }
+}
+
 /// Who connected, and where to: the same for all messages of a connection.
-fn shown(origin: &Origin) -> [Box<str>; 2] {
+fn of_origin(origin: &Origin) -> [Box<str>; 2] {
     let recorded = &origin.captured.process;
     let cgroup = origin.process.as_ref().map(|process| process.cgroup.as_str());
     let who = text(|json| {

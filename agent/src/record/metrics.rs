@@ -12,7 +12,7 @@ use prometheus::{
 
 use toolgate_core::denial::Reason;
 
-use super::line::Labels;
+use super::line::{Labels, Shown};
 use super::refusals::Refusals;
 
 /// Tools told apart for each target; more count as `other`.
@@ -55,11 +55,11 @@ struct Known {
     series: HashSet<[String; 7]>,
 }
 
-/// Where a message is counted.
-#[derive(Clone)]
+/// Where a message is counted, and what it is called in the audit.
 struct Series {
     requests: IntCounter,
     durations: Histogram,
+    shown: Shown,
 }
 
 impl Default for Metrics {
@@ -171,13 +171,16 @@ impl Metrics {
         series.map(|metric| (result(metric), whole(metric.get_counter().get_value()))).collect()
     }
 
-    pub(super) fn count(&self, labels: &Labels, duration: Duration) {
+    /// Counts a message, and tells how its labels are shown.
+    pub(super) fn count(&self, labels: &Labels, duration: Duration, shown: impl FnOnce(&Shown)) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = known.counted.get(labels) {
-            return series.count(duration);
+            series.count(duration);
+            return shown(&series.shown);
         }
         let series = self.series(labels, &mut known);
         series.count(duration);
+        shown(&series.shown);
         if known.counted.len() < SERIES_MAX {
             known.counted.insert(labels.clone(), series);
         }
@@ -199,6 +202,7 @@ impl Metrics {
         Series {
             requests: self.requests.with_label_values(&series),
             durations: self.durations.with_label_values(&[target, method, decision]),
+            shown: Shown::of(labels),
         }
     }
 

@@ -214,6 +214,12 @@ impl Entry {
         }
     }
 
+    /// When it was opened.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// How the client may name this message when it asks its operator.
     #[must_use]
     pub fn request_id(&self) -> String {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::file::AuditFile;
 use super::json::Clock;
+use super::line::Shown;
 use super::marks::Mark;
 use super::queue::{Batch, Item, Queue};
 use super::{AuditPlan, Metrics, Phase};
@@ -134,9 +135,13 @@ impl Work {
                 let start = self.text.len();
                 match item {
                     Item::Message(line) => {
-                        line.write(&mut self.clock, &mut self.text);
-                        if line.phase != Phase::Opened {
-                            self.metrics.count(&line.labels, line.duration);
+                        let mut write = |shown: &Shown| line.write(shown, &mut self.clock, &mut self.text);
+                        match line.phase {
+                            // Counted when it ends.
+                            Phase::Opened => write(&Shown::of(&line.labels)),
+                            Phase::Whole | Phase::Closed => {
+                                self.metrics.count(&line.labels, line.duration, write);
+                            }
                         }
                     }
                     Item::Event(text) => self.text.extend_from_slice(text),

@@ -27,8 +27,9 @@ pub(super) fn of(head: &ResponseHead<'_>, mcp: Option<&McpExchange<'_>>) -> Resu
     if (300..400).contains(&status) {
         return Err(Fault::Redirect { status });
     }
-    let content_type = head.headers.only(Name::ContentType)?.unwrap_or_default();
-    let is_plain = content_type == "application/json"; // as nearly always
+    let is_plain = head.headers.only_bytes(Name::ContentType)? == Some(b"application/json"); // as nearly always
+    let content_type = if is_plain { None } else { head.headers.only(Name::ContentType)? };
+    let content_type = content_type.unwrap_or_default();
     let events = !is_plain && is_event_stream(content_type)?;
     let succeeds = is_success(status);
     match mcp.owed {

@@ -31,7 +31,7 @@ use toolgate_core::mcp::{self, Envelope, ListKind, Owed};
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::config::Resources;
-use crate::deadline::{timeout, timeout_at};
+use crate::deadline::timeout;
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
@@ -191,17 +191,20 @@ impl<S: Stream> Reply<'_, S> {
         Ok((status, keep_alive && framing != Framing::UntilClose))
     }
 
-    /// Waits for the final head; interim ones (1xx, RFC 9110 15.2) end here.
+    /// Waits for the final head.
     async fn wait_for_head(&mut self) -> Result<(), Fault> {
-        let limits = self.exchange.limits;
-        let limit = limits.first_byte_max;
-        let due = tokio::time::Instant::now() + limit;
+        let limit = self.exchange.limits.first_byte_max;
+        timeout(limit, self.final_head()).await.map_err(|_| Fault::Slow(limit, Limit::FirstByte))?
+    }
+
+    /// Interim heads (1xx, RFC 9110 15.2) end here.
+    async fn final_head(&mut self) -> Result<(), Fault> {
         loop {
             let bytes = self.upstream.buffer.bytes();
             if is_whole_and_final(bytes) {
                 return Ok(()); // as nearly always, and it is parsed but once
             }
-            match http1::response_head(bytes, self.exchange.http_method, &limits.head())? {
+            match http1::response_head(bytes, self.exchange.http_method, &self.exchange.limits.head())? {
                 Some(head) if head.status == 101 && !self.exchange.upgrade => {
                     return Err(unreadable("reply", "101 to no upgrade"));
                 }
@@ -211,8 +214,7 @@ impl<S: Stream> Reply<'_, S> {
                 }
                 Some(_) => return Ok(()),
                 None => {
-                    let more = timeout_at(due, self.more(BLOCK_BYTES)).await;
-                    if !more.map_err(|_| Fault::Slow(limit, Limit::FirstByte))?? {
+                    if !self.more(BLOCK_BYTES).await? {
                         return Err(server_left());
                     }
                 }

@@ -120,9 +120,13 @@ impl<'b> Headers<'b> {
     }
 
     /// Those whose places are not kept: names and values.
+    #[inline]
     fn behind(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + use<'b> {
         let mut rest = self.part(self.places.rest);
         std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
             let (line, behind) = rest.split_at_checked(memchr::memchr(b'\n', rest)? + 1)?;
             rest = behind;
             let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
@@ -180,15 +184,19 @@ impl<'b> Headers<'b> {
     ///
     /// # Errors
     /// As [`Headers::only`].
+    #[inline]
     pub fn only_bytes(&self, name: Name) -> Result<Option<&'b [u8]>, HttpError> {
+        // Most that is asked for is not there.
+        if self.has(name) { self.only_visible(name) } else { Ok(None) }
+    }
+
+    fn only_visible(&self, name: Name) -> Result<Option<&'b [u8]>, HttpError> {
         let mut values = self.all(name);
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
             return Err(HttpError::Duplicate { name: name.as_str().to_owned() });
         }
-        // All of them are looked at, which is quicker than to stop at the first that is not.
-        let is_visible = value.iter().fold(true, |all, byte| all & matches!(byte, 0x20..0x7f));
-        if is_visible {
+        if is_visible(value) {
             Ok(Some(value))
         } else {
             Err(HttpError::HeaderValue { name: name.as_str().to_owned() })
@@ -211,7 +219,6 @@ impl<'b> Headers<'b> {
     }
 
     fn all(&self, name: Name) -> impl Iterator<Item = &'b [u8]> {
-        // Most that is asked for is not there.
         let kept = if self.has(name) { self.kept() } else { &[] };
         let kept = kept.iter().filter(move |place| place.known == name).map(|place| self.part(place.value));
         kept.chain(self.behind().filter(move |(found, _)| Name::of(found) == name).map(|(_, value)| value))
@@ -229,6 +236,22 @@ impl<'b> Headers<'b> {
             None => Ok(()),
         }
     }
+}
+
+/// Whether all bytes are visible ASCII or spaces.
+fn is_visible(value: &[u8]) -> bool {
+    let (eights, rest) = value.as_chunks::<8>();
+    let mut last = [b' '; 8];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    eights.iter().chain([&last]).all(|eight| are_visible(u64::from_le_bytes(*eight)))
+}
+
+/// Eight at once: what is no visible byte sets a highest bit, by a borrow, by a carry, or by having it. What it does to
+/// its neighbours changes nothing then.
+fn are_visible(bytes: u64) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let (below, delete) = (bytes.wrapping_sub(EACH * 0x20), bytes.wrapping_add(EACH));
+    (below | delete | bytes) & (EACH * 0x80) == 0
 }
 
 /// What decisions are made on, or the message cannot do without: `Connection` must not remove it on the way. Each
@@ -258,4 +281,25 @@ fn find(head: &[u8], part: &[u8]) -> Part {
 fn is_close(head: &[u8], name: Part, value: Part) -> bool {
     let end = usize::from(name.0) + usize::from(name.1);
     usize::from(value.0) == end + 2 && head.get(end..end + 2) == Some(b": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every byte at every place of values of every length up to three words.
+    #[test]
+    fn what_is_visible_is_told_at_every_place() {
+        for length in 0..24 {
+            let mut value = vec![b'~'; length];
+            assert!(is_visible(&value));
+            for at in 0..length {
+                for byte in 0..=u8::MAX {
+                    value[at] = byte;
+                    assert_eq!(is_visible(&value), matches!(byte, 0x20..0x7f), "{byte:#x} at {at} of {length}");
+                }
+                value[at] = b' ';
+            }
+        }
+    }
 }

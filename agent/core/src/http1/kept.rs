@@ -39,7 +39,9 @@ impl KeptHead {
     #[must_use]
     pub fn on<'b>(&self, bytes: &'b [u8]) -> Option<RequestHead<'b>> {
         let headers = Headers::at(bytes.get(..self.bytes)?, &self.places);
-        let text = |part: Part| std::str::from_utf8(headers.part(part)).ok();
+        // All of them are in the request line: one look tells that it is text.
+        let line = std::str::from_utf8(headers.part((0, self.target.0 + self.target.1))).ok()?;
+        let text = |(start, length): Part| line.get(start.into()..usize::from(start) + usize::from(length));
         Some(RequestHead {
             method: text(self.method)?,
             target: text(self.target)?,

@@ -11,6 +11,9 @@ pub(super) fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Optio
     if method.eq_ignore_ascii_case("CONNECT") {
         return Err(HttpError::AuthorityForm { target: shown() });
     }
+    if is_simple(target) {
+        return Ok((target, None)); // as nearly always
+    }
     if target == "*" {
         return Err(HttpError::AsteriskForm);
     }
@@ -40,6 +43,18 @@ pub(super) fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Optio
         Some(has) => Err(HttpError::AmbiguousPath { target: shown(), has }),
         None => Ok((path, query)),
     }
+}
+
+/// Whether it is a path of segments that are letters, digits, `-` and `_` alone: none of what follows can be found in it.
+fn is_simple(target: &str) -> bool {
+    let mut before = 0;
+    let fits = target.bytes().all(|byte| {
+        let is_segment = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        let is_separator = byte == b'/' && before != b'/';
+        before = byte;
+        is_segment || is_separator
+    });
+    fits && target.starts_with('/')
 }
 
 fn has_scheme(target: &str) -> bool {

@@ -219,21 +219,18 @@ impl<'b, 's> Parser<'b, 's> {
             return self.skip_other(at, byte);
         }
         let (text, start) = (self.text.as_bytes(), at + 1);
-        let Some(front) = text::front(text, start) else { return self.rest_of_string(start) };
+        let Some(front) = text::front(text, start) else { return self.long_string(start) };
         if byte_at(text, start + front.bytes) == b'"' {
             return Ok(start + front.bytes + 1);
         }
         self.long_string(start + front.bytes)
     }
 
-    /// From behind the first block, or the first byte in it that is not plain.
+    /// From behind the first block, or the first byte in it that is not plain, or where less than a block is left.
     #[inline(never)]
     fn long_string(&self, at: usize) -> Step {
-        let text = self.text.as_bytes();
-        match text::front(text, at) {
-            Some(front) if byte_at(text, at + front.bytes) == b'"' => Ok(at + front.bytes + 1),
-            Some(_) | None => self.rest_of_string(at),
-        }
+        let end = text::plain_end(self.text.as_bytes(), at);
+        if self.byte(end) == b'"' { Ok(end + 1) } else { self.rest_of_string(end) }
     }
 
     #[inline(never)]
@@ -276,20 +273,19 @@ impl<'b, 's> Parser<'b, 's> {
             Some(front) if self.byte(offset + front.bytes) == b'"' => {
                 (front.head, offset + front.bytes, false)
             }
-            Some(_) | None => {
-                let end = self.rest_of_string(offset)? - 1;
-                let (head, escaped) = self.long_key(offset, end);
-                (head, end, escaped)
-            }
+            Some(_) | None => self.long_key(offset)?,
         };
         Ok(Key { text, head, offset, end, escaped })
     }
 
-    /// A key's head, and whether it has escapes.
+    /// A key's head, where it ends, and whether it has escapes.
     #[inline(never)]
-    fn long_key(&self, offset: usize, end: usize) -> (u64, bool) {
+    fn long_key(&self, offset: usize) -> Result<(u64, usize, bool), Fault> {
         let text = self.text.as_bytes();
-        (text::head(text.get(offset..end).unwrap_or_default()), text::plain_end(text, offset) != end)
+        let plain = text::plain_end(text, offset);
+        let escaped = self.byte(plain) != b'"';
+        let end = if escaped { self.rest_of_string(plain)? - 1 } else { plain };
+        Ok((text::head(text.get(offset..end).unwrap_or_default()), end, escaped))
     }
 
     /// From any place within a string: a block at a time, of which each escape is looked at where it stands.
