@@ -172,10 +172,6 @@ impl<'b> Cursor<'b> {
         self.bytes.get(self.at).copied()
     }
 
-    fn rest(&self) -> &'b [u8] {
-        self.bytes.get(self.at..).unwrap_or_default()
-    }
-
     #[inline(always)]
     fn separators(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') = self.peek() {
@@ -223,7 +219,7 @@ impl<'b> Cursor<'b> {
         while let Some(byte) = self.peek() {
             self.at += 1;
             match byte {
-                b'"' => self.at += string_bytes(self.rest()) + 1,
+                b'"' => self.at = closing_quote(self.whole.as_bytes(), self.at).0 + 1,
                 b'{' | b'[' => depth += 1,
                 b'}' | b']' if depth <= 1 => return,
                 b'}' | b']' => depth -= 1,
