@@ -111,6 +111,14 @@ impl Source {
             Error::InvalidBooleanStrict { .. } => {
                 ("neither `true` nor `false`".to_owned(), Some("write `true` or `false`".to_owned()))
             }
+            Error::InvalidScalar { ty, .. } => {
+                let number = match *ty {
+                    "u16" => "a whole number from 0 to 65535",
+                    "u64" => "a whole number, zero or more,",
+                    _ => "a number",
+                };
+                (format!("{number} belongs here"), Some("write it in digits, without quotes".to_owned()))
+            }
             Error::MergeKeyNotAllowed { .. } => (
                 "`<<` merges are not read here".to_owned(),
                 Some("write the keys out: a rule must show all that it says".to_owned()),

@@ -296,7 +296,11 @@ mod tests {
             for at in 0..length {
                 for byte in 0..=u8::MAX {
                     value[at] = byte;
-                    assert_eq!(is_visible(&value), matches!(byte, 0x20..0x7f), "{byte:#x} at {at} of {length}");
+                    assert_eq!(
+                        is_visible(&value),
+                        matches!(byte, 0x20..0x7f),
+                        "{byte:#x} at {at} of {length}"
+                    );
                 }
                 value[at] = b' ';
             }
