@@ -53,17 +53,26 @@ pub(crate) fn install() -> Result<Packages> {
     })
 }
 
-/// Installs what the tests of clients start beside that: Python packages that cannot share one folder. Returns their
-/// interpreters.
+/// Installs what the tests of clients start beside that: packages that cannot share one folder. Returns the interpreters
+/// and the entry file of the conformance suite.
 pub(crate) fn install_clients() -> Result<Vec<PathBuf>> {
     let folder = target()?.join("packages");
-    let mut interpreters = Vec::new();
+    let mut installed = Vec::new();
     for (name, what, versions) in CLIENTS {
         let python = folder.join(name);
         once(&python, what, &[versions], python_packages)?;
-        interpreters.push(python.join("bin/python"));
+        installed.push(python.join("bin/python"));
     }
-    Ok(interpreters)
+    installed.push(install_conformance()?);
+    Ok(installed)
+}
+
+/// The official conformance suite, with the Node that it needs.
+fn install_conformance() -> Result<PathBuf> {
+    let folder = target()?.join("packages/conformance");
+    let versions = ["conformance/package.json", "conformance/package-lock.json"];
+    once(&folder, "official conformance suite", &versions, node_packages)?;
+    Ok(folder.join("node_modules/@modelcontextprotocol/conformance/dist/index.js"))
 }
 
 /// Envoy's binary, for the bench. The second call is instant.

@@ -1,0 +1,298 @@
+//! The official conformance suite against an rmcp server: each revision directly, then captured. Every check gives the
+//! same, but for what `DIFFERS` lists, and the audit tells of exactly the messages that were sent.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use toolgate_tests::scene::text;
+use toolgate_tests::{Agent, Host, Process, Setup, connector, fixture, free_address, packages};
+
+/// Longer than a revision takes on a busy machine.
+const SUITE_TIME_MAX: Duration = Duration::from_secs(240);
+/// What the suite gives a scenario: one whose answer is withheld waits as long.
+const SCENARIO_TIME_MAX_MS: &str = "10000";
+
+/// The revisions, and how many checks each has.
+const REVISIONS: [(&str, usize); 3] = [("2025-06-18", 56), ("2025-11-25", 83), ("2026-07-28", 153)];
+
+/// Checks that do not say the same captured.
+struct Differs {
+    revision: &'static str,
+    scenario: &'static str,
+    checks: &'static [&'static str],
+    /// What Toolgate lacks for them.
+    why: &'static str,
+}
+
+const SERVER_REQUESTS: &str = "no rule can permit the requests of a server yet";
+const NOT_FOUND: &str = "a method that a revision does not have is not answered as that revision says yet";
+
+/// All that differ. Who makes a row say the same removes it.
+const DIFFERS: [Differs; 7] = [
+    Differs {
+        revision: "2025-06-18",
+        scenario: "server-tools-call-sampling",
+        checks: &["tools-call-sampling"],
+        why: SERVER_REQUESTS,
+    },
+    Differs {
+        revision: "2025-06-18",
+        scenario: "server-tools-call-elicitation",
+        checks: &["tools-call-elicitation"],
+        why: SERVER_REQUESTS,
+    },
+    Differs {
+        revision: "2025-11-25",
+        scenario: "server-tools-call-sampling",
+        checks: &["tools-call-sampling"],
+        why: SERVER_REQUESTS,
+    },
+    Differs {
+        revision: "2025-11-25",
+        scenario: "server-tools-call-elicitation",
+        checks: &["tools-call-elicitation"],
+        why: SERVER_REQUESTS,
+    },
+    Differs {
+        revision: "2025-11-25",
+        scenario: "server-elicitation-sep1034-defaults",
+        checks: &[
+            "elicitation-sep1034-boolean-default",
+            "elicitation-sep1034-enum-default",
+            "elicitation-sep1034-integer-default",
+            "elicitation-sep1034-number-default",
+            "elicitation-sep1034-string-default",
+        ],
+        why: SERVER_REQUESTS,
+    },
+    Differs {
+        revision: "2025-11-25",
+        scenario: "server-elicitation-sep1330-enums",
+        checks: &[
+            "elicitation-sep1330-legacy-enumnames",
+            "elicitation-sep1330-titled-multi",
+            "elicitation-sep1330-titled-single",
+            "elicitation-sep1330-untitled-multi",
+            "elicitation-sep1330-untitled-single",
+        ],
+        why: SERVER_REQUESTS,
+    },
+    Differs {
+        revision: "2026-07-28",
+        scenario: "server-server-stateless",
+        checks: &[
+            "sep-2575-http-server-method-not-found-404",
+            "sep-2575-http-server-method-not-found-404-resources-subscribe",
+            "sep-2575-http-server-method-not-found-404-resources-unsubscribe",
+        ],
+        why: NOT_FOUND,
+    },
+];
+
+/// The status of each check, by scenario and check; of several with one name the second is `name#2`.
+type Checks = BTreeMap<(String, String), String>;
+
+/// How many messages there were of each kind.
+type Messages = BTreeMap<String, usize>;
+
+/// One run of the suite.
+struct Run {
+    checks: Checks,
+    /// What the suite sent.
+    sent: usize,
+    /// What of it reached the server.
+    arrived: Messages,
+}
+
+/// The server, and how many of its lines were read.
+struct Server {
+    address: SocketAddr,
+    process: Process,
+    read: usize,
+}
+
+impl Server {
+    fn start() -> Result<Self> {
+        let address = free_address()?;
+        let program = connector().with_file_name("conformance_server");
+        let process = Process::start(Command::new(program).arg(address.to_string()))?;
+        let (number, _) = process.line_from(0, "listening")?;
+        Ok(Self { address, process, read: number + 1 })
+    }
+
+    /// What reached it since it was asked before.
+    fn arrived(&mut self) -> Result<Messages> {
+        let mut arrived = Messages::new();
+        let said = self.process.said();
+        for line in said.lines().skip(self.read) {
+            self.read += 1;
+            let line: Value = serde_json::from_str(line).with_context(|| format!("not JSON: `{line}`"))?;
+            let kind = match text(&line, "http") {
+                "GET" => "stream",
+                "DELETE" => "session_end",
+                _post => line.get("method").and_then(Value::as_str).unwrap_or("response"),
+            };
+            *arrived.entry(kind.to_owned()).or_default() += 1;
+        }
+        Ok(arrived)
+    }
+
+    /// Runs the suite of one revision, captured by `agent` where there is one.
+    fn asked(&mut self, revision: &str, agent: Option<&Agent>) -> Result<Run> {
+        let folder = tempfile::tempdir().context("cannot make a folder")?;
+        let suite = packages("conformance/node_modules")?;
+        let mut command = agent.map_or_else(|| Command::new("env"), |agent| agent.exec("suite"));
+        let sent = folder.path().join("sent");
+        command.env("SENT", &sent).arg(suite.join(".bin/node")).arg("--import");
+        command.arg(fixture("conformance/sent.mjs"));
+        command.arg(suite.join("@modelcontextprotocol/conformance/dist/index.js"));
+        command.args(["server", "--suite", "all", "--spec-version", revision, "--timeout"]);
+        command.args([SCENARIO_TIME_MAX_MS, "--output-dir"]).arg(folder.path().join("checks"));
+        command.args(["--url", &format!("http://{}/mcp", self.address)]);
+        let mut process = Process::start(&mut command)?;
+        process.line_within(SUITE_TIME_MAX, 0, "Total: ")?;
+        process.end()?;
+        let sent = std::fs::read_to_string(sent).context("it tells of nothing that it sent")?.lines().count();
+        Ok(Run { checks: checks(&folder.path().join("checks"))?, sent, arrived: self.arrived()? })
+    }
+}
+
+/// What the suite wrote: a folder for each scenario, with the time at the end of its name.
+fn checks(folder: &Path) -> Result<Checks> {
+    let mut checks = Checks::new();
+    for scenario in std::fs::read_dir(folder).context("no results")? {
+        let scenario = scenario.context("no results")?;
+        let name = scenario.file_name().to_string_lossy().into_owned();
+        let name = name.split("-20").next().unwrap_or(&name).to_owned();
+        let file = std::fs::read(scenario.path().join("checks.json")).context("no checks")?;
+        let list: Vec<Value> = serde_json::from_slice(&file).context("broken checks")?;
+        let mut seen = BTreeMap::new();
+        for check in &list {
+            // What it only tells of is no check.
+            if text(check, "status") == "INFO" {
+                continue;
+            }
+            let times: &mut usize = seen.entry(text(check, "id")).or_default();
+            *times += 1;
+            let id = match *times {
+                1 => text(check, "id").to_owned(),
+                times => format!("{}#{times}", text(check, "id")),
+            };
+            checks.insert((name.clone(), id), text(check, "status").to_owned());
+        }
+    }
+    Ok(checks)
+}
+
+fn resources(server: SocketAddr) -> String {
+    format!(
+        "apiVersion: toolgate/v1
+kind: Server
+metadata: {{ name: conformance }}
+spec: {{ local: {{ address: \"{server}\" }}, path: /mcp }}
+---
+apiVersion: toolgate/v1
+kind: Policy
+metadata: {{ name: conformance }}
+spec:
+  rules:
+  - {{ name: tools, effect: allow, callers: [suite], servers: [conformance], tools: [\"*\"] }}
+  - {{ name: resources, effect: allow, callers: [suite], servers: [conformance], resources: [\"test://*\", \"test://*/*/*\"] }}
+  - {{ name: prompts, effect: allow, callers: [suite], servers: [conformance], prompts: [\"*\"] }}
+"
+    )
+}
+
+/// Compares the two runs of a revision check by check, and with the table.
+fn compare(revision: &str, direct: &Checks, captured: &Checks, wrong: &mut Vec<String>) {
+    let rows = || DIFFERS.iter().filter(|row| row.revision == revision);
+    for ((scenario, check), status) in direct {
+        let is_listed = rows().any(|row| row.scenario == scenario && row.checks.contains(&check.as_str()));
+        let said = captured.get(&(scenario.clone(), check.clone())).map_or("not said", String::as_str);
+        match (said == status, is_listed) {
+            (true, false) | (false, true) => {}
+            (false, false) => {
+                wrong.push(format!("{revision}, {scenario}, {check}: captured {said}, directly {status}"));
+            }
+            (true, true) => wrong.push(format!("{revision}, {scenario}, {check}: no longer differs")),
+        }
+    }
+    for row in rows() {
+        for check in row.checks {
+            if !direct.contains_key(&(row.scenario.to_owned(), (*check).to_owned())) {
+                wrong.push(format!("{revision}, {}, {check}: there is no such check", row.scenario));
+            }
+        }
+    }
+}
+
+/// The audit's messages of clients, by kind; with `permitted` alone those that were let through.
+fn told(lines: &[Value], permitted: bool) -> Messages {
+    let mut told = Messages::new();
+    for line in lines {
+        // What a server asked is no message of the suite's.
+        if text(line, "reason") == "server_request" || (permitted && text(line, "decision") != "permit") {
+            continue;
+        }
+        *told.entry(text(line, "method").to_owned()).or_default() += 1;
+    }
+    told
+}
+
+/// Waits until the audit tells of all that was `sent`, of which this `arrived`.
+fn audited(agent: &Agent, sent: usize, arrived: &Messages) -> Result<()> {
+    let lines = agent.audit_until(&format!("{sent} messages"), |lines| {
+        told(lines, false).values().sum::<usize>() >= sent
+    })?;
+    let [all, permitted] = [false, true].map(|permitted| told(&lines, permitted));
+    ensure!(all.values().sum::<usize>() == sent, "{sent} were sent, the audit tells of {all:#?}");
+    ensure!(permitted == *arrived, "these arrived: {arrived:#?}, the audit permitted {permitted:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_conformance_suite_says_the_same_captured_and_the_audit_tells_of_all_it_sent() -> Result<()> {
+    let host = Host::turn()?;
+    let mut server = Server::start()?;
+    let (mut wrong, mut direct) = (Vec::new(), Vec::new());
+    for (revision, count) in REVISIONS {
+        let run = server.asked(revision, None).with_context(|| format!("{revision}, directly"))?;
+        let passed = run.checks.values().filter(|status| *status == "SUCCESS").count();
+        ensure!((passed, run.checks.len()) == (count, count), "{revision}, directly: {:#?}", run.checks);
+        let arrived = run.arrived.values().sum::<usize>();
+        ensure!(run.sent == arrived, "{revision}: {} were sent, {arrived} arrived directly", run.sent);
+        direct.push(run);
+    }
+    let resources = resources(server.address);
+    let agent = Agent::start_in(host, Setup { resources: &resources, ..Setup::default() })?;
+    let (mut sent, mut arrived) = (0, Messages::new());
+    let mut table =
+        format!("{:<10} {:>6} {:>8} {:>8} {:>7}\n", "revision", "checks", "captured", "messages", "arrived");
+    for ((revision, count), direct) in REVISIONS.iter().zip(&direct) {
+        let run = server.asked(revision, Some(&agent)).with_context(|| format!("{revision}, captured"))?;
+        compare(revision, &direct.checks, &run.checks, &mut wrong);
+        let passed = run.checks.values().filter(|status| *status == "SUCCESS").count();
+        let here: usize = run.arrived.values().sum();
+        let _ = writeln!(table, "{revision:<10} {count:>6} {passed:>8} {:>8} {here:>7}", run.sent);
+        sent += run.sent;
+        for (kind, count) in run.arrived {
+            *arrived.entry(kind).or_default() += count;
+        }
+        audited(&agent, sent, &arrived).with_context(|| format!("up to {revision}"))?;
+    }
+    for row in &DIFFERS {
+        let _ =
+            writeln!(table, "{} {}: {} differ: {}", row.revision, row.scenario, row.checks.len(), row.why);
+    }
+    // Not by `print!`, which shows only what fails.
+    writeln!(std::io::stderr(), "{table}").context("cannot show the table")?;
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
