@@ -5,17 +5,17 @@
 
 mod content;
 mod identified;
+mod ids;
 mod undeclared;
 
 use std::cell::Cell;
 use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
+use toolgate_core::decision::{self, Decision, Denied, Server};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -237,11 +237,9 @@ impl Turn<'_> {
         };
         entry.asked(&asked, &node.record);
         let caller = self.caller.as_ref();
-        let session = caller.map_or(SessionUse::None, |caller| {
-            node.sessions.used_by(caller, &server.identity, asked.session, Instant::now())
-        });
+        let named = caller.map(|caller| self.named(caller, server, &asked, entry)).unwrap_or_default();
         let policies = &self.resources.policies;
-        let decision = decision::decide(caller, server, &asked, session, policies, node.mode);
+        let decision = decision::decide(caller, server, &asked, named.ids(), policies, node.mode);
         let (permitted, caller) = match (decision, caller) {
             (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
             (Decision::Permitted(_), Err(unidentified)) => {
@@ -327,6 +325,7 @@ impl Turn<'_> {
             entry.opened();
         }
         let (observe, findings) = (node.mode.relaxes(server), Findings::default());
+        let not_its_tasks = Cell::new(0);
         let exchange = Exchange {
             http_method: expected.http_method,
             mcp: Some(McpExchange {
@@ -337,7 +336,11 @@ impl Turn<'_> {
                 list: expected.list,
                 instructions: expected.instructions,
                 pins: self.pinned(server, &findings),
-                sessions: expected.initialize.then_some(&node.sessions),
+                bindings: &node.bindings,
+                initialize: expected.initialize,
+                tool: expected.tool(),
+                tasks: expected.tasks,
+                not_its_tasks: &not_its_tasks,
                 observe,
                 on_server_request: &|method| self.record_server_request(server, method, observe),
             }),
@@ -349,10 +352,13 @@ impl Turn<'_> {
         if let (Ok(replied), Some(ended)) = (&replied, &expected.ends_session)
             && (200..300).contains(&replied.status)
         {
-            node.sessions.end(&server.identity, ended);
+            node.bindings.end_session(&server.identity, ended);
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         self.record_findings(&leg.caller, server, findings, entry);
+        if not_its_tasks.get() > 0 {
+            entry.noted(format!("not shown, tasks of others: {}", not_its_tasks.get()));
+        }
         if reusable {
             self.worker.pool.checkin(leg, upstream, &node.limits);
         }

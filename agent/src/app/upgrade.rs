@@ -85,7 +85,7 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    /// Gives the next agent the sessions and the word. True: this one accepts nothing more from now on.
+    /// Gives the next agent the bindings and the word. True: this one accepts nothing more from now on.
     pub(super) fn take_over(self, node: &Node) -> bool {
         let given =
             self.started.and_then(|successor| give(successor, node).map_err(|error| error.to_string()));
@@ -103,18 +103,18 @@ impl Attached {
 fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
     let (pid, successor) = (successor.pid(), Arc::new(successor));
     let (its, hears) = (Arc::clone(&successor), AtomicBool::new(true));
-    // Told before the reply that brings the client its session. One that does not hear is not waited for twice.
-    let bindings = node.sessions.export(Box::new(move |binding| {
+    // Told before the reply that brings the client its id. One that does not hear is not waited for twice.
+    let bindings = node.bindings.export(Box::new(move |binding| {
         if hears.load(Ordering::Relaxed)
             && let Err(error) = its.bind(std::slice::from_ref(binding))
         {
             hears.store(false, Ordering::Relaxed);
-            tracing::warn!(%error, "the next agent does not know of new sessions");
+            tracing::warn!(%error, "the next agent does not know of new sessions and tasks");
         }
     }));
     if let Err(error) = successor.bind(&bindings).and_then(|()| successor.over()) {
         // Held there it would go on, and attach.
-        node.sessions.export_no_more();
+        node.bindings.export_no_more();
         return Err(error);
     }
     systemd::main_process_is(pid);

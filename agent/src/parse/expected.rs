@@ -17,6 +17,10 @@ pub struct Expected {
     pub initialize: bool,
     /// The reply may tell a model of the server.
     pub instructions: bool,
+    /// The reply lists tasks.
+    pub tasks: bool,
+    /// The tool that is called: the reply may be a task of it.
+    tool: Option<Kept>,
     /// The session that this request ends.
     pub ends_session: Option<Box<str>>,
     /// False for a stream that is open until someone leaves.
@@ -24,7 +28,21 @@ pub struct Expected {
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
-    id: Option<SmallVec<[u8; 40]>>,
+    id: Option<Kept>,
+}
+
+/// A text that is kept without an allocation where it is short.
+struct Kept(SmallVec<[u8; 40]>);
+
+impl Kept {
+    fn new(text: &str) -> Self {
+        Self(SmallVec::from_slice(text.as_bytes()))
+    }
+
+    fn as_str(&self) -> &str {
+        // It is made of a str.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 impl Expected {
@@ -39,9 +57,13 @@ impl Expected {
             return expected;
         };
         if let Message::Request(call) = message {
-            expected.id = call.id.as_ref().map(|id| SmallVec::from_slice(id.raw().as_bytes()));
+            expected.id = call.id.as_ref().map(|id| Kept::new(id.raw()));
             expected.initialize = call.method == Method::Initialize;
             expected.instructions = pin::tells_instructions(call.method);
+            expected.tasks = call.method.class() == Class::Tasks;
+            if call.method == Method::ToolsCall {
+                expected.tool = call.name.as_deref().map(Kept::new);
+            }
             if let Class::List(kind) = call.method.class() {
                 expected.list = Some(kind);
             }
@@ -58,6 +80,8 @@ impl Expected {
             list: None,
             initialize: false,
             instructions: false,
+            tasks: false,
+            tool: None,
             ends_session: None,
             ends_by_itself: true,
             may_upgrade: false,
@@ -87,8 +111,14 @@ impl Expected {
         self.id().map_or(Shape::Notification, |id| Shape::Request { id })
     }
 
+    /// The tool that is called.
+    #[must_use]
+    pub fn tool(&self) -> Option<&str> {
+        self.tool.as_ref().map(Kept::as_str)
+    }
+
     fn id(&self) -> Option<&str> {
-        self.id.as_deref().and_then(|id| std::str::from_utf8(id).ok())
+        self.id.as_ref().map(Kept::as_str)
     }
 }
 

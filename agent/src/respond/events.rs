@@ -14,7 +14,7 @@ use crate::parse::{Client, Stream};
 enum Judged {
     Kept,
     Replaced(Vec<u8>),
-    /// A server request that no rule permits.
+    /// A server request that no rule permits, or news of another caller's task.
     Withheld,
 }
 
@@ -112,6 +112,7 @@ async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Re
     let (message, reply) = message(&data, "event", exchange.limits)?;
     mcp.owed.admits_event(&message, *answered)?;
     match message {
+        Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
         Envelope::Notification(_) => Ok(Judged::Kept),
         Envelope::Request(method_name, _) => {
             if Method::from_name(&method_name) == Method::Ping {
@@ -121,6 +122,9 @@ async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Re
             Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
+            if !is_error {
+                mcp.bind_task(reply)?;
+            }
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {
                 let mut shown = Vec::with_capacity(data.len());

@@ -8,13 +8,14 @@ mod content;
 mod events;
 mod fault;
 mod shown;
+mod tasks;
 mod whole;
 
 pub use events::end_events;
 pub use fault::Fault;
 pub use shown::PinExchange;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -28,6 +29,7 @@ use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
 use toolgate_core::mcp::{self, Envelope, ListKind, Owed};
 
+use crate::bindings::Bindings;
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::config::Resources;
@@ -35,7 +37,6 @@ use crate::deadline::{timeout, timeout_at};
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
-use crate::sessions::Sessions;
 use whole::Placed;
 
 /// What a reply depends on besides its own bytes.
@@ -68,8 +69,16 @@ pub struct McpExchange<'a> {
     pub instructions: bool,
     /// The pins of what the reply shows; `None` where there are none.
     pub pins: Option<PinExchange<'a>>,
-    /// Where the session that an `initialize` opens is bound.
-    pub sessions: Option<&'a Sessions>,
+    /// Where the ids that it gives are bound to the caller.
+    pub bindings: &'a Bindings,
+    /// The request was `initialize`: the reply opens a session.
+    pub initialize: bool,
+    /// The tool that was called: the reply may be a task of it.
+    pub tool: Option<&'a str>,
+    /// The request was `tasks/list`: what is not the caller's is cut out.
+    pub tasks: bool,
+    /// Counts what is held back because it is of tasks that are not the caller's.
+    pub not_its_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole, and server requests pass.
     pub observe: bool,
     /// Told of each request of the server's that no rule permits: its method.
@@ -238,8 +247,10 @@ impl<S: Stream> Reply<'_, S> {
     fn bind_session(&self, head: &ResponseHead<'_>) -> Result<(), Fault> {
         let Some(mcp) = &self.exchange.mcp else { return Ok(()) };
         let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
-        let Some(sessions) = mcp.sessions else { return Ok(()) };
-        let bound = sessions.bind(mcp.caller, &mcp.server.identity, id, Instant::now());
+        if !mcp.initialize {
+            return Ok(());
+        }
+        let bound = mcp.bindings.bind_session(mcp.caller, &mcp.server.identity, id, Instant::now());
         if bound { Ok(()) } else { Err(Fault::Session) }
     }
 

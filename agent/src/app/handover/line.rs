@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use super::{ANSWER_TIME_MAX, HandoverError, Role};
-use crate::sessions::Binding;
+use crate::bindings::Binding;
 
 /// Bytes of one message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
