@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use toolgate_core::decision::Use;
 use toolgate_core::identity::Identity;
 
+use crate::events::EventIds;
 use crate::limits::Limits;
 
 const SHARDS: usize = 16;
 /// The most bytes of an id, and of the tool that it keeps: longer ones are not bound, so they stay unknown.
-const ID_BYTES_MAX: usize = 512;
+pub(crate) const ID_BYTES_MAX: usize = 512;
 /// A caller may hold one in so many of the ids that there is room for.
-const CALLER_SHARE: usize = 8;
+pub(crate) const CALLER_SHARE: usize = 8;
 
 /// What an id names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,14 +104,14 @@ pub struct Binding {
 }
 
 /// An identity by its parts: trust domain, namespace, App ID.
-type Name = (String, String, String);
+pub(crate) type Name = (String, String, String);
 
-fn name(identity: &Identity) -> Name {
+pub(crate) fn name(identity: &Identity) -> Name {
     let part = str::to_owned;
     (part(identity.trust_domain()), part(identity.namespace()), part(identity.app_id()))
 }
 
-fn identity((trust_domain, namespace, app_id): &Name) -> Option<Identity> {
+pub(crate) fn identity((trust_domain, namespace, app_id): &Name) -> Option<Identity> {
     Identity::new(trust_domain, namespace, app_id).ok()
 }
 
@@ -134,6 +135,8 @@ struct Table {
 pub struct Bindings {
     sessions: Table,
     tasks: Table,
+    /// Ids of events have a table of their own kind.
+    pub events: EventIds,
     hasher: RandomState,
     /// Who is told of new bindings, too: this process hands over.
     successor: RwLock<Option<Tell>>,
@@ -155,6 +158,7 @@ impl Bindings {
         Self {
             sessions: Table::new(limits.sessions_max, limits.session_idle_max),
             tasks: Table::new(limits.tasks_max, limits.task_idle_max),
+            events: EventIds::new(limits),
             hasher: RandomState::new(),
             successor: RwLock::default(),
         }

@@ -251,7 +251,7 @@ impl Turn<'_> {
         if let Err(denied) = self.held_to_pins(caller, server, &permitted, entry) {
             return Outcome::Answered(deny(&denied, asked.shape(), entry));
         }
-        let expected = Expected::of(&asked);
+        let expected = Expected::of(&asked, named.owes());
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
             Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             taken => taken.and_then(Result::ok),
@@ -325,7 +325,6 @@ impl Turn<'_> {
             entry.opened();
         }
         let (observe, findings) = (node.mode.relaxes(server), Findings::default());
-        let not_its_tasks = Cell::new(0);
         let exchange = Exchange {
             http_method: expected.http_method,
             mcp: Some(McpExchange {
@@ -337,10 +336,11 @@ impl Turn<'_> {
                 instructions: expected.instructions,
                 pins: self.pinned(server, &findings),
                 bindings: &node.bindings,
+                expected,
                 initialize: expected.initialize,
                 tool: expected.tool(),
                 tasks: expected.tasks,
-                not_its_tasks: &not_its_tasks,
+                others_tasks: &findings.others_tasks,
                 observe,
                 on_server_request: &|method| self.record_server_request(server, method, observe),
             }),
@@ -356,9 +356,6 @@ impl Turn<'_> {
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         self.record_findings(&leg.caller, server, findings, entry);
-        if not_its_tasks.get() > 0 {
-            entry.noted(format!("not shown, tasks of others: {}", not_its_tasks.get()));
-        }
         if reusable {
             self.worker.pool.checkin(leg, upstream, &node.limits);
         }

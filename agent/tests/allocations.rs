@@ -247,7 +247,7 @@ impl Scene {
         let called = pin::called(request).unwrap();
         let verdict = self.pins.now().call(&server.identity, &self.caller, called, HiddenCharacters::Deny);
         assert_eq!(verdict, Verdict::Approved);
-        let expected = Expected::of(&asked);
+        let expected = Expected::of(&asked, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
             let sending = pin!(forward::send(permitted, &leg, pool, home, limits));
@@ -265,10 +265,11 @@ impl Scene {
                 instructions: expected.instructions,
                 pins: None,
                 bindings,
+                expected: &expected,
                 initialize: expected.initialize,
                 tool: expected.tool(),
                 tasks: expected.tasks,
-                not_its_tasks: &Cell::new(0),
+                others_tasks: &Cell::new(0),
                 observe: false,
                 on_server_request: &|_| {},
             }),

@@ -36,6 +36,7 @@ struct Case {
     session: Option<String>,
     task: Option<String>,
     tool: Option<String>,
+    event: Option<String>,
     #[serde(default)]
     observe: bool,
     expect: String,
@@ -136,7 +137,8 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         Some("unknown") => Use::Unknown,
         Some(other) => panic!("{}: {other}", case.name),
     };
-    let ids = Ids { session: named(&case.session), task: named(&case.task), tool: case.tool.as_deref() };
+    let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
+    let ids = Ids { session, task, tool: case.tool.as_deref(), event };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
@@ -232,6 +234,8 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::ForeignSession
         | Reason::UnknownTask
         | Reason::ForeignTask
+        | Reason::UnknownEvent
+        | Reason::ForeignEvent
         | Reason::PathNotServed => true,
         Reason::NotApproved
         | Reason::DefinitionChanged

@@ -205,6 +205,8 @@ pub struct Ids<'t> {
     pub task: Use,
     /// The tool whose call made that task, where it is the caller's own.
     pub tool: Option<&'t str>,
+    /// The last event of the stream that it resumes.
+    pub event: Use,
 }
 
 impl Ids<'_> {
@@ -220,7 +222,12 @@ impl Ids<'_> {
             Use::Foreign => Some(Reason::ForeignTask),
             Use::Unknown => Some(Reason::UnknownTask),
         };
-        session.or_else(task)
+        let event = || match self.event {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignEvent),
+            Use::Unknown => Some(Reason::UnknownEvent),
+        };
+        session.or_else(task).or_else(event)
     }
 }
 

@@ -80,6 +80,10 @@ reasons! {
     UnknownTask = "unknown_task", "no such task";
     /// A task of another caller's.
     ForeignTask = "task_hijack", "no such task";
+    /// The last event of a stream that nobody had, or whose caller is no longer known.
+    UnknownEvent = "unknown_event", "no such event";
+    /// The last event of another caller's stream.
+    ForeignEvent = "event_hijack", "no such event";
     /// A Host that is none of the server's.
     HostMismatch = "host_mismatch", "the Host header does not name this server";
     /// Not the server's MCP path.
@@ -176,6 +180,8 @@ enum Failure {
     Session,
     /// What a server says of a task that it does not have (MCP 2025-11-25, tasks).
     Task,
+    /// 400, as official SDK servers say of an event that they do not have.
+    Event,
 }
 
 fn failure(reason: Reason) -> Failure {
@@ -208,6 +214,7 @@ fn failure(reason: Reason) -> Failure {
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
         Reason::UnknownSession | Reason::ForeignSession => Failure::Session,
         Reason::UnknownTask | Reason::ForeignTask => Failure::Task,
+        Reason::UnknownEvent | Reason::ForeignEvent => Failure::Event,
     }
 }
 
@@ -232,6 +239,7 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
         (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
             .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
             .closing_if(reason == Reason::ShuttingDown),
+        (Failure::Event, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Task, Shape::ToolCall { id, .. } | Shape::Request { id }) => {
             json(200, rpc_error(id, INVALID_PARAMS_CODE, &text))
@@ -365,6 +373,12 @@ mod tests {
                 r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"toolgate: no such task (request r-1)"}}"#,
             ),
             (Reason::ForeignTask, Shape::Notification, 202, ""),
+            (
+                Reason::ForeignEvent,
+                Shape::Stream,
+                400,
+                r#"{"jsonrpc":"2.0","id":null,"error":{"code":-31403,"message":"toolgate: no such event (request r-1)"}}"#,
+            ),
             (
                 Reason::PathNotServed,
                 Shape::OtherPath { well_known: true },

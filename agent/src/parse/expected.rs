@@ -2,10 +2,11 @@
 
 use smallvec::SmallVec;
 use toolgate_core::denial::Shape;
-use toolgate_core::mcp::{Class, ListKind, Message, Method, Owed};
+use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed};
 use toolgate_core::pin;
 
 use super::Asked;
+use crate::events::Owes;
 
 /// What outlives the request's bytes.
 pub struct Expected {
@@ -27,6 +28,10 @@ pub struct Expected {
     pub ends_by_itself: bool,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
+    /// The session that the request names.
+    session: Option<Kept>,
+    /// The request's method.
+    method: Option<Method>,
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
     id: Option<Kept>,
 }
@@ -46,29 +51,36 @@ impl Kept {
 }
 
 impl Expected {
-    /// Of a request to a declared server.
+    /// Of a request to a declared server; `owes`: the stream that it resumes owes the answer to that request.
     #[must_use]
-    pub fn of(asked: &Asked<'_>) -> Self {
+    pub fn of(asked: &Asked<'_>, owes: Option<&Owes>) -> Self {
         let mut expected = Self::unread(asked.request.head.method);
+        expected.session = asked.session.map(Kept::new);
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
             expected.ends_session =
                 asked.session.filter(|_| expected.http_method == "DELETE").map(Into::into);
+            if let Some(owes) = owes {
+                expected.answer(Method::from_name(&owes.method), Some(&owes.id), owes.tool.as_deref());
+            }
             return expected;
         };
         if let Message::Request(call) = message {
-            expected.id = call.id.as_ref().map(|id| Kept::new(id.raw()));
+            expected.answer(call.method, call.id.as_ref().map(Id::raw), call.name.as_deref());
             expected.initialize = call.method == Method::Initialize;
-            expected.instructions = pin::tells_instructions(call.method);
-            expected.tasks = call.method.class() == Class::Tasks;
-            if call.method == Method::ToolsCall {
-                expected.tool = call.name.as_deref().map(Kept::new);
-            }
-            if let Class::List(kind) = call.method.class() {
-                expected.list = Some(kind);
-            }
         }
         expected
+    }
+
+    fn answer(&mut self, method: Method, id: Option<&str>, name: Option<&str>) {
+        self.method = Some(method);
+        self.id = id.map(Kept::new);
+        self.instructions = pin::tells_instructions(method);
+        self.tasks = method.class() == Class::Tasks;
+        self.tool = name.filter(|_| method == Method::ToolsCall).map(Kept::new);
+        if let Class::List(kind) = method.class() {
+            self.list = Some(kind);
+        }
     }
 
     /// Of a request whose reply nobody reads.
@@ -85,6 +97,8 @@ impl Expected {
             ends_session: None,
             ends_by_itself: true,
             may_upgrade: false,
+            session: None,
+            method: None,
             id: None,
         }
     }
@@ -99,7 +113,8 @@ impl Expected {
     #[must_use]
     pub fn owed(&self) -> Owed<'_> {
         match (self.id(), self.ends_by_itself) {
-            (Some(id), _) => Owed::Answer { id },
+            (Some(id), true) => Owed::Answer { id },
+            (Some(id), false) => Owed::Resumed { id },
             (None, true) => Owed::Nothing,
             (None, false) => Owed::Stream,
         }
@@ -115,6 +130,19 @@ impl Expected {
     #[must_use]
     pub fn tool(&self) -> Option<&str> {
         self.tool.as_ref().map(Kept::as_str)
+    }
+
+    /// The session that the request names.
+    #[must_use]
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_ref().map(Kept::as_str)
+    }
+
+    /// What an event stream owes that is the reply.
+    #[must_use]
+    pub fn owes(&self) -> Option<Owes> {
+        let (id, method) = (self.id()?.into(), self.method?.as_str().into());
+        Some(Owes { id, method, tool: self.tool().map(Into::into) })
     }
 
     fn id(&self) -> Option<&str> {

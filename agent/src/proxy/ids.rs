@@ -9,6 +9,7 @@ use toolgate_core::mcp::Message;
 
 use super::Turn;
 use crate::bindings::{Found, Kind};
+use crate::events::Owes;
 use crate::parse::Asked;
 use crate::record::Entry;
 
@@ -19,11 +20,18 @@ pub(super) struct Named {
     task: Use,
     /// The tool whose call made the task.
     tool: Option<Arc<str>>,
+    event: Use,
+    /// What the stream that it resumes owes.
+    owes: Option<Arc<Owes>>,
 }
 
 impl Named {
     pub(super) fn ids(&self) -> Ids<'_> {
-        Ids { session: self.session, task: self.task, tool: self.tool.as_deref() }
+        Ids { session: self.session, task: self.task, tool: self.tool.as_deref(), event: self.event }
+    }
+
+    pub(super) fn owes(&self) -> Option<&Owes> {
+        self.owes.as_deref()
     }
 }
 
@@ -47,6 +55,11 @@ impl Turn<'_> {
         if let Some(tool) = &tool {
             entry.tool(tool);
         }
-        Named { session, task, tool }
+        let resumed = |id| {
+            let now = Instant::now();
+            bindings.events.used_by(caller, &server.identity, asked.session, id, now)
+        };
+        let (event, owes) = asked.last_event.map(resumed).unwrap_or_default();
+        Named { session, task, tool, event, owes }
     }
 }

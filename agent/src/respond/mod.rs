@@ -36,7 +36,7 @@ use crate::config::Resources;
 use crate::deadline::{timeout, timeout_at};
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
-use crate::parse::{Client, Stream};
+use crate::parse::{Client, Expected, Stream};
 use whole::Placed;
 
 /// What a reply depends on besides its own bytes.
@@ -71,6 +71,8 @@ pub struct McpExchange<'a> {
     pub pins: Option<PinExchange<'a>>,
     /// Where the ids that it gives are bound to the caller.
     pub bindings: &'a Bindings,
+    /// What the request asked for, and in which session.
+    pub expected: &'a Expected,
     /// The request was `initialize`: the reply opens a session.
     pub initialize: bool,
     /// The tool that was called: the reply may be a task of it.
@@ -78,7 +80,7 @@ pub struct McpExchange<'a> {
     /// The request was `tasks/list`: what is not the caller's is cut out.
     pub tasks: bool,
     /// Counts what is held back because it is of tasks that are not the caller's.
-    pub not_its_tasks: &'a Cell<usize>,
+    pub others_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole, and server requests pass.
     pub observe: bool,
     /// Told of each request of the server's that no rule permits: its method.
@@ -132,7 +134,8 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let mut reply = Reply { upstream, client: ToClient::new(client, exchange.limits), exchange };
+    let client = ToClient::new(client, exchange.limits);
+    let mut reply = Reply { upstream, client, exchange, opened: None };
     let run = reply.run().await;
     let bytes = reply.client.bytes;
     match run {
@@ -155,6 +158,8 @@ struct Reply<'r, S> {
     upstream: &'r mut Upstream,
     client: ToClient<'r, S>,
     exchange: &'r Exchange<'r>,
+    /// The session that it opens.
+    opened: Option<Box<str>>,
 }
 
 impl<S: Stream> Reply<'_, S> {
@@ -174,7 +179,7 @@ impl<S: Stream> Reply<'_, S> {
             self.flush().await?;
             return Ok((status, true));
         }
-        self.bind_session(&head)?;
+        Self::bind_session(&head, self.exchange, &mut self.opened)?;
         let content = content::of(&head, self.exchange.mcp.as_ref())?;
         if content == Content::Whole {
             let bytes = self.upstream.buffer.bytes();
@@ -244,13 +249,18 @@ impl<S: Stream> Reply<'_, S> {
     }
 
     /// The session that a reply opens belongs to its caller from here on.
-    fn bind_session(&self, head: &ResponseHead<'_>) -> Result<(), Fault> {
-        let Some(mcp) = &self.exchange.mcp else { return Ok(()) };
+    fn bind_session(
+        head: &ResponseHead<'_>,
+        exchange: &Exchange<'_>,
+        opened: &mut Option<Box<str>>,
+    ) -> Result<(), Fault> {
+        let Some(mcp) = &exchange.mcp else { return Ok(()) };
         let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
         if !mcp.initialize {
             return Ok(());
         }
         let bound = mcp.bindings.bind_session(mcp.caller, &mcp.server.identity, id, Instant::now());
+        *opened = Some(id.into());
         if bound { Ok(()) } else { Err(Fault::Session) }
     }
 

@@ -38,7 +38,7 @@ impl McpExchange<'_> {
         let found = self.bindings.used_by(Kind::Task, self.caller, server, id, Instant::now());
         let is_own = found.whose == Use::Own;
         if !is_own {
-            self.not_its_tasks.set(self.not_its_tasks.get() + 1);
+            self.others_tasks.set(self.others_tasks.get() + 1);
         }
         is_own
     }

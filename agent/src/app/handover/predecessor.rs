@@ -79,6 +79,7 @@ impl Predecessor {
         loop {
             match self.0.hear()? {
                 Some((Message::Sessions { bindings }, _)) => ids.import(&bindings),
+                Some((Message::Streams { streams }, _)) => ids.events.import(&streams),
                 Some((Message::Over, _)) | None => return Ok(()),
                 Some((other, _)) => return Err(unexpected(&other)),
             }
@@ -107,6 +108,7 @@ impl Predecessor {
         loop {
             match self.0.hear() {
                 Ok(Some((Message::Sessions { bindings }, _))) => ids.import(&bindings),
+                Ok(Some((Message::Streams { streams }, _))) => ids.events.import(&streams),
                 Ok(Some((other, _))) => tracing::warn!(error = %unexpected(&other), "hand-over"),
                 Ok(None) => return,
                 Err(error) => {
