@@ -10,17 +10,19 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`deadline`], [`file`],
-//! [`limits`], [`netns`], [`pins`], [`room`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`events`], [`file`],
+//! [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
+pub mod bindings;
 pub mod body;
 pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod deadline;
+pub mod events;
 pub mod existing;
 pub mod file;
 pub mod forward;
@@ -34,6 +36,5 @@ pub mod proxy;
 pub mod record;
 pub mod respond;
 pub mod room;
-pub mod sessions;
 pub mod shares;
 mod sockdiag;

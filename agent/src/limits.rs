@@ -167,6 +167,16 @@ limits! {
     sessions_max, Sessions: Count(usize) = 65_536;
     /// How long a session lasts without a request.
     session_idle_max, SessionIdle: Time(Duration) = seconds(24 * 3600);
+    /// Tasks bound at once on the node; beyond it the ones that were used least lately are forgotten.
+    tasks_max, Tasks: Count(usize) = 65_536;
+    /// How long a task is known without a request about it.
+    task_idle_max, TaskIdle: Time(Duration) = seconds(24 * 3600);
+    /// Event streams of which the last ids are known on the node, so that they can be resumed; beyond it the oldest are forgotten.
+    event_streams_max, EventStreams: Count(usize) = 16_384;
+    /// Ids that are known of one stream: a client that resumes names one of the last that it got.
+    events_per_stream_max, EventsPerStream: Count(usize) = 256;
+    /// How long a stream that broke can be resumed.
+    event_idle_max, EventIdle: Time(Duration) = seconds(3600);
     /// Audit entries open or waiting for the writer at once: one for each running request.
     audit_entries_max, AuditEntries: Count(usize) = 32_768;
     /// The same of one captured cgroup.

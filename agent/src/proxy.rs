@@ -5,6 +5,7 @@
 
 mod content;
 mod identified;
+mod ids;
 mod undeclared;
 
 use std::cell::Cell;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
+use toolgate_core::decision::{self, Decision, Denied, Server};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -236,11 +237,9 @@ impl Turn<'_> {
         };
         entry.asked(&asked, &node.record);
         let caller = self.caller.as_ref();
-        let session = caller.map_or(SessionUse::None, |caller| {
-            node.sessions.used_by(caller, &server.identity, asked.session, entry.started())
-        });
+        let named = caller.map(|caller| self.named(caller, server, &asked, entry)).unwrap_or_default();
         let policies = &self.resources.policies;
-        let decision = decision::decide(caller, server, &asked, session, policies, node.mode);
+        let decision = decision::decide(caller, server, &asked, named.ids(), policies, node.mode);
         let (permitted, caller) = match (decision, caller) {
             (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
             (Decision::Permitted(_), Err(unidentified)) => {
@@ -252,7 +251,7 @@ impl Turn<'_> {
         if let Err(denied) = self.held_to_pins(caller, server, &permitted, entry) {
             return Outcome::Answered(deny(&denied, asked.shape(), entry));
         }
-        let expected = Expected::of(&asked);
+        let expected = Expected::of(&asked, named.owes());
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
             Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             taken => taken.and_then(Result::ok),
@@ -336,7 +335,12 @@ impl Turn<'_> {
                 list: expected.list,
                 instructions: expected.instructions,
                 pins: self.pinned(server, &findings),
-                sessions: expected.initialize.then_some(&node.sessions),
+                bindings: &node.bindings,
+                expected,
+                initialize: expected.initialize,
+                tool: expected.tool(),
+                tasks: expected.tasks,
+                others_tasks: &findings.others_tasks,
                 observe,
                 on_server_request: &|method| self.record_server_request(server, method, observe),
             }),
@@ -348,7 +352,7 @@ impl Turn<'_> {
         if let (Ok(replied), Some(ended)) = (&replied, &expected.ends_session)
             && (200..300).contains(&replied.status)
         {
-            node.sessions.end(&server.identity, ended);
+            node.bindings.end_session(&server.identity, ended);
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         self.record_findings(&leg.caller, server, findings, entry);

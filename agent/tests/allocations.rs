@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use toolgate::bindings::{Bindings, Kind};
 use toolgate::capture::{Captured, Cookie, Executable, Recorded};
 use toolgate::config::{self, AgentConfig, Resources};
 use toolgate::deadline;
@@ -22,9 +23,8 @@ use toolgate::pins::Pins;
 use toolgate::record::{self, AuditPlan, Recorder};
 use toolgate::respond::{self, Exchange, McpExchange};
 use toolgate::room::housed;
-use toolgate::sessions::Sessions;
 use toolgate::shares::Shares;
-use toolgate_core::decision::{self, Decision, Mode, SessionUse};
+use toolgate_core::decision::{self, Decision, Ids, Mode, Use};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::Message;
 use toolgate_core::pin::{self, Definition, HiddenCharacters, Pinning, Seen, Verdict};
@@ -175,10 +175,10 @@ impl Scene {
         let mut client = Client::new(accepted, Arc::clone(&share));
         let identify = Identify::new(Arc::clone(&self.writer.metrics));
         let origin = Arc::new(identify.origin(captured(self.server), share));
-        let sessions = Sessions::new(64, Duration::from_secs(60));
+        let bindings = Bindings::new(&Limits::default());
         if let Some(session) = session {
             let server = &self.resources.servers[0].identity;
-            assert!(sessions.bind(&self.caller, server, session, Instant::now()));
+            assert!(bindings.bind_session(&self.caller, server, session, Instant::now()));
         }
         let (pool, home) = (Pool::default(), Namespace::new(Cookie::default(), Door::home().unwrap()));
         let (mut here, mut others) = (0, 0);
@@ -190,7 +190,7 @@ impl Scene {
             }
             program.write_all(request).unwrap();
             let before = HERE.get();
-            housed(|| self.call(&mut client, &origin, &sessions, &pool, &home)).await;
+            housed(|| self.call(&mut client, &origin, &bindings, &pool, &home)).await;
             if call >= WARM_UP {
                 here += HERE.get() - before;
             }
@@ -220,7 +220,7 @@ impl Scene {
         &self,
         client: &mut Client<tokio::net::TcpStream>,
         origin: &Arc<Origin>,
-        sessions: &Sessions,
+        bindings: &Bindings,
         pool: &Pool,
         home: &Namespace,
     ) {
@@ -234,17 +234,20 @@ impl Scene {
         let (request, mut watch) = client.request(&head, &body).unwrap();
         let asked = parse::asked(request, server, limits).unwrap_or_else(|refused| panic!("{refused:?}"));
         entry.asked(&asked, &self.recorder);
-        let used = sessions.used_by(&self.caller, &server.identity, asked.session, entry.started());
-        assert_ne!(used, SessionUse::Unknown);
+        let found = asked
+            .session
+            .map(|id| bindings.used_by(Kind::Session, &self.caller, &server.identity, id, entry.started()));
+        let ids = Ids { session: found.unwrap_or_default().whose, ..Ids::default() };
+        assert_ne!(ids.session, Use::Unknown);
         let policies = &self.resources.policies;
-        let decision = decision::decide(Ok(&self.caller), server, &asked, used, policies, Mode::default());
+        let decision = decision::decide(Ok(&self.caller), server, &asked, ids, policies, Mode::default());
         let Decision::Permitted(permitted) = decision else { panic!("it is permitted") };
         entry.permitted(&permitted);
         let Some(Message::Request(request)) = asked.message() else { panic!("it is a call") };
         let called = pin::called(request).unwrap();
         let verdict = self.pins.now().call(&server.identity, &self.caller, called, HiddenCharacters::Deny);
         assert_eq!(verdict, Verdict::Approved);
-        let expected = Expected::of(&asked);
+        let expected = Expected::of(&asked, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
             let sending = pin!(forward::send(permitted, &leg, pool, home, limits));
@@ -261,7 +264,12 @@ impl Scene {
                 list: expected.list,
                 instructions: expected.instructions,
                 pins: None,
-                sessions: None,
+                bindings,
+                expected: &expected,
+                initialize: expected.initialize,
+                tool: expected.tool(),
+                tasks: expected.tasks,
+                others_tasks: &Cell::new(0),
                 observe: false,
                 on_server_request: &|_| {},
             }),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toolgate::config::{AgentConfig, Diagnostic, Resources, explain, load_agent, load_resources};
-use toolgate_core::decision::{Action, Decision, Mode, Server, SessionUse, ShadowVerdict, decide};
+use toolgate_core::decision::{Action, Decision, Ids, Mode, Server, ShadowVerdict, Use, decide};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{JsonLimits, ListKind, Scratch, parse};
@@ -34,6 +34,9 @@ struct Case {
     message: Option<String>,
     action: Option<String>,
     session: Option<String>,
+    task: Option<String>,
+    tool: Option<String>,
+    event: Option<String>,
     #[serde(default)]
     observe: bool,
     expect: String,
@@ -127,18 +130,21 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         (Some("other_path"), None) => Action::OtherPath,
         other => panic!("{}: {other:?}", case.name),
     };
-    let session = match case.session.as_deref() {
-        None => SessionUse::None,
-        Some("own") => SessionUse::Own,
-        Some("unknown") => SessionUse::Unknown,
+    let named = |word: &Option<String>| match word.as_deref() {
+        None => Use::None,
+        Some("own") => Use::Own,
+        Some("foreign") => Use::Foreign,
+        Some("unknown") => Use::Unknown,
         Some(other) => panic!("{}: {other}", case.name),
     };
+    let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
+    let ids = Ids { session, task, tool: case.tool.as_deref(), event };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
     let mode = Mode { observe: case.observe };
     let server = server(resources, &case.server);
-    match decide(caller, server, action, session, &resources.policies, mode) {
+    match decide(caller, server, action, ids, &resources.policies, mode) {
         Decision::Permitted(permitted) => Outcome {
             expect: "permit".to_owned(),
             reason: None,
@@ -225,6 +231,11 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
         | Reason::UnknownSession
+        | Reason::ForeignSession
+        | Reason::UnknownTask
+        | Reason::ForeignTask
+        | Reason::UnknownEvent
+        | Reason::ForeignEvent
         | Reason::PathNotServed => true,
         Reason::NotApproved
         | Reason::DefinitionChanged
@@ -322,7 +333,7 @@ fn permits(resources: &Resources, name: &str, tool: usize, arguments: &str) -> b
         .unwrap_or_else(|e| panic!("{text}: {e}"));
     let (caller, action) = (identity("agent"), Action::Message(&message));
     let server = server(resources, name);
-    match decide(Ok(&caller), server, action, SessionUse::None, &resources.policies, Mode::default()) {
+    match decide(Ok(&caller), server, action, Ids::default(), &resources.policies, Mode::default()) {
         Decision::Permitted(_) => true,
         Decision::Denied(_) => false,
     }

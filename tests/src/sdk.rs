@@ -39,6 +39,18 @@ impl SdkServer {
     /// # Errors
     /// It does not get ready.
     pub fn start() -> Result<Self> {
+        Self::with(&[])
+    }
+
+    /// One whose streams can be resumed: `slow_count` closes its own after the first step.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn resumable() -> Result<Self> {
+        Self::with(&[("EVENTS", "kept")])
+    }
+
+    fn with(environment: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         let gate = folder.path().join("gate");
         mkfifo(&gate, Mode::S_IRWXU).context("cannot make a FIFO")?;
@@ -47,7 +59,7 @@ impl SdkServer {
         let address = free_address()?;
         let mut command = Command::new(python()?);
         command.arg(fixture("server.py")).env("PORT", address.port().to_string());
-        command.env("LOG", folder.path().join("log")).env("GATE", &gate);
+        command.env("LOG", folder.path().join("log")).env("GATE", &gate).envs(environment.iter().copied());
         let process = Process::start(&mut command)?;
         process.line("Uvicorn running on")?;
         Ok(Self { address, folder, gate: gate_end, _process: process })

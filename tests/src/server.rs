@@ -1,8 +1,8 @@
 //! An MCP server for the tests: it tells what really reached it, byte for byte, and plays what the test says.
 //!
 //! It answers `initialize` (with a session id), `tools/list` (`TOOLS`) and `tools/call` by itself, or as
-//! [`Server::answers`] was told; a call of the tool `stream`, and `GET`, open an event stream whose events the test sends
-//! one at a time.
+//! [`Server::answers`] was told; a call of the tool `stream`, `GET`, and what has the header `X-Variant: stream`, open an
+//! event stream whose events the test sends one at a time.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -271,6 +271,9 @@ fn reply(request: &Request, shared: &Shared) -> Option<Vec<u8>> {
             format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n");
         Some(format!("{head}{headers}\r\n{body}").into_bytes())
     };
+    if request.header("x-variant") == Some("stream") {
+        return None;
+    }
     match (request.method(), method) {
         ("GET", _) => None,
         ("DELETE", _) => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec()),

@@ -182,15 +182,53 @@ pub enum Decision<T> {
     Denied(Denied),
 }
 
-/// Whether the request names a session, looked up for this caller and server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionUse {
-    /// It names none.
+/// What an id that a request names is to its caller and server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Use {
+    /// None is named.
+    #[default]
     None,
-    /// One that this caller got from this server.
+    /// This caller got it from this server.
     Own,
-    /// One that it did not get, or that ended.
+    /// Another caller got it.
+    Foreign,
+    /// Nobody got it, or it has expired.
     Unknown,
+}
+
+/// The ids that a request names, looked up for its caller and server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ids<'t> {
+    /// Its session.
+    pub session: Use,
+    /// The task that it is about.
+    pub task: Use,
+    /// The tool whose call made that task, where it is the caller's own.
+    pub tool: Option<&'t str>,
+    /// The last event of the stream that it resumes.
+    pub event: Use,
+}
+
+impl Ids<'_> {
+    /// Why none of this caller's requests may name them; a foreign one looks like an unknown one to its caller.
+    fn refused(self) -> Option<Reason> {
+        let session = match self.session {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignSession),
+            Use::Unknown => Some(Reason::UnknownSession),
+        };
+        let task = || match self.task {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignTask),
+            Use::Unknown => Some(Reason::UnknownTask),
+        };
+        let event = || match self.event {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignEvent),
+            Use::Unknown => Some(Reason::UnknownEvent),
+        };
+        session.or_else(task).or_else(event)
+    }
 }
 
 /// What a request wants.
@@ -240,18 +278,18 @@ impl Mode {
     }
 }
 
-/// Decides on a request to a declared server: the session, then the caller, then the target, then policies.
+/// Decides on a request to a declared server: the ids, then the caller, then the target, then policies.
 #[must_use]
 pub fn decide<T: Asks>(
     caller: Result<&Identity, &Unidentified>,
     server: &Server,
     asked: T,
-    session: SessionUse,
+    ids: Ids<'_>,
     policies: &Policies,
     mode: Mode,
 ) -> Decision<T> {
-    if session == SessionUse::Unknown {
-        return Decision::Denied(Denied::because(Reason::UnknownSession));
+    if let Some(reason) = ids.refused() {
+        return Decision::Denied(Denied::because(reason));
     }
     let caller = match caller {
         Ok(caller) => caller,
@@ -259,7 +297,7 @@ pub fn decide<T: Asks>(
     };
     let (verdict, shadow) = match asked.action() {
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
-            policies.judge(caller, &server.identity, call)
+            policies.judge(caller, &server.identity, call, ids.tool)
         }
         Action::OpenStream | Action::EndSession => policies.judge_may(caller, &server.identity),
         // No server is let ask anything yet, so there is nothing to answer: not a matter of policy.

@@ -10,6 +10,9 @@ use smallvec::{SmallVec, smallvec};
 /// The JSON-RPC error code of a refusal: outside -32768..-32000, which JSON-RPC 2.0 keeps for itself.
 pub const REFUSED_CODE: i32 = -31403;
 
+/// The JSON-RPC error code of parameters that name nothing (JSON-RPC 2.0, 5.1).
+const INVALID_PARAMS_CODE: i32 = -32602;
+
 /// After how many seconds a client that met an overload may come back.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -69,8 +72,18 @@ reasons! {
     Unrecognised = "unrecognised", "only MCP may pass here";
     /// Traffic to a declared server that cannot be read.
     Opaque = "opaque", "this server takes plain HTTP only: its traffic must be readable here";
-    /// A session that does not exist or is another's.
+    /// A session that does not exist, or whose caller is no longer known.
     UnknownSession = "unknown_session", "no such session";
+    /// A session of another caller's.
+    ForeignSession = "session_hijack", "no such session";
+    /// A task that does not exist, or whose caller is no longer known.
+    UnknownTask = "unknown_task", "no such task";
+    /// A task of another caller's.
+    ForeignTask = "task_hijack", "no such task";
+    /// The last event of a stream that nobody had, or whose caller is no longer known.
+    UnknownEvent = "unknown_event", "no such event";
+    /// The last event of another caller's stream.
+    ForeignEvent = "event_hijack", "no such event";
     /// A Host that is none of the server's.
     HostMismatch = "host_mismatch", "the Host header does not name this server";
     /// Not the server's MCP path.
@@ -165,6 +178,10 @@ enum Failure {
     Busy,
     /// 404, as the MCP specification says for sessions.
     Session,
+    /// What a server says of a task that it does not have (MCP 2025-11-25, tasks).
+    Task,
+    /// 400, as official SDK servers say of an event that they do not have.
+    Event,
 }
 
 fn failure(reason: Reason) -> Failure {
@@ -195,7 +212,9 @@ fn failure(reason: Reason) -> Failure {
         Reason::ServerUnreachable | Reason::ServerFault => Failure::Unavailable(502),
         Reason::ServerTimeout => Failure::Unavailable(504),
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
-        Reason::UnknownSession => Failure::Session,
+        Reason::UnknownSession | Reason::ForeignSession => Failure::Session,
+        Reason::UnknownTask | Reason::ForeignTask => Failure::Task,
+        Reason::UnknownEvent | Reason::ForeignEvent => Failure::Event,
     }
 }
 
@@ -220,16 +239,26 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
         (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
             .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
             .closing_if(reason == Reason::ShuttingDown),
+        (Failure::Event, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
+        (Failure::Task, Shape::ToolCall { id, .. } | Shape::Request { id }) => {
+            json(200, rpc_error(id, INVALID_PARAMS_CODE, &text))
+        }
         (Failure::Refused, Shape::ToolCall { id, result_type }) => {
             json(200, tool_result(id, result_type, &text))
         }
         (Failure::Refused, Shape::Request { id }) => json(200, rpc_error(id, REFUSED_CODE, &text)),
-        (Failure::Refused, Shape::Notification | Shape::Response) => empty(202),
-        (Failure::Refused, Shape::Stream | Shape::EndSession) => empty(405).with("Allow", "POST".to_owned()),
-        (Failure::Refused, Shape::OtherPath { well_known: true }) => json(404, plain_error(&text)),
-        (Failure::Refused, Shape::OtherPath { well_known: false }) => json(403, plain_error(&text)),
-        (Failure::Refused, Shape::Connection) => json(403, plain_error(&text)).closing(),
+        (Failure::Refused | Failure::Task, Shape::Notification | Shape::Response) => empty(202),
+        (Failure::Refused | Failure::Task, Shape::Stream | Shape::EndSession) => {
+            empty(405).with("Allow", "POST".to_owned())
+        }
+        (Failure::Refused | Failure::Task, Shape::OtherPath { well_known: true }) => {
+            json(404, plain_error(&text))
+        }
+        (Failure::Refused | Failure::Task, Shape::OtherPath { well_known: false }) => {
+            json(403, plain_error(&text))
+        }
+        (Failure::Refused | Failure::Task, Shape::Connection) => json(403, plain_error(&text)).closing(),
     }
 }
 
@@ -336,6 +365,19 @@ mod tests {
                 tool,
                 404,
                 r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: no such session (request r-1)"}}"#,
+            ),
+            (
+                Reason::ForeignTask,
+                request,
+                200,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"toolgate: no such task (request r-1)"}}"#,
+            ),
+            (Reason::ForeignTask, Shape::Notification, 202, ""),
+            (
+                Reason::ForeignEvent,
+                Shape::Stream,
+                400,
+                r#"{"jsonrpc":"2.0","id":null,"error":{"code":-31403,"message":"toolgate: no such event (request r-1)"}}"#,
             ),
             (
                 Reason::PathNotServed,

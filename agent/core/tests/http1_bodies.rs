@@ -2,7 +2,7 @@
 
 use toolgate_core::http1::{
     CHUNK_END, ChunkedDecoder, HeadLimits, HttpError, LAST_CHUNK, Outgoing, request_head, response_head,
-    write_chunk_head, write_request_head, write_response_head,
+    write_chunk_head, write_request_head, write_response_head, write_resuming_head,
 };
 
 /// The data and what is left behind the body, or the error; None where the body goes on.
@@ -96,6 +96,16 @@ fn overhead_is_bounded_over_the_whole_body() {
     assert_eq!(decode([body(8193).as_slice()]), error);
     assert_eq!(decode([b"1;abc\r\nx\r\n".repeat(2731).as_slice()]), error);
     assert_eq!(decode([b"0\r\n".as_slice(), &b"X: y\r\n".repeat(2049)]), error);
+}
+
+#[test]
+fn what_resumes_a_stream_keeps_the_last_events_id() {
+    let text = b"GET /mcp HTTP/1.1\r\nhost: a:1\r\nLAST-event-id: 7\r\nx-toolgate-a: b\r\n\r\n";
+    let head = request_head(text, &HeadLimits::default()).expect("valid").expect("complete");
+    let mut out = Vec::new();
+    write_resuming_head(&mut out, &head);
+    let expected = "GET /mcp HTTP/1.1\r\nhost: a:1\r\nLAST-event-id: 7\r\n\r\n";
+    assert_eq!(String::from_utf8_lossy(&out), expected);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use toolgate_core::mcp::json::{JsonLimits, Scratch};
 use toolgate_core::mcp::{Envelope, NotOwed, Owed, reply_envelope};
 
 const OWN: Owed<'static> = Owed::Answer { id: "7" };
+const RESUMED: Owed<'static> = Owed::Resumed { id: "7" };
 
 fn read(members: &str, look: impl FnOnce(&Envelope<'_>) -> Result<(), NotOwed>) -> Result<(), NotOwed> {
     let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
@@ -61,7 +62,8 @@ fn ids_are_equal_by_kind_and_value() {
 
 #[test]
 fn what_was_no_request_is_owed_nothing() {
-    for owed in [Owed::Nothing, Owed::Stream] {
+    // What resumes a stream is answered by one, if at all.
+    for owed in [Owed::Nothing, Owed::Stream, RESUMED] {
         always(owed, r#""id":7,"result":{}"#, Err(NotOwed::NoRequest));
         always(owed, r#""id":7,"error":{}"#, Err(NotOwed::NoRequest));
         // Why it failed.
@@ -85,7 +87,10 @@ fn a_stream_ends_with_the_one_answer() {
     event(OWN, r#""error":{}"#, Ok(()));
     event(OWN, r#""id":8,"result":{}"#, Err(NotOwed::OtherId));
     event(OWN, r#""id":"server-error","error":{}"#, Err(NotOwed::OtherId));
-    for owed in [OWN, Owed::Nothing, Owed::Stream] {
+    // The same of the stream that is resumed in its place.
+    event(RESUMED, r#""id":7,"result":{}"#, Ok(()));
+    event(RESUMED, r#""id":8,"result":{}"#, Err(NotOwed::OtherId));
+    for owed in [OWN, RESUMED, Owed::Nothing, Owed::Stream] {
         event(owed, r#""method":"notifications/progress""#, Ok(()));
         event(owed, r#""id":7,"method":"roots/list""#, Ok(()));
     }

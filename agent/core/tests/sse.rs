@@ -1,6 +1,6 @@
 //! Server-sent events, fed in pieces of any size.
 
-use toolgate_core::mcp::sse::{Splitter, SseError, data, with_data};
+use toolgate_core::mcp::sse::{Splitter, SseError, data, id, with_data};
 
 /// Data of each event that has some, and the bytes that are no complete event yet.
 fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Vec<u8>) {
@@ -128,4 +128,19 @@ fn replaced_data() {
     check("\ndata: a\n\n", "b", "\ndata: b\n\n");
     check(": ping\n\n", "b", ": ping\n\n");
     check("data: a\n\n", "b\n\ndata: evil", "data: b\ndata: \ndata: data: evil\n\n");
+}
+
+#[test]
+fn ids_of_events() {
+    fn check(event: &str, expected: Option<&str>) {
+        assert_eq!(id(event.as_bytes()).map(String::from_utf8_lossy).as_deref(), expected, "{event:?}");
+    }
+    check("id: 1\ndata: a\n\n", Some("1"));
+    check("data: a\r\nid:1\r\n\r\n", Some("1"));
+    check("id:  1 \nretry: 10\ndata\n\n", Some(" 1 "));
+    check("id: 1\nid: 2\n\n", Some("2"));
+    check("id: 1\nid: 2\0\n\n", Some("1"));
+    check("id: 1\nid\n\n", None);
+    check("id: \n\n", None);
+    check("Id: 1\nidx: 2\n: id: 3\ndata: id: 4\n\n", None);
 }

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::{Context, Port, definitions, exec};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
 use crate::app::canary;
+use crate::bindings::Kind;
 use crate::config::AgentConfig;
 
 /// The most bytes of a request's body.
@@ -250,7 +251,7 @@ fn status(context: &Context) -> serde_json::Value {
                 pins: definitions::counts(server, node),
             })
             .collect(),
-        sessions: node.sessions.count(),
+        sessions: node.bindings.count(Kind::Session),
         refused_configuration: node.refused.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         requests: node.metrics.requests(),
         recent: recent.iter().filter_map(|line| RawValue::from_string(line.clone()).ok()).collect(),
@@ -276,7 +277,9 @@ fn kernel_metrics(context: &Context) -> String {
         out,
         "# HELP toolgate_sessions Sessions bound to their callers\n# TYPE toolgate_sessions gauge"
     );
-    let _ = writeln!(out, "toolgate_sessions {}", context.node.sessions.count());
+    let _ = writeln!(out, "toolgate_sessions {}", context.node.bindings.count(Kind::Session));
+    let _ = writeln!(out, "# HELP toolgate_tasks Tasks bound to their callers\n# TYPE toolgate_tasks gauge");
+    let _ = writeln!(out, "toolgate_tasks {}", context.node.bindings.count(Kind::Task));
     let generation = context.node.resources.load().generation;
     let _ = writeln!(
         out,

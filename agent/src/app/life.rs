@@ -204,12 +204,12 @@ impl Life {
         let Some(predecessor) = self.predecessor.clone() else { return Ok(()) };
         let node = Arc::clone(&self.node);
         let its = predecessor.clone();
-        let heard = tokio::task::spawn_blocking(move || its.wait_for_its_word(&node.sessions)).await;
+        let heard = tokio::task::spawn_blocking(move || its.wait_for_its_word(&node.bindings)).await;
         heard.map_err(|error| AppError::Start { what: "take over", cause: error.into() })??;
         self.lock.sign()?;
         let (node, its) = (Arc::clone(&self.node), predecessor.clone());
         let follow = move || {
-            its.follow(&node.sessions);
+            its.follow(&node.bindings);
             node.record.predecessor_ended();
         };
         let thread = std::thread::Builder::new().name("toolgate-heir".to_owned()).spawn(follow);

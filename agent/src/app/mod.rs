@@ -40,6 +40,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
+use crate::bindings::Bindings;
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
 use crate::identify::Identify;
@@ -48,7 +49,6 @@ use crate::listeners;
 use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
-use crate::sessions::Sessions;
 use crate::shares::Shares;
 
 /// Below the configuration's directory: what is read again on change.
@@ -79,8 +79,8 @@ pub struct Node {
     pub identify: Identify,
     /// The network namespaces that the agent listens in.
     pub namespaces: Arc<Namespaces>,
-    /// Session bindings.
-    pub sessions: Sessions,
+    /// The ids that callers got from servers.
+    pub bindings: Bindings,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
     /// Where entries are opened.
@@ -302,7 +302,7 @@ fn build(
         identify: Identify::new(Arc::clone(&writer.metrics)),
         shares: Shares::new(&limits),
         namespaces,
-        sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
+        bindings: Bindings::new(&limits),
         pins,
         record: recorder,
         mode,

@@ -85,7 +85,7 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    /// Gives the next agent the sessions and the word. True: this one accepts nothing more from now on.
+    /// Gives the next agent the bindings and the word. True: this one accepts nothing more from now on.
     pub(super) fn take_over(self, node: &Node) -> bool {
         let given =
             self.started.and_then(|successor| give(successor, node).map_err(|error| error.to_string()));
@@ -100,21 +100,40 @@ impl Attached {
     }
 }
 
-fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
-    let (pid, successor) = (successor.pid(), Arc::new(successor));
-    let (its, hears) = (Arc::clone(&successor), AtomicBool::new(true));
-    // Told before the reply that brings the client its session. One that does not hear is not waited for twice.
-    let bindings = node.sessions.export(Box::new(move |binding| {
-        if hears.load(Ordering::Relaxed)
-            && let Err(error) = its.bind(std::slice::from_ref(binding))
+/// The next agent, as it is told of ids before the replies that bring them to their callers.
+struct Listener {
+    successor: Successor,
+    /// One that does not hear is not waited for twice.
+    hears: AtomicBool,
+}
+
+impl Listener {
+    fn tell(&self, say: impl FnOnce(&Successor) -> Result<(), HandoverError>) {
+        if self.hears.load(Ordering::Relaxed)
+            && let Err(error) = say(&self.successor)
         {
-            hears.store(false, Ordering::Relaxed);
-            tracing::warn!(%error, "the next agent does not know of new sessions");
+            self.hears.store(false, Ordering::Relaxed);
+            tracing::warn!(%error, "the next agent does not know of new sessions, tasks and events");
         }
+    }
+}
+
+fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
+    let pid = successor.pid();
+    let listener = Arc::new(Listener { successor, hears: AtomicBool::new(true) });
+    let (bound, given) = (Arc::clone(&listener), Arc::clone(&listener));
+    let bindings = node.bindings.export(Box::new(move |binding| {
+        bound.tell(|successor| successor.bind(std::slice::from_ref(binding)));
     }));
-    if let Err(error) = successor.bind(&bindings).and_then(|()| successor.over()) {
+    let streams = node.bindings.events.export(Box::new(move |stream| {
+        given.tell(|successor| successor.give(std::slice::from_ref(stream)));
+    }));
+    let its = &listener.successor;
+    let told = its.bind(&bindings).and_then(|()| its.give(&streams)).and_then(|()| its.over());
+    if let Err(error) = told {
         // Held there it would go on, and attach.
-        node.sessions.export_no_more();
+        node.bindings.export_no_more();
+        node.bindings.events.export_no_more();
         return Err(error);
     }
     systemd::main_process_is(pid);

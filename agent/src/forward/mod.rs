@@ -225,7 +225,8 @@ pub async fn send(
         Some(idle) => idle,
         None => connect(leg.address, home, limits).await?,
     };
-    upstream.write_request(&permitted.into_inner().request, limits).await?;
+    let asked = permitted.into_inner();
+    upstream.write_request(&asked.request, asked.last_event.is_some(), limits).await?;
     Ok(upstream)
 }
 
@@ -240,7 +241,7 @@ pub async fn send_undeclared(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = still_open(own, to, limits).await?;
-    upstream.write_request(permitted.into_inner(), limits).await?;
+    upstream.write_request(permitted.into_inner(), false, limits).await?;
     Ok(upstream)
 }
 
@@ -291,11 +292,21 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
 
 impl Upstream {
     /// Writes a request with exactly one framing, head and body in one system call.
-    async fn write_request(&mut self, request: &Request<'_>, limits: &Limits) -> Result<(), ForwardError> {
+    /// `resumes`: it is a GET of the caller's own stream.
+    async fn write_request(
+        &mut self,
+        request: &Request<'_>,
+        resumes: bool,
+        limits: &Limits,
+    ) -> Result<(), ForwardError> {
         let mut head = Scratch::default();
         let has_body = !request.body.is_empty() || matches!(request.head.method, "POST" | "PUT" | "PATCH");
         let length = has_body.then_some(request.body.len() as u64);
-        http1::write_request_head(head.vec(), &request.head, length, false);
+        if resumes {
+            http1::write_resuming_head(head.vec(), &request.head);
+        } else {
+            http1::write_request_head(head.vec(), &request.head, length, false);
+        }
         self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)], limits).await?;
         self.speaking = self.cut;
         Ok(())

@@ -52,7 +52,7 @@ pub async fn pass<S: Stream>(
         // Its chunks were joined, so its framing is another now.
         Some(body @ BodyAt::Joined(_)) => {
             let (request, mut watch) = client.request(head, &body).map_err(broken)?;
-            let sent = watch.unless_left(pin!(upstream.write_request(&request, limits))).await;
+            let sent = watch.unless_left(pin!(upstream.write_request(&request, false, limits))).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);
         }

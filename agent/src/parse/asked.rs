@@ -20,6 +20,8 @@ pub struct Asked<'b> {
     pub request: Request<'b>,
     /// Its session, as the client states it.
     pub session: Option<&'b str>,
+    /// The last event of the stream that it resumes.
+    pub last_event: Option<&'b [u8]>,
     what: What<'b>,
 }
 
@@ -168,7 +170,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
     let session = head.headers.only(Name::McpSessionId).map_err(|error| Refused::from(&error))?;
     head.headers.only_bytes(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
     if head.path != server.path {
-        return Ok(Asked { request, session, what: What::OtherPath });
+        return Ok(Asked { request, session, last_event: None, what: What::OtherPath });
     }
     let what = match head.method {
         "POST" => What::Message(message(&request, limits)?),
@@ -177,7 +179,14 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
         "GET" | "DELETE" => return Err(Refused::http(400, format!("{} with a body", head.method))),
         other => return Err(Refused::http(405, format!("method `{other}` is none of MCP's"))),
     };
-    Ok(Asked { request, session, what })
+    // Elsewhere it means nothing, and does not go on.
+    let last_event = match &what {
+        What::OpenStream => {
+            head.headers.only_bytes(Name::LastEventId).map_err(|error| Refused::from(&error))?
+        }
+        What::Message(_) | What::EndSession | What::OtherPath => None,
+    };
+    Ok(Asked { request, session, last_event, what })
 }
 
 fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Refused> {

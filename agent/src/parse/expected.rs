@@ -2,10 +2,11 @@
 
 use smallvec::SmallVec;
 use toolgate_core::denial::Shape;
-use toolgate_core::mcp::{Class, ListKind, Message, Method, Owed};
+use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed};
 use toolgate_core::pin;
 
 use super::Asked;
+use crate::events::Owes;
 
 /// What outlives the request's bytes.
 pub struct Expected {
@@ -17,36 +18,69 @@ pub struct Expected {
     pub initialize: bool,
     /// The reply may tell a model of the server.
     pub instructions: bool,
+    /// The reply lists tasks.
+    pub tasks: bool,
+    /// The tool that is called: the reply may be a task of it.
+    tool: Option<Kept>,
     /// The session that this request ends.
     pub ends_session: Option<Box<str>>,
     /// False for a stream that is open until someone leaves.
     pub ends_by_itself: bool,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
+    /// The session that the request names.
+    session: Option<Kept>,
+    /// The request's method.
+    method: Option<Method>,
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
-    id: Option<SmallVec<[u8; 40]>>,
+    id: Option<Kept>,
+}
+
+/// A text that is kept without an allocation where it is short.
+struct Kept(SmallVec<[u8; 40]>);
+
+impl Kept {
+    fn new(text: &str) -> Self {
+        Self(SmallVec::from_slice(text.as_bytes()))
+    }
+
+    fn as_str(&self) -> &str {
+        // It is made of a str.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 impl Expected {
-    /// Of a request to a declared server.
+    /// Of a request to a declared server; `owes`: the stream that it resumes owes the answer to that request.
     #[must_use]
-    pub fn of(asked: &Asked<'_>) -> Self {
+    pub fn of(asked: &Asked<'_>, owes: Option<&Owes>) -> Self {
         let mut expected = Self::unread(asked.request.head.method);
+        expected.session = asked.session.map(Kept::new);
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
             expected.ends_session =
                 asked.session.filter(|_| expected.http_method == "DELETE").map(Into::into);
+            if let Some(owes) = owes {
+                expected.answer(Method::from_name(&owes.method), Some(&owes.id), owes.tool.as_deref());
+            }
             return expected;
         };
         if let Message::Request(call) = message {
-            expected.id = call.id.as_ref().map(|id| SmallVec::from_slice(id.raw().as_bytes()));
+            expected.answer(call.method, call.id.as_ref().map(Id::raw), call.name.as_deref());
             expected.initialize = call.method == Method::Initialize;
-            expected.instructions = pin::tells_instructions(call.method);
-            if let Class::List(kind) = call.method.class() {
-                expected.list = Some(kind);
-            }
         }
         expected
+    }
+
+    fn answer(&mut self, method: Method, id: Option<&str>, name: Option<&str>) {
+        self.method = Some(method);
+        self.id = id.map(Kept::new);
+        self.instructions = pin::tells_instructions(method);
+        self.tasks = method.class() == Class::Tasks;
+        self.tool = name.filter(|_| method == Method::ToolsCall).map(Kept::new);
+        if let Class::List(kind) = method.class() {
+            self.list = Some(kind);
+        }
     }
 
     /// Of a request whose reply nobody reads.
@@ -58,9 +92,13 @@ impl Expected {
             list: None,
             initialize: false,
             instructions: false,
+            tasks: false,
+            tool: None,
             ends_session: None,
             ends_by_itself: true,
             may_upgrade: false,
+            session: None,
+            method: None,
             id: None,
         }
     }
@@ -75,7 +113,8 @@ impl Expected {
     #[must_use]
     pub fn owed(&self) -> Owed<'_> {
         match (self.id(), self.ends_by_itself) {
-            (Some(id), _) => Owed::Answer { id },
+            (Some(id), true) => Owed::Answer { id },
+            (Some(id), false) => Owed::Resumed { id },
             (None, true) => Owed::Nothing,
             (None, false) => Owed::Stream,
         }
@@ -87,8 +126,27 @@ impl Expected {
         self.id().map_or(Shape::Notification, |id| Shape::Request { id })
     }
 
+    /// The tool that is called.
+    #[must_use]
+    pub fn tool(&self) -> Option<&str> {
+        self.tool.as_ref().map(Kept::as_str)
+    }
+
+    /// The session that the request names.
+    #[must_use]
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_ref().map(Kept::as_str)
+    }
+
+    /// What an event stream owes that is the reply.
+    #[must_use]
+    pub fn owes(&self) -> Option<Owes> {
+        let (id, method) = (self.id()?.into(), self.method?.as_str().into());
+        Some(Owes { id, method, tool: self.tool().map(Into::into) })
+    }
+
     fn id(&self) -> Option<&str> {
-        self.id.as_deref().and_then(|id| std::str::from_utf8(id).ok())
+        self.id.as_ref().map(Kept::as_str)
     }
 }
 

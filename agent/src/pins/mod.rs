@@ -47,6 +47,8 @@ pub struct Findings {
     pub passed: Cell<usize>,
     /// The limits that kept some from being kept.
     pub limited: RefCell<Vec<Limit>>,
+    /// Tasks of other callers' that were held back.
+    pub others_tasks: Cell<usize>,
 }
 
 impl Pins {

@@ -91,6 +91,9 @@ impl Turn<'_> {
                 &format_args!("a definition of `{server}` is not kept: {limit} is reached");
             node.metrics.limits.count(limit, what);
         }
+        if findings.others_tasks.get() > 0 {
+            entry.noted(format!("not shown, tasks of others: {}", findings.others_tasks.get()));
+        }
         match (findings.left_out.get(), findings.passed.get()) {
             (0, 0) => {}
             (0, passed) => entry.noted(format!("shown though not approved: {passed}")),

@@ -31,7 +31,7 @@ enum Undeclared {
     /// It was refused; this is said in the server's place.
     Denied(Answer),
     /// It was permitted, and sent where it got there.
-    Sent(Result<Upstream, ForwardError>, Expected),
+    Sent(Result<Upstream, ForwardError>, Box<Expected>),
 }
 
 /// Traffic that is no HTTP, passed both ways until both sides end.
@@ -102,7 +102,7 @@ impl Turn<'_> {
             Decision::Denied(denied) => Undeclared::Denied(deny(&denied, Shape::Connection, entry)),
             Decision::Permitted(permitted) => {
                 entry.permitted(&permitted);
-                let expected = Expected::unread(request.head.method);
+                let expected = Box::new(Expected::unread(request.head.method));
                 let sending = pin!(forward::send_undeclared(permitted, own, self.beyond(), &node.limits));
                 let sent = watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft));
                 Undeclared::Sent(sent, expected)

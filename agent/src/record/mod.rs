@@ -259,6 +259,11 @@ impl Entry {
         }
     }
 
+    /// The tool whose call made the task that is asked about.
+    pub fn tool(&mut self, tool: &str) {
+        self.set(|line| line.labels.tool = Some(Name::new(tool)));
+    }
+
     /// MCP to an undeclared server; `None`: it cannot be read.
     pub fn shadow(&mut self, message: Option<&Message<'_>>, request: &Request<'_>, recorder: &Recorder) {
         match message {

@@ -33,11 +33,11 @@ pub(super) fn of(head: &ResponseHead<'_>, mcp: Option<&McpExchange<'_>>) -> Resu
     let events = !is_plain && is_event_stream(content_type)?;
     let succeeds = is_success(status);
     match mcp.owed {
-        Owed::Stream if succeeds && !events => return Err(Fault::NoStream { status }),
+        Owed::Stream | Owed::Resumed { .. } if succeeds && !events => return Err(Fault::NoStream { status }),
         Owed::Answer { .. } if succeeds && head.framing == Framing::None => {
             return Err(Fault::NoAnswer { status });
         }
-        Owed::Answer { .. } | Owed::Nothing | Owed::Stream => {}
+        Owed::Answer { .. } | Owed::Nothing | Owed::Stream | Owed::Resumed { .. } => {}
     }
     // Some clients read what failed as well, where it says that it is JSON.
     let is_read = is_plain || events || succeeds || content_type.is_empty() || says_json(content_type);

@@ -1,12 +1,16 @@
 //! Server-sent events: each goes on when it is whole, and its envelope was read.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, Method, Owed, sse};
+use toolgate_core::mcp::{Envelope, Method, sse};
 
 use super::client::put_chunk;
 use super::{Exchange, Fault, Reply, Seen, message, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
+use crate::events::Given;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
 
@@ -14,7 +18,7 @@ use crate::parse::{Client, Stream};
 enum Judged {
     Kept,
     Replaced(Vec<u8>),
-    /// A server request that no rule permits.
+    /// A server request that no rule permits, or news of another caller's task.
     Withheld,
 }
 
@@ -26,8 +30,8 @@ impl<S: Stream> Reply<'_, S> {
         // What came before goes on, unless all can be told by the status.
         if fault.is_refusal() && (answered || self.client.seen != Seen::Nothing) && self.flush().await.is_ok()
         {
-            let owed = self.exchange.mcp.as_ref().map(|mcp| mcp.owed);
-            let unanswered = !answered && matches!(owed, Some(Owed::Answer { .. }));
+            let owed = self.exchange.mcp.as_ref().and_then(|mcp| mcp.owed.answer());
+            let unanswered = !answered && owed.is_some();
             self.client.seen = Seen::Events { unanswered };
         }
         Err(fault)
@@ -35,7 +39,7 @@ impl<S: Stream> Reply<'_, S> {
 
     async fn each_event(&mut self, body: &mut Body, answered: &mut bool) -> Result<(), Fault> {
         let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
-        let mut held = Scratch::default();
+        let (mut held, mut given) = (Scratch::default(), None);
         loop {
             let mut consumed = 0;
             if !body.is_done() {
@@ -44,7 +48,7 @@ impl<S: Stream> Reply<'_, S> {
                 consumed = run.consumed;
                 self.upstream.buffer.consume(consumed);
             }
-            self.whole_events(&mut splitter, &mut held, answered).await?;
+            self.whole_events(&mut splitter, &mut held, answered, &mut given).await?;
             if body.is_done() {
                 break;
             }
@@ -70,13 +74,20 @@ impl<S: Stream> Reply<'_, S> {
         splitter: &mut sse::Splitter,
         held: &mut Scratch,
         answered: &mut bool,
+        given: &mut Option<Arc<Given>>,
     ) -> Result<(), Fault> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
             match judge(event, self.exchange, answered).await? {
-                Judged::Kept => self.event(event, held.capacity()).await?,
-                Judged::Replaced(event) => self.event(&event, held.capacity() + event.len()).await?,
+                Judged::Kept => {
+                    self.give(event, given);
+                    self.event(event, held.capacity()).await?;
+                }
+                Judged::Replaced(event) => {
+                    self.give(&event, given);
+                    self.event(&event, held.capacity() + event.len()).await?;
+                }
                 Judged::Withheld => {}
             }
             start += span.bytes;
@@ -88,6 +99,15 @@ impl<S: Stream> Reply<'_, S> {
             held.vec().drain(..start);
         }
         Ok(())
+    }
+
+    /// Its id, if it has one, is this caller's from here on.
+    fn give(&self, event: &[u8], given: &mut Option<Arc<Given>>) {
+        let (Some(mcp), Some(id)) = (&self.exchange.mcp, sse::id(event)) else { return };
+        let session = self.opened.as_deref().or(mcp.expected.session());
+        let server = &mcp.server.identity;
+        let open = || mcp.bindings.events.open(mcp.caller, server, session, mcp.expected.owes());
+        mcp.bindings.events.give(given.get_or_insert_with(open), id, Instant::now());
     }
 
     async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
@@ -112,6 +132,7 @@ async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Re
     let (message, reply) = message(&data, "event", exchange.limits)?;
     mcp.owed.admits_event(&message, *answered)?;
     match message {
+        Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
         Envelope::Notification(_) => Ok(Judged::Kept),
         Envelope::Request(method_name, _) => {
             if Method::from_name(&method_name) == Method::Ping {
@@ -121,6 +142,9 @@ async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Re
             Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
+            if !is_error {
+                mcp.bind_task(reply)?;
+            }
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {
                 let mut shown = Vec::with_capacity(data.len());

@@ -77,6 +77,9 @@ pub enum Fault {
     /// The session belongs to another caller, or there is no room for it.
     #[error("the server's session id cannot be bound to this caller")]
     Session,
+    /// The task belongs to another caller, or its id is none.
+    #[error("the server's task id cannot be bound to this caller")]
+    Task,
 }
 
 impl Fault {
@@ -95,7 +98,8 @@ impl Fault {
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }
-            | Self::Session => Reason::ServerFault,
+            | Self::Session
+            | Self::Task => Reason::ServerFault,
         }
     }
 
@@ -115,14 +119,15 @@ impl Fault {
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }
-            | Self::Session => 502,
+            | Self::Session
+            | Self::Task => 502,
         }
     }
 
     /// Whether it is the agent that will not pass on what came: then both ends could go on.
     pub(super) fn is_refusal(&self) -> bool {
         match self {
-            Self::TooLarge { .. } | Self::Unreadable { .. } | Self::NotOwed(_) => true,
+            Self::TooLarge { .. } | Self::Unreadable { .. } | Self::NotOwed(_) | Self::Task => true,
             Self::ClientLeft
             | Self::SlowClient(_)
             | Self::Slow(..)
@@ -151,7 +156,8 @@ impl Fault {
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }
-            | Self::Session => None,
+            | Self::Session
+            | Self::Task => None,
         }
     }
 }

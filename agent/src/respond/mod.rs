@@ -8,13 +8,14 @@ mod content;
 mod events;
 mod fault;
 mod shown;
+mod tasks;
 mod whole;
 
 pub use events::end_events;
 pub use fault::Fault;
 pub use shown::PinExchange;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -28,14 +29,14 @@ use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
 use toolgate_core::mcp::{self, Envelope, ListKind, Owed};
 
+use crate::bindings::Bindings;
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::config::Resources;
 use crate::deadline::timeout;
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
-use crate::parse::{Client, Stream};
-use crate::sessions::Sessions;
+use crate::parse::{Client, Expected, Stream};
 use whole::Placed;
 
 /// What a reply depends on besides its own bytes.
@@ -68,8 +69,18 @@ pub struct McpExchange<'a> {
     pub instructions: bool,
     /// The pins of what the reply shows; `None` where there are none.
     pub pins: Option<PinExchange<'a>>,
-    /// Where the session that an `initialize` opens is bound.
-    pub sessions: Option<&'a Sessions>,
+    /// Where the ids that it gives are bound to the caller.
+    pub bindings: &'a Bindings,
+    /// What the request asked for, and in which session.
+    pub expected: &'a Expected,
+    /// The request was `initialize`: the reply opens a session.
+    pub initialize: bool,
+    /// The tool that was called: the reply may be a task of it.
+    pub tool: Option<&'a str>,
+    /// The request was `tasks/list`: what is not the caller's is cut out.
+    pub tasks: bool,
+    /// Counts what is held back because it is of tasks that are not the caller's.
+    pub others_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole, and server requests pass.
     pub observe: bool,
     /// Told of each request of the server's that no rule permits: its method.
@@ -123,7 +134,8 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let mut reply = Reply { upstream, client: ToClient::new(client, exchange.limits), exchange };
+    let client = ToClient::new(client, exchange.limits);
+    let mut reply = Reply { upstream, client, exchange, opened: None };
     let run = reply.run().await;
     let bytes = reply.client.bytes;
     match run {
@@ -146,6 +158,8 @@ struct Reply<'r, S> {
     upstream: &'r mut Upstream,
     client: ToClient<'r, S>,
     exchange: &'r Exchange<'r>,
+    /// The session that it opens.
+    opened: Option<Box<str>>,
 }
 
 impl<S: Stream> Reply<'_, S> {
@@ -165,7 +179,7 @@ impl<S: Stream> Reply<'_, S> {
             self.flush().await?;
             return Ok((status, true));
         }
-        self.bind_session(&head)?;
+        Self::bind_session(&head, self.exchange, &mut self.opened)?;
         let content = content::of(&head, self.exchange.mcp.as_ref())?;
         if content == Content::Whole {
             let bytes = self.upstream.buffer.bytes();
@@ -237,11 +251,18 @@ impl<S: Stream> Reply<'_, S> {
     }
 
     /// The session that a reply opens belongs to its caller from here on.
-    fn bind_session(&self, head: &ResponseHead<'_>) -> Result<(), Fault> {
-        let Some(mcp) = &self.exchange.mcp else { return Ok(()) };
+    fn bind_session(
+        head: &ResponseHead<'_>,
+        exchange: &Exchange<'_>,
+        opened: &mut Option<Box<str>>,
+    ) -> Result<(), Fault> {
+        let Some(mcp) = &exchange.mcp else { return Ok(()) };
         let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
-        let Some(sessions) = mcp.sessions else { return Ok(()) };
-        let bound = sessions.bind(mcp.caller, &mcp.server.identity, id, Instant::now());
+        if !mcp.initialize {
+            return Ok(());
+        }
+        let bound = mcp.bindings.bind_session(mcp.caller, &mcp.server.identity, id, Instant::now());
+        *opened = Some(id.into());
         if bound { Ok(()) } else { Err(Fault::Session) }
     }
 

@@ -12,6 +12,7 @@ use crate::pins::{self, Findings, Pins};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
     List(ListKind),
+    Tasks,
     Instructions,
 }
 
@@ -28,7 +29,8 @@ impl McpExchange<'_> {
     /// What of the reply must be read.
     pub(super) fn shown(&self) -> Option<Shown> {
         let instructions = || (self.instructions && self.pins.is_some()).then_some(Shown::Instructions);
-        self.list.map(Shown::List).or_else(instructions)
+        let tasks = || self.tasks.then_some(Shown::Tasks);
+        self.list.map(Shown::List).or_else(tasks).or_else(instructions)
     }
 }
 
@@ -42,10 +44,11 @@ pub(super) async fn show(
     let Some(mcp) = &exchange.mcp else { return Ok(()) };
     let shown = match what {
         Shown::List(kind) => show_list(reply, kind, mcp, out).await,
+        Shown::Tasks => mcp.show_tasks(reply, out),
         Shown::Instructions => show_instructions(reply, mcp, out).await,
     };
     let what = match what {
-        Shown::List(_) => "list",
+        Shown::List(_) | Shown::Tasks => "list",
         Shown::Instructions => "instructions",
     };
     shown.map_err(|error| unreadable(what, &error.to_string()))

@@ -198,6 +198,9 @@ fn admitted<'t>(
         Ok((message, reply)) => {
             mcp.owed.admits(&message, !succeeds)?;
             let has_result = matches!(message, Envelope::Response { is_error: false, .. });
+            if has_result {
+                mcp.bind_task(reply)?;
+            }
             Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply)))
         }
         Err(fault) if must_answer || could_be_read(text, head, exchange.limits)? => Err(fault),

@@ -17,6 +17,8 @@ pub enum Name {
     Expect,
     /// `Host`
     Host,
+    /// `Last-Event-ID`: whose stream that event was on must be known before it goes on.
+    LastEventId,
     /// `Mcp-Method`
     McpMethod,
     /// `Mcp-Name`
@@ -29,8 +31,7 @@ pub enum Name {
     TransferEncoding,
     /// Any that holds for one connection alone (RFC 9110 7.6.1).
     HopByHop,
-    /// Any that a request goes on without: how the agent wants the reply, which event was the last (the id of an event
-    /// does not say whose stream it was on), and what a caller may not say about itself.
+    /// Any that a request goes on without: how the agent wants the reply, and what a caller may not say about itself.
     NotForwarded,
     /// Any with an underscore that a server which takes that for a hyphen would take for one that counts.
     Twin,
@@ -60,6 +61,7 @@ impl Name {
             Self::ContentType => "content-type",
             Self::Expect => "expect",
             Self::Host => "host",
+            Self::LastEventId => "last-event-id",
             Self::McpMethod => "mcp-method",
             Self::McpName => "mcp-name",
             Self::McpProtocolVersion => "mcp-protocol-version",
@@ -99,7 +101,7 @@ fn by_hyphens(name: &[u8]) -> Name {
             [(b"connection", Name::Connection), (b"keep-alive", HopByHop), (b"mcp-method", Name::McpMethod)],
         ),
         12 => pick(name, [(b"content-type", Name::ContentType)]),
-        13 => pick(name, [(LAST_EVENT_ID, NotForwarded)]),
+        13 => pick(name, [(b"last-event-id", Name::LastEventId)]),
         14 => pick(
             name,
             [
@@ -125,7 +127,6 @@ fn by_hyphens(name: &[u8]) -> Name {
     }
 }
 
-const LAST_EVENT_ID: &[u8; 13] = b"last-event-id";
 /// No name that is looked for is longer; of a longer one its front alone may matter.
 const NAME_MAX: usize = 32;
 
@@ -141,7 +142,7 @@ fn by_underscores(name: &[u8]) -> Name {
     }
     let known = by_hyphens(&hyphens);
     let only_passed_on = matches!(known, Name::HopByHop | Name::NotForwarded | Name::Other);
-    if only_passed_on && !is(&hyphens, LAST_EVENT_ID) { known } else { Name::Twin }
+    if only_passed_on { known } else { Name::Twin }
 }
 
 fn pick<const N: usize, const M: usize>(name: &[u8], of: [(&[u8; N], Name); M]) -> Name {
@@ -163,13 +164,14 @@ fn begins<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
 mod tests {
     use super::*;
 
-    const NAMES: [Name; 11] = [
+    const NAMES: [Name; 12] = [
         Name::Connection,
         Name::ContentEncoding,
         Name::ContentLength,
         Name::ContentType,
         Name::Expect,
         Name::Host,
+        Name::LastEventId,
         Name::McpMethod,
         Name::McpName,
         Name::McpProtocolVersion,
@@ -178,10 +180,9 @@ mod tests {
     ];
     const HOP_BY_HOP: [&str; 7] =
         ["keep-alive", "te", "trailer", "upgrade", "http2-settings", "proxy-connection", "proxy-"];
-    const NOT_FORWARDED: [&str; 7] = [
+    const NOT_FORWARDED: [&str; 6] = [
         "accept-encoding",
         "forwarded",
-        "last-event-id",
         "dapr-caller-app-id",
         "x-toolgate-",
         "x-forwarded-for",
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn underscores_are_hyphens_to_some() {
         let twins = NAMES.iter().map(|name| name.as_str()).filter(|name| name.contains('-'));
-        twins.chain(["last-event-id", "mcp-x"]).for_each(|name| check(&name.replace('-', "_"), Name::Twin));
+        twins.chain(["mcp-x"]).for_each(|name| check(&name.replace('-', "_"), Name::Twin));
         for name in ["last_event-id", "mcp_session-id", "mcp-session_id", "mcp_param-x", "mcp-param_x"] {
             check(name, Name::Twin);
         }
@@ -220,7 +221,7 @@ mod tests {
         for name in HOP_BY_HOP.iter().filter(hyphenated) {
             check(&name.replace('-', "_"), Name::HopByHop);
         }
-        for name in NOT_FORWARDED.iter().filter(hyphenated).filter(|name| **name != "last-event-id") {
+        for name in NOT_FORWARDED.iter().filter(hyphenated) {
             check(&name.replace('-', "_"), Name::NotForwarded);
         }
         for name in ["x_y", "_", "mcp-param-a_b", "x_mcp_name", "ho_st", "content_lengths"] {

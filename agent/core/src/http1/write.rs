@@ -22,7 +22,7 @@ pub enum Outgoing {
 }
 
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
-/// what holds for one hop alone, what a caller may not say, and what asks for an encoded reply. `chunked` wins over
+/// what holds for one hop alone, what a caller may not say, what asks for an encoded reply, and the id of the last event. `chunked` wins over
 /// `content_length`; with neither there is no body.
 pub fn write_request_head(
     out: &mut Vec<u8>,
@@ -30,16 +30,27 @@ pub fn write_request_head(
     content_length: Option<u64>,
     chunked: bool,
 ) {
-    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
-        out.extend_from_slice(part.as_bytes());
-    }
-    headers(out, &head.headers, |name| matches!(name, Name::NotForwarded | Name::Expect));
+    request_head(out, head, |name| matches!(name, Name::NotForwarded | Name::Expect | Name::LastEventId));
     let framing = match (chunked, content_length) {
         (true, _) => Outgoing::Chunked,
         (false, Some(bytes)) => Outgoing::Length(bytes),
         (false, None) => Outgoing::None,
     };
     end(out, framing);
+}
+
+/// Appends the head of a request without body by which a caller resumes a stream of its own, by the same rules: the id of
+/// the last event goes with it.
+pub fn write_resuming_head(out: &mut Vec<u8>, head: &RequestHead<'_>) {
+    request_head(out, head, |name| matches!(name, Name::NotForwarded | Name::Expect));
+    end(out, Outgoing::None);
+}
+
+fn request_head(out: &mut Vec<u8>, head: &RequestHead<'_>, is_dropped: impl Fn(Name) -> bool) {
+    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    headers(out, &head.headers, is_dropped);
 }
 
 /// Appends the head of a reply as it leaves the agent, by the same rules. `close` says that the connection ends

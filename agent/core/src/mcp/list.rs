@@ -32,11 +32,14 @@ pub type Element<'b> = (usize, Option<Cow<'b, str>>, Value<'b>);
 /// [`Malformed`] as [`filter`].
 pub fn elements(reply: Value<'_>, kind: ListKind) -> Result<impl Iterator<Item = Element<'_>>, Malformed> {
     let (list_key, name_key) = keys(kind);
-    let list = find(reply, list_key)?;
-    Ok(list.into_iter().flat_map(Value::elements).enumerate().map(move |(place, element)| {
+    Ok(named(find(reply, list_key)?, name_key))
+}
+
+fn named<'b>(list: Option<Value<'b>>, name_key: &'static str) -> impl Iterator<Item = Element<'b>> {
+    list.into_iter().flat_map(Value::elements).enumerate().map(move |(place, element)| {
         let name = element.get(name_key).filter(|_| !element.collides(name_key)).and_then(Value::as_str);
         (place, name, element)
-    }))
+    })
 }
 
 /// Appends `reply`, a whole JSON-RPC response, to `out` with those elements alone that `keep` wants, told the
@@ -47,10 +50,30 @@ pub fn elements(reply: Value<'_>, kind: ListKind) -> Result<impl Iterator<Item =
 pub fn filter(
     reply: Value<'_>,
     kind: ListKind,
+    keep: impl FnMut(usize, &str) -> bool,
+    out: &mut Vec<u8>,
+) -> Result<Filtered, Malformed> {
+    filter_by(reply, keys(kind), keep, out)
+}
+
+/// The same of the reply to `tasks/list`, whose elements are named by their ids.
+///
+/// # Errors
+/// As [`filter`].
+pub fn filter_tasks(
+    reply: Value<'_>,
+    mut keep: impl FnMut(&str) -> bool,
+    out: &mut Vec<u8>,
+) -> Result<Filtered, Malformed> {
+    filter_by(reply, ("tasks", "taskId"), |_place, id| keep(id), out)
+}
+
+fn filter_by(
+    reply: Value<'_>,
+    (list_key, name_key): (&'static str, &'static str),
     mut keep: impl FnMut(usize, &str) -> bool,
     out: &mut Vec<u8>,
 ) -> Result<Filtered, Malformed> {
-    let (list_key, _) = keys(kind);
     let text = reply.text();
     let Some(list) = find(reply, list_key)? else {
         out.extend_from_slice(text.as_bytes());
@@ -61,7 +84,7 @@ pub fn filter(
     let undo = out.len();
     out.extend_from_slice(text.as_bytes().get(..=before).unwrap_or_default());
     let mut filtered = Filtered { kept: 0, removed: 0 };
-    for (place, name, element) in elements(reply, kind)? {
+    for (place, name, element) in named(Some(list), name_key) {
         if !name.is_some_and(|name| keep(place, &name)) {
             filtered.removed += 1;
             continue;

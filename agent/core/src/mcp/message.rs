@@ -148,6 +148,15 @@ pub struct Call<'b> {
     pub task: bool,
 }
 
+impl Call<'_> {
+    /// The task that it is about, where its method is about one; empty where it names none.
+    #[must_use]
+    pub fn task_id(&self) -> Option<Cow<'_, str>> {
+        let id = || self.params.and_then(|params| params.get("taskId")).and_then(Value::as_str);
+        (self.method.class() == Class::Task).then(|| id().unwrap_or_default())
+    }
+}
+
 /// A client's answer.
 #[derive(Debug, Clone)]
 pub struct Response<'b> {
@@ -352,6 +361,7 @@ impl<'b> Fields<'b> {
             | Class::List(_)
             | Class::Listen
             | Class::Task
+            | Class::Tasks
             | Class::ServerToClient
             | Class::Unknown => (name.and_then(Value::as_str), uri.and_then(Value::as_str)),
         };

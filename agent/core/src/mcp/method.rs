@@ -30,8 +30,10 @@ pub enum Class {
     Completion,
     /// `subscriptions/listen`: what it names.
     Listen,
-    /// A task by its id, or all of them. Nobody here knows whose a task is: needs a rule that names the method.
+    /// A task by its id: follows the tool whose call made it.
     Task,
+    /// All tasks: what the handshake rules let any caller make, its reply filtered.
+    Tasks,
     /// What only a server sends: never valid from a client.
     ServerToClient,
     /// No method of MCP: needs a rule that names it.
@@ -111,7 +113,7 @@ methods! {
     TasksResult "tasks/result" Class::Task;
     TasksUpdate "tasks/update" Class::Task;
     TasksCancel "tasks/cancel" Class::Task;
-    TasksList "tasks/list" Class::Task;
+    TasksList "tasks/list" Class::Tasks;
     TasksStatus "notifications/tasks/status" Class::ServerToClient;
     SubscriptionsListen "subscriptions/listen" Class::Listen;
     SamplingCreate "sampling/createMessage" Class::ServerToClient;

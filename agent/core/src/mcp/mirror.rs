@@ -55,6 +55,7 @@ fn names(value: &str, call: &Call<'_>) -> bool {
         Class::Task => task(),
         Class::Handshake
         | Class::List(_)
+        | Class::Tasks
         | Class::Completion
         | Class::Listen
         | Class::ServerToClient

@@ -11,6 +11,7 @@ mod mirror;
 mod owed;
 mod shadow;
 pub mod sse;
+pub mod task;
 
 pub use json::{JsonLimits, Malformed, Scratch};
 pub use message::{Call, Envelope, Id, Message, Response, parse, reply_envelope};

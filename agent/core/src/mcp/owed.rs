@@ -16,9 +16,14 @@ pub enum Owed<'r> {
     },
     /// No message: what was sent is a notification, an answer of the client's, or the end of a session.
     Nothing,
-    /// Messages of the server's own: the client has opened a stream for them. What they answer, nobody has asked: a
-    /// stream is never resumed through this agent.
+    /// Messages of the server's own: the client has opened a stream for them. What they answer, nobody has asked.
     Stream,
+    /// The rest of a stream that broke: messages of the server's own, and the one answer that was owed there (MCP
+    /// 2025-11-25, transports, resumability).
+    Resumed {
+        /// As JSON.
+        id: &'r str,
+    },
 }
 
 /// A message of the server's that nobody has asked for.
@@ -41,7 +46,25 @@ pub enum NotOwed {
     Notification,
 }
 
-impl Owed<'_> {
+impl<'r> Owed<'r> {
+    /// Whether it is an event stream that was asked for.
+    #[must_use]
+    pub fn is_stream(self) -> bool {
+        match self {
+            Owed::Stream | Owed::Resumed { .. } => true,
+            Owed::Answer { .. } | Owed::Nothing => false,
+        }
+    }
+
+    /// The request that is to be answered.
+    #[must_use]
+    pub fn answer(self) -> Option<&'r str> {
+        match self {
+            Owed::Answer { id } | Owed::Resumed { id } => Some(id),
+            Owed::Nothing | Owed::Stream => None,
+        }
+    }
+
     /// Holds a reply that is one message to what is owed. `failed`: its HTTP status is that of an error, which may be
     /// about no request in particular.
     ///
@@ -49,6 +72,10 @@ impl Owed<'_> {
     /// [`NotOwed`]: the client must not see it.
     pub fn admits(self, message: &Envelope<'_>, failed: bool) -> Result<(), NotOwed> {
         match message {
+            // Not a stream, so nothing of it is resumed.
+            Envelope::Response { id, is_error } if self.is_stream() => {
+                Owed::Stream.answered_by(id.as_ref(), *is_error, failed)
+            }
             Envelope::Response { id, is_error } => self.answered_by(id.as_ref(), *is_error, failed),
             Envelope::Request(..) => Err(NotOwed::Request),
             Envelope::Notification(_) => Err(NotOwed::Notification),
@@ -70,10 +97,10 @@ impl Owed<'_> {
     fn answered_by(self, id: Option<&Id<'_>>, is_error: bool, failed: bool) -> Result<(), NotOwed> {
         let named = id.filter(|id| !(failed && is_error && id.is_string(NAMELESS)));
         match (self, named) {
-            (Owed::Answer { id: own }, Some(id)) if id.is(own) => Ok(()),
-            (Owed::Answer { .. }, Some(_)) => Err(NotOwed::OtherId),
+            (Owed::Answer { id: own } | Owed::Resumed { id: own }, Some(id)) if id.is(own) => Ok(()),
+            (Owed::Answer { .. } | Owed::Resumed { .. }, Some(_)) => Err(NotOwed::OtherId),
             // An error about what could not be read has no id (JSON-RPC 2.0, 5; MCP 2025-11-25).
-            (Owed::Answer { .. }, None) => Ok(()),
+            (Owed::Answer { .. } | Owed::Resumed { .. }, None) => Ok(()),
             (Owed::Nothing | Owed::Stream, None) if failed => Ok(()),
             (Owed::Nothing | Owed::Stream, _) => Err(NotOwed::NoRequest),
         }

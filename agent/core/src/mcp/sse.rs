@@ -108,6 +108,14 @@ pub fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(joined))
 }
 
+/// The id that the event gives to its reader, which resumes by it: of several the last. None where it gives none, an empty
+/// one, or one that no reader takes.
+#[must_use]
+pub fn id(event: &[u8]) -> Option<&[u8]> {
+    let id = lines(event).filter_map(|line| field(line.text, b"id")).filter(|id| !id.contains(&0)).last()?;
+    (!id.is_empty()).then_some(id)
+}
+
 /// Appends the event with `new_data` in place of its data; all other lines stay. An event without data gets none.
 pub fn with_data(event: &[u8], new_data: &[u8], out: &mut Vec<u8>) {
     let mut written = false;
@@ -167,9 +175,14 @@ fn pieces(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The value of a `data` line, without the one space that may precede it.
+/// The value of a `data` line.
 fn data_of(line: &[u8]) -> Option<&[u8]> {
-    let value = line.strip_prefix(b"data")?;
+    field(line, b"data")
+}
+
+/// The value of a line that has this name, without the one space that may precede it.
+fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let value = line.strip_prefix(name)?;
     if value.is_empty() {
         return Some(value);
     }

@@ -124,6 +124,7 @@ pub fn called<'c>(call: &'c Call<'_>) -> Option<(Kind, &'c str)> {
         | Class::Resource
         | Class::Listen
         | Class::Task
+        | Class::Tasks
         | Class::ServerToClient
         | Class::Unknown => None,
     }

@@ -17,6 +17,8 @@ pub(super) enum Asked<'m> {
     Prompt(Cow<'m, str>, Arguable<'m>),
     /// A resource, or in a completion a resource template.
     Resource(Cow<'m, str>),
+    /// The caller's own task, made by a call of that tool.
+    Task(&'m str),
     /// What any caller that may anything on the server may have.
     Handshake,
     /// What only a rule that names the method permits.
@@ -29,7 +31,7 @@ impl Asked<'_> {
         match self {
             Self::Tool(name, _) => Named::Tool(name),
             Self::Prompt(name, _) => Named::Prompt(name),
-            Self::Resource(_) | Self::Handshake | Self::Method => Named::Nothing,
+            Self::Resource(_) | Self::Task(_) | Self::Handshake | Self::Method => Named::Nothing,
         }
     }
 }
@@ -44,20 +46,21 @@ pub(super) enum Arguable<'m> {
 }
 
 /// Gives each of what a message asks for, at least one: all must be permitted. One that lacks what decides it (a name,
-/// a URI, a reference) is left to rules for its method.
+/// a URI, a reference) is left to rules for its method. `tool`: whose call made the task that it is about.
 pub(super) fn each_asked<E>(
     call: &Call<'_>,
+    tool: Option<&str>,
     mut permit: impl FnMut(&Asked<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     if call.method.class() != Class::Listen {
-        return permit(&asked(call));
+        return permit(&asked(call, tool));
     }
     listened(call).unwrap_or_else(|| smallvec![Asked::Method]).iter().try_for_each(permit)
 }
 
 type AllAsked<'m> = SmallVec<[Asked<'m>; 1]>;
 
-fn asked<'m>(call: &'m Call<'m>) -> Asked<'m> {
+fn asked<'m>(call: &'m Call<'m>, tool: Option<&'m str>) -> Asked<'m> {
     let borrowed = |text: &'m Option<Cow<'m, str>>| text.as_deref().map(Cow::Borrowed);
     let one = match call.method.class() {
         Class::Handshake | Class::List(_) => Some(Asked::Handshake),
@@ -71,8 +74,10 @@ fn asked<'m>(call: &'m Call<'m>) -> Asked<'m> {
             let prompt = borrowed(&call.name).map(|name| Asked::Prompt(name, Arguable::NotYet));
             prompt.or_else(|| borrowed(&call.uri).map(Asked::Resource))
         }
-        // The id of a task does not say whose it is; what is listened to may be several things.
-        Class::Listen | Class::Task | Class::ServerToClient | Class::Unknown => None,
+        Class::Tasks => Some(Asked::Handshake),
+        Class::Task => tool.map(Asked::Task),
+        // What is listened to may be several things.
+        Class::Listen | Class::ServerToClient | Class::Unknown => None,
     };
     one.unwrap_or(Asked::Method)
 }

@@ -153,14 +153,15 @@ impl Policies {
         })
     }
 
-    /// The verdict on a call, and that of the shadow policies.
+    /// The verdict on a call, and that of the shadow policies. `tool`: whose call made the task that it is about.
     pub(crate) fn judge(
         &self,
         caller: &Identity,
         server: &Identity,
         call: &Call<'_>,
+        tool: Option<&str>,
     ) -> (Verdict, Option<Verdict>) {
-        self.both(server, |ends| ends.judge(caller, call))
+        self.both(server, |ends| ends.judge(caller, call, tool))
     }
 
     /// The verdict on what needs no more than that the caller may anything.
@@ -208,12 +209,16 @@ impl Ends {
         self.layers().map(|layer| layer.may(caller)).collect()
     }
 
-    fn judge(&self, caller: &Identity, call: &Call<'_>) -> Verdict {
+    fn judge(&self, caller: &Identity, call: &Call<'_>, tool: Option<&str>) -> Verdict {
         let mut budget = Budget::new(ARGUMENT_BYTES_READ_MAX);
         let mut rules: Rules = smallvec![];
-        each_asked(call, |asked| {
+        each_asked(call, tool, |asked| {
             for layer in self.layers() {
-                let rule = layer.judge(caller, call, asked, &mut budget)?;
+                let rule = if let Asked::Task(tool) = asked {
+                    layer.judge_task(caller, call, tool, &mut budget)?
+                } else {
+                    layer.judge(caller, call, asked, &mut budget)?
+                };
                 if !rules.contains(&rule) {
                     rules.push(rule);
                 }
@@ -260,6 +265,34 @@ impl Layer {
             (_, Class::ServerToClient | Class::Unknown) => Err(Refused::without_rule(Reason::MethodUnknown)),
             _ => Err(Refused::without_rule(Reason::NoRule)),
         }
+    }
+
+    /// The rule that permits this for the caller's own task: one that names the method, or that still lets the caller
+    /// call the tool, its conditions aside: they held when the task was made.
+    fn judge_task(
+        &self,
+        caller: &Identity,
+        call: &Call<'_>,
+        tool: &str,
+        budget: &mut Budget,
+    ) -> Result<Arc<str>, Refused> {
+        let by_method = self.judge(caller, call, &Asked::Method, budget);
+        match (by_method, self.may_call(caller, tool)) {
+            (Err(denied), _) | (_, Err(denied)) if denied.reason == Reason::DeniedByRule => Err(denied),
+            (Ok(rule), _) | (Err(_), Ok(rule)) => Ok(rule),
+            (Err(_), Err(refused)) => Err(refused),
+        }
+    }
+
+    fn may_call(&self, caller: &Identity, tool: &str) -> Result<Arc<str>, Refused> {
+        let (method, named) = (rule::calling_method(ListKind::Tools), Named::Tool(tool));
+        let covers = |rule: &Rule| rule.covers_entry(ListKind::Tools, tool);
+        let denies = |rule: &&Arc<Rule>| rule.arguments.is_none() && covers(rule) != Truth::False;
+        if let Some(deny) = self.deny.about(caller, method, named).find(denies) {
+            return Err(Refused { reason: Reason::DeniedByRule, rules: smallvec![deny.name.clone()] });
+        }
+        let allow = self.allow.about(caller, method, named).find(|rule| covers(rule) == Truth::True);
+        allow.map(|rule| rule.name.clone()).ok_or(Refused::without_rule(Reason::NoRule))
     }
 
     /// The first rule that lets the caller do something; else the deny rule that takes away the last.

@@ -95,9 +95,11 @@ impl Rule {
             Asked::Tool(_, arguments) | Asked::Prompt(_, Arguable::Known(arguments)) => {
                 conditions.hold(*arguments, budget)
             }
-            Asked::Prompt(_, Arguable::NotYet) | Asked::Resource(_) | Asked::Handshake | Asked::Method => {
-                Truth::Unknown
-            }
+            Asked::Prompt(_, Arguable::NotYet)
+            | Asked::Resource(_)
+            | Asked::Task(_)
+            | Asked::Handshake
+            | Asked::Method => Truth::Unknown,
         };
         if holds(truth) { Match::Whole } else { Match::ArgumentsFail }
     }

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use super::{ANSWER_TIME_MAX, HandoverError, Role};
-use crate::sessions::Binding;
+use crate::bindings::Binding;
+use crate::events::Stream;
 
 /// Bytes of one message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
@@ -29,6 +30,7 @@ pub(super) enum Message {
     Attached,
     Failed { error: String },
     Sessions { bindings: Vec<Binding> },
+    Streams { streams: Vec<Stream> },
     Over,
     Taken,
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::line::{Message, unexpected};
 use super::{ANSWER_TIME_MAX, HandoverError, Heritage, Line, Role, START_TIME_MAX, VERSION};
 use crate::app::AgentLock;
-use crate::sessions::Sessions;
+use crate::bindings::Bindings;
 
 /// All of it, and from whom.
 pub(in crate::app) struct Inherited {
@@ -67,18 +67,19 @@ impl Predecessor {
         let _ = self.0.say(&Message::Failed { error: error.to_owned() }, &[]);
     }
 
-    /// Says that all is attached, and waits for the word; the predecessor's sessions are known then. One that died
+    /// Says that all is attached, and waits for the word; the predecessor's bindings are known then. One that died
     /// meanwhile has nothing more to say. Blocks.
     ///
     /// # Errors
     /// [`HandoverError`]
-    pub(in crate::app) fn wait_for_its_word(&self, sessions: &Sessions) -> Result<(), HandoverError> {
+    pub(in crate::app) fn wait_for_its_word(&self, ids: &Bindings) -> Result<(), HandoverError> {
         // Died: the next line says so.
         let _ = self.0.say(&Message::Attached, &[]);
         self.0.patience(Some(ANSWER_TIME_MAX))?;
         loop {
             match self.0.hear()? {
-                Some((Message::Sessions { bindings }, _)) => sessions.import(&bindings),
+                Some((Message::Sessions { bindings }, _)) => ids.import(&bindings),
+                Some((Message::Streams { streams }, _)) => ids.events.import(&streams),
                 Some((Message::Over, _)) | None => return Ok(()),
                 Some((other, _)) => return Err(unexpected(&other)),
             }
@@ -100,17 +101,18 @@ impl Predecessor {
     }
 
     /// Takes over what the predecessor still binds while it drains. Returns at its end. Blocks.
-    pub(in crate::app) fn follow(&self, sessions: &Sessions) {
+    pub(in crate::app) fn follow(&self, ids: &Bindings) {
         if let Err(error) = self.0.patience(None) {
-            tracing::warn!(%error, "the last sessions of the agent before may be lost");
+            tracing::warn!(%error, "the last sessions and tasks of the agent before may be lost");
         }
         loop {
             match self.0.hear() {
-                Ok(Some((Message::Sessions { bindings }, _))) => sessions.import(&bindings),
+                Ok(Some((Message::Sessions { bindings }, _))) => ids.import(&bindings),
+                Ok(Some((Message::Streams { streams }, _))) => ids.events.import(&streams),
                 Ok(Some((other, _))) => tracing::warn!(error = %unexpected(&other), "hand-over"),
                 Ok(None) => return,
                 Err(error) => {
-                    return tracing::warn!(%error, "the last sessions of the agent before may be lost");
+                    return tracing::warn!(%error, "the last sessions and tasks of the agent before may be lost");
                 }
             }
         }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::line::{Message, unexpected};
 use super::{ANSWER_TIME_MAX, Estate, HandoverError, Line, START_TIME_MAX, VERSION};
-use crate::sessions::Binding;
+use crate::bindings::Binding;
+use crate::events::Stream;
 
 /// The flag that tells a process that its standard input is a predecessor.
 const FLAG: &str = "--handover";
@@ -17,8 +18,11 @@ const FLAG: &str = "--handover";
 const END_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often its end is looked for meanwhile.
 const END_LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Bindings of one message: a session id has 512 bytes at most.
-const BINDINGS_MAX: usize = 64;
+/// Bindings of one message: an id has 512 bytes at most, and so has the tool that it keeps; escaped they may have six
+/// times as many.
+const BINDINGS_MAX: usize = 16;
+/// Streams of one message, in the same way: each with some hundreds of ids' digests.
+const STREAMS_MAX: usize = 4;
 
 /// The successor as its predecessor sees it: attached, and waiting for the word. Dropped before [`Successor::over`] it
 /// is killed.
@@ -104,10 +108,18 @@ impl Successor {
         self.child().as_ref().map(Child::id).unwrap_or_default()
     }
 
-    /// Sends it session bindings.
+    /// Sends it bindings.
     pub(in crate::app) fn bind(&self, bindings: &[Binding]) -> Result<(), HandoverError> {
         for some in bindings.chunks(BINDINGS_MAX) {
             self.line.say(&Message::Sessions { bindings: some.to_vec() }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Sends it what was given on event streams.
+    pub(in crate::app) fn give(&self, streams: &[Stream]) -> Result<(), HandoverError> {
+        for some in streams.chunks(STREAMS_MAX) {
+            self.line.say(&Message::Streams { streams: some.to_vec() }, &[])?;
         }
         Ok(())
     }
