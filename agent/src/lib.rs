@@ -11,7 +11,7 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`cli`] is the command line; [`buffer`], [`body`], [`deadline`], [`file`],
-//! [`limits`], [`netns`], [`pins`], [`room`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`given`], [`limits`], [`netns`], [`pins`], [`room`], [`sessions`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
@@ -24,6 +24,7 @@ pub mod deadline;
 pub mod existing;
 pub mod file;
 pub mod forward;
+pub mod given;
 pub mod identify;
 pub mod limits;
 pub mod listeners;

@@ -11,11 +11,10 @@ use std::cell::Cell;
 use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Server, SessionUse};
+use toolgate_core::decision::{self, Decision, Denied, Server};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -25,6 +24,7 @@ use crate::app::{Node, Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
+use crate::given::Between;
 use crate::identify::Origin;
 use crate::limits::{Limit, Limits};
 use crate::netns::CANARY;
@@ -237,11 +237,9 @@ impl Turn<'_> {
         };
         entry.asked(&asked, &node.record);
         let caller = self.caller.as_ref();
-        let session = caller.map_or(SessionUse::None, |caller| {
-            node.sessions.used_by(caller, &server.identity, asked.session, Instant::now())
-        });
+        let bound = self.bindings(server, &asked);
         let policies = &self.resources.policies;
-        let decision = decision::decide(caller, server, &asked, session, policies, node.mode);
+        let decision = decision::decide(caller, server, &asked, bound, policies, node.mode);
         let (permitted, caller) = match (decision, caller) {
             (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
             (Decision::Permitted(_), Err(unidentified)) => {
@@ -339,14 +337,19 @@ impl Turn<'_> {
                 pins: self.pinned(server, &findings),
                 sessions: expected.initialize.then_some(&node.sessions),
                 observe,
-                on_server_request: &|method| self.record_server_request(server, method, observe),
+                may_ask: &|method, id, opened| {
+                    let session = expected.session().or(opened);
+                    let between = Between { caller: &leg.caller, server: &server.identity, session };
+                    self.may_ask(between, server, method, id)
+                },
             }),
             upgrade: false,
             close: !head.keep_alive,
             limits: &node.limits,
         };
         let replied = respond::stream(&mut upstream, client, &exchange).await;
-        if let (Ok(replied), Some(ended)) = (&replied, &expected.ends_session)
+        if let (Ok(replied), Some(ended)) = (&replied, expected.session())
+            && expected.ends_session
             && (200..300).contains(&replied.status)
         {
             node.sessions.end(&server.identity, ended);

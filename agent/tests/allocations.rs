@@ -263,7 +263,7 @@ impl Scene {
                 pins: None,
                 sessions: None,
                 observe: false,
-                on_server_request: &|_| {},
+                may_ask: &|_, _, _| false,
             }),
             upgrade: false,
             close: false,

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toolgate::config::{AgentConfig, Diagnostic, Resources, explain, load_agent, load_resources};
-use toolgate_core::decision::{Action, Decision, Mode, Server, SessionUse, ShadowVerdict, decide};
+use toolgate_core::decision::{
+    Action, Bindings, Decision, Mode, Server, SessionUse, ShadowVerdict, decide, server_request,
+};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{JsonLimits, ListKind, Scratch, parse};
+use toolgate_core::mcp::{JsonLimits, ListKind, Method, Scratch, parse};
 use toolgate_core::policy::Predicate;
 use toolgate_core::workload::Unidentified;
 
@@ -33,6 +35,10 @@ struct Case {
     server: String,
     message: Option<String>,
     action: Option<String>,
+    /// The server asks this of the caller.
+    asks: Option<String>,
+    /// The server's request that an answer answers.
+    question: Option<String>,
     session: Option<String>,
     #[serde(default)]
     observe: bool,
@@ -120,6 +126,11 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         parse(text.as_bytes(), &mut scratch, &JsonLimits::default())
             .unwrap_or_else(|e| panic!("{}: {e}", case.name))
     });
+    if let Some(method) = &case.asks {
+        let (caller, server) = (identity(&case.caller), server(resources, &case.server));
+        let (method, mode) = (Method::from_name(method), Mode { observe: case.observe });
+        return told(server_request(&caller, server, method, &resources.policies, mode));
+    }
     let action = match (case.action.as_deref(), &message) {
         (None, Some(message)) => Action::Message(message),
         (Some("get"), None) => Action::OpenStream,
@@ -127,18 +138,24 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         (Some("other_path"), None) => Action::OtherPath,
         other => panic!("{}: {other:?}", case.name),
     };
+    let question = case.question.as_deref().map(Method::from_name);
     let session = match case.session.as_deref() {
         None => SessionUse::None,
         Some("own") => SessionUse::Own,
         Some("unknown") => SessionUse::Unknown,
         Some(other) => panic!("{}: {other}", case.name),
     };
+    let bound = Bindings { session, question };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
     let mode = Mode { observe: case.observe };
     let server = server(resources, &case.server);
-    match decide(caller, server, action, session, &resources.policies, mode) {
+    told(decide(caller, server, action, bound, &resources.policies, mode))
+}
+
+fn told<T>(decision: Decision<T>) -> Outcome {
+    match decision {
         Decision::Permitted(permitted) => Outcome {
             expect: "permit".to_owned(),
             reason: None,
@@ -224,12 +241,12 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::ArgumentsRefused
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
+        | Reason::ServerRequest
         | Reason::UnknownSession
         | Reason::PathNotServed => true,
         Reason::NotApproved
         | Reason::DefinitionChanged
         | Reason::HiddenCharacters
-        | Reason::ServerRequest
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque

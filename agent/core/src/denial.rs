@@ -59,7 +59,7 @@ reasons! {
     HiddenCharacters = "hidden_characters", "what the server offers under this name has hidden characters";
     /// A method that no MCP revision gives to clients, and no rule names.
     MethodUnknown = "method_unknown", "policy does not permit this method";
-    /// An answer to a request that no server was let ask.
+    /// An answer to no request that this caller was given by this server and has not answered.
     UnexpectedResponse = "unexpected_response", "no answer was asked for";
     /// A request of a server (sampling, elicitation, roots) that no rule permits.
     ServerRequest = "server_request", "policy does not permit requests from this server";

@@ -42,6 +42,7 @@ use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 use crate::admin;
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
+use crate::given::Given;
 use crate::identify::Identify;
 use crate::limits::Limits;
 use crate::listeners;
@@ -81,6 +82,8 @@ pub struct Node {
     pub namespaces: Arc<Namespaces>,
     /// Session bindings.
     pub sessions: Sessions,
+    /// What servers gave to callers to come back with.
+    pub given: Given,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
     /// Where entries are opened.
@@ -303,6 +306,7 @@ fn build(
         shares: Shares::new(&limits),
         namespaces,
         sessions: Sessions::new(limits.sessions_max, limits.session_idle_max),
+        given: Given::new(limits.given_max, limits.given_time_max),
         pins,
         record: recorder,
         mode,

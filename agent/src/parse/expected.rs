@@ -17,29 +17,33 @@ pub struct Expected {
     pub initialize: bool,
     /// The reply may tell a model of the server.
     pub instructions: bool,
-    /// The session that this request ends.
-    pub ends_session: Option<Box<str>>,
+    /// The request ends its session.
+    pub ends_session: bool,
     /// False for a stream that is open until someone leaves.
     pub ends_by_itself: bool,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
-    /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
-    id: Option<SmallVec<[u8; 40]>>,
+    /// The request's id as JSON, where it has one.
+    id: Option<Kept>,
+    session: Option<Kept>,
 }
+
+/// A text of the request's: a number or a UUID costs no allocation.
+type Kept = SmallVec<[u8; 40]>;
 
 impl Expected {
     /// Of a request to a declared server.
     #[must_use]
     pub fn of(asked: &Asked<'_>) -> Self {
         let mut expected = Self::unread(asked.request.head.method);
+        expected.session = asked.session.map(kept);
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
-            expected.ends_session =
-                asked.session.filter(|_| expected.http_method == "DELETE").map(Into::into);
+            expected.ends_session = expected.http_method == "DELETE";
             return expected;
         };
         if let Message::Request(call) = message {
-            expected.id = call.id.as_ref().map(|id| SmallVec::from_slice(id.raw().as_bytes()));
+            expected.id = call.id.as_ref().map(|id| kept(id.raw()));
             expected.initialize = call.method == Method::Initialize;
             expected.instructions = pin::tells_instructions(call.method);
             if let Class::List(kind) = call.method.class() {
@@ -58,10 +62,11 @@ impl Expected {
             list: None,
             initialize: false,
             instructions: false,
-            ends_session: None,
+            ends_session: false,
             ends_by_itself: true,
             may_upgrade: false,
             id: None,
+            session: None,
         }
     }
 
@@ -90,6 +95,16 @@ impl Expected {
     fn id(&self) -> Option<&str> {
         self.id.as_deref().and_then(|id| std::str::from_utf8(id).ok())
     }
+
+    /// The session that the request names.
+    #[must_use]
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_deref().and_then(|session| std::str::from_utf8(session).ok())
+    }
+}
+
+fn kept(text: &str) -> Kept {
+    SmallVec::from_slice(text.as_bytes())
 }
 
 /// The method as far as it matters for a reply's framing (RFC 9112, 6.3).

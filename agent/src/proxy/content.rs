@@ -1,15 +1,18 @@
-//! What messages are held to beyond policy: calls and replies to their pins, a server's requests to nothing yet.
+//! What messages are held to beyond the policy of calls: calls and replies to their pins, a server's requests and the
+//! answers to them to each other.
 
 use std::fmt::Display;
+use std::time::Instant;
 
 use serde::Serialize;
-use toolgate_core::decision::{Denied, Permitted, Server};
+use toolgate_core::decision::{self, Bindings, Decision, Denied, Permitted, Server, SessionUse};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::Message;
+use toolgate_core::mcp::{Id, Message, Method};
 use toolgate_core::pin::{self, Mode, News, Verdict};
 
 use super::Turn;
+use crate::given::Between;
 use crate::parse::Asked;
 use crate::pins::Findings;
 use crate::record::Entry;
@@ -98,14 +101,52 @@ impl Turn<'_> {
         }
     }
 
-    /// A request of the server's, on a stream of the caller's: no rule can permit it yet.
-    pub(super) fn record_server_request(&self, server: &Server, method: &str, observe: bool) {
-        let Ok(mut entry) = self.worker.node.record.open(self.origin, self.resources.generation) else {
-            return; // it does not pass without a record either: only `observe` lets it, and says so
+    /// What a request names that belongs to who got it. Who answers a question has answered it.
+    pub(super) fn bindings(&self, server: &Server, asked: &Asked<'_>) -> Bindings {
+        let Ok(caller) = self.caller else { return SessionUse::None.into() };
+        let (node, now) = (&*self.worker.node, Instant::now());
+        let (server, session) = (&server.identity, asked.session);
+        let between = Between { caller, server, session };
+        let question = match asked.message() {
+            Some(Message::Response(response)) => node.given.answered(between, &response.id, now),
+            Some(Message::Request(_) | Message::Notification(_)) | None => None,
         };
-        entry.target(&server.identity);
-        self.name_caller(&mut entry);
-        entry.server_request(method, &Denied::because(Reason::ServerRequest), observe);
+        Bindings { session: node.sessions.used_by(caller, server, session, now), question }
+    }
+
+    /// Whether a request of the server's, on a stream of the caller's, may pass. What does not pass is not answered in
+    /// the caller's place: the server waits for as long as it likes.
+    pub(super) fn may_ask(
+        &self,
+        between: Between<'_>,
+        server: &Server,
+        method_name: &str,
+        id: &Id<'_>,
+    ) -> bool {
+        let node = &*self.worker.node;
+        let method = Method::from_name(method_name);
+        // A message of its own, on a stream that may be older than what holds now.
+        let now = node.resources.load();
+        let decision = decision::server_request(between.caller, server, method, &now.policies, node.mode);
+        let may = matches!(decision, Decision::Permitted(_));
+        // `ping` is no news.
+        if method != Method::Ping {
+            let Ok(mut entry) = node.record.open(self.origin, now.generation) else {
+                return false; // it does not pass without a record either
+            };
+            entry.target(&server.identity);
+            self.name_caller(&mut entry);
+            entry.server_request(method_name);
+            match &decision {
+                Decision::Permitted(permitted) => entry.permitted(permitted),
+                Decision::Denied(denied) => entry.denied(denied, 0),
+            }
+        }
+        if may {
+            // Before the caller has it, so that no answer comes too early.
+            node.given.asked(between, id, method, Instant::now());
+        }
+        may
     }
 }
 

@@ -1,7 +1,7 @@
 //! Server-sent events: each goes on when it is whole, and its envelope was read.
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, Method, Owed, sse};
+use toolgate_core::mcp::{Envelope, Owed, sse};
 
 use super::client::put_chunk;
 use super::{Exchange, Fault, Reply, Seen, message, shown, unreadable};
@@ -14,7 +14,7 @@ use crate::parse::{Client, Stream};
 enum Judged {
     Kept,
     Replaced(Vec<u8>),
-    /// A server request that no rule permits.
+    /// A request of the server's that may not pass.
     Withheld,
 }
 
@@ -74,7 +74,7 @@ impl<S: Stream> Reply<'_, S> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
-            match judge(event, self.exchange, answered).await? {
+            match judge(event, self.exchange, self.opened.as_deref(), answered).await? {
                 Judged::Kept => self.event(event, held.capacity()).await?,
                 Judged::Replaced(event) => self.event(&event, held.capacity() + event.len()).await?,
                 Judged::Withheld => {}
@@ -105,7 +105,13 @@ fn unsplittable(error: &sse::SseError) -> Fault {
     }
 }
 
-async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Result<Judged, Fault> {
+/// `opened`: the session that this reply opens.
+async fn judge(
+    event: &[u8],
+    exchange: &Exchange<'_>,
+    opened: Option<&str>,
+    answered: &mut bool,
+) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
     let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
@@ -113,12 +119,9 @@ async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Re
     mcp.owed.admits_event(&message, *answered)?;
     match message {
         Envelope::Notification(_) => Ok(Judged::Kept),
-        Envelope::Request(method_name, _) => {
-            if Method::from_name(&method_name) == Method::Ping {
-                return Ok(Judged::Kept);
-            }
-            (mcp.on_server_request)(&method_name);
-            Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
+        Envelope::Request(method_name, id) => {
+            let may_ask = (mcp.may_ask)(&method_name, &id, opened);
+            Ok(if may_ask { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
             let what = mcp.shown().filter(|_| !is_error);

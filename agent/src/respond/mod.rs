@@ -26,7 +26,7 @@ use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
-use toolgate_core::mcp::{self, Envelope, ListKind, Owed};
+use toolgate_core::mcp::{self, Envelope, Id, ListKind, Owed};
 
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
@@ -70,10 +70,10 @@ pub struct McpExchange<'a> {
     pub pins: Option<PinExchange<'a>>,
     /// Where the session that an `initialize` opens is bound.
     pub sessions: Option<&'a Sessions>,
-    /// Policy is only observed: lists are shown whole, and server requests pass.
+    /// Policy is only observed: lists are shown whole.
     pub observe: bool,
-    /// Told of each request of the server's that no rule permits: its method.
-    pub on_server_request: &'a dyn Fn(&str),
+    /// Whether a request of the server's, its method's name and id, may pass to the caller in this session.
+    pub may_ask: &'a dyn Fn(&str, &Id<'_>, Option<&str>) -> bool,
 }
 
 /// How a reply ended.
@@ -123,7 +123,8 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let mut reply = Reply { upstream, client: ToClient::new(client, exchange.limits), exchange };
+    let client = ToClient::new(client, exchange.limits);
+    let mut reply = Reply { upstream, client, exchange, opened: None };
     let run = reply.run().await;
     let bytes = reply.client.bytes;
     match run {
@@ -146,6 +147,8 @@ struct Reply<'r, S> {
     upstream: &'r mut Upstream,
     client: ToClient<'r, S>,
     exchange: &'r Exchange<'r>,
+    /// The session that it opens.
+    opened: Option<Box<str>>,
 }
 
 impl<S: Stream> Reply<'_, S> {
@@ -165,7 +168,7 @@ impl<S: Stream> Reply<'_, S> {
             self.flush().await?;
             return Ok((status, true));
         }
-        self.bind_session(&head)?;
+        self.opened = self.bind_session(&head)?;
         let content = content::of(&head, self.exchange.mcp.as_ref())?;
         if content == Content::Whole {
             let bytes = self.upstream.buffer.bytes();
@@ -235,12 +238,12 @@ impl<S: Stream> Reply<'_, S> {
     }
 
     /// The session that a reply opens belongs to its caller from here on.
-    fn bind_session(&self, head: &ResponseHead<'_>) -> Result<(), Fault> {
-        let Some(mcp) = &self.exchange.mcp else { return Ok(()) };
-        let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
-        let Some(sessions) = mcp.sessions else { return Ok(()) };
+    fn bind_session(&self, head: &ResponseHead<'_>) -> Result<Option<Box<str>>, Fault> {
+        let Some(mcp) = &self.exchange.mcp else { return Ok(None) };
+        let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(None) };
+        let Some(sessions) = mcp.sessions else { return Ok(None) };
         let bound = sessions.bind(mcp.caller, &mcp.server.identity, id, Instant::now());
-        if bound { Ok(()) } else { Err(Fault::Session) }
+        if bound { Ok(Some(id.into())) } else { Err(Fault::Session) }
     }
 
     /// A body that nobody reads: each run of bytes goes on as it comes.

@@ -14,7 +14,7 @@ pub mod sse;
 
 pub use json::{JsonLimits, Malformed, Scratch};
 pub use message::{Call, Envelope, Id, Message, Response, parse, reply_envelope};
-pub use method::{Class, ListKind, Method};
+pub use method::{Class, ListKind, Method, ServerAsks};
 pub use mirror::{HEADER_MISMATCH_CODE, HeaderMismatch, mirrors};
 pub use owed::{NotOwed, Owed};
 pub use shadow::{could_be_json_rpc, names_other_charset, says_json};
