@@ -1,10 +1,9 @@
 //! What servers gave to callers to come back with, each bound to the (caller, server) that got it: the ids of requests that
-//! a caller is to answer.
+//! a caller is to answer, and the states that it goes on with (MCP 2026-07-28, `requestState`).
 //!
 //! Kept as keyed digests, so that no server chooses how much memory one takes or where it lies.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,7 +31,8 @@ type Key = [u8; 32];
 struct One {
     /// Digest of the caller's names, to find its share.
     caller: Key,
-    method: Method,
+    /// Of a request.
+    method: Option<Method>,
     /// How often it was given and not taken.
     count: u32,
     at: Instant,
@@ -61,31 +61,43 @@ impl Given {
     /// The caller is given a request. There is always room: a caller whose servers ask without end loses its own oldest
     /// ones first, and answers to those are unexpected.
     pub fn asked(&self, between: Between<'_>, id: &Id<'_>, method: Method, now: Instant) {
-        let (key, caller) = (self.key(between, id), self.digest(&[], &[between.caller]));
-        let mut shard = self.shard(&key);
-        self.make_room(&mut shard, &caller, now);
-        match shard.entry(key) {
-            Entry::Occupied(mut occupied) => {
-                let given = occupied.get_mut();
-                *given = One { caller, method, count: given.count.saturating_add(1), at: now };
-            }
-            Entry::Vacant(vacant) => {
-                vacant.insert(One { caller, method, count: 1, at: now });
-            }
-        }
+        self.put(self.question(between, id), between.caller, Some(method), now);
     }
 
     /// The method of the request that the caller answers; it is answered then.
     pub fn answered(&self, between: Between<'_>, id: &Id<'_>, now: Instant) -> Option<Method> {
-        let key = self.key(between, id);
+        let key = self.question(between, id);
         let mut shard = self.shard(&key);
-        let given = shard.get_mut(&key)?;
-        let method = (now.duration_since(given.at) < self.life).then_some(given.method);
-        given.count -= 1;
-        if given.count == 0 || method.is_none() {
+        let one = shard.get_mut(&key)?;
+        let method = one.method.filter(|_| now.duration_since(one.at) < self.life);
+        one.count -= 1;
+        if one.count == 0 || method.is_none() {
             shard.remove(&key);
         }
         method
+    }
+
+    /// The caller is given a state to go on with, as often as it likes: room is as for requests.
+    pub fn gave_state(&self, caller: &Identity, server: &Identity, state: &str, now: Instant) {
+        self.put(self.digest(&["state", state], &[caller, server]), caller, None, now);
+    }
+
+    /// Whether the caller has got this state from this server.
+    #[must_use]
+    pub fn has_state(&self, caller: &Identity, server: &Identity, state: &str, now: Instant) -> bool {
+        let key = self.digest(&["state", state], &[caller, server]);
+        self.shard(&key).get(&key).is_some_and(|one| now.duration_since(one.at) < self.life)
+    }
+
+    fn put(&self, key: Key, caller: &Identity, method: Option<Method>, now: Instant) {
+        let caller = self.digest(&[], &[caller]);
+        let mut shard = self.shard(&key);
+        if let Some(one) = shard.get_mut(&key) {
+            *one = One { caller, method, count: one.count.saturating_add(1), at: now };
+            return;
+        }
+        self.make_room(&mut shard, &caller, now);
+        shard.insert(key, One { caller, method, count: 1, at: now });
     }
 
     fn make_room(&self, shard: &mut HashMap<Key, One>, caller: &Key, now: Instant) {
@@ -106,7 +118,7 @@ impl Given {
         self.shards[usize::from(key[0]) % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, Between { caller, server, session }: Between<'_>, id: &Id<'_>) -> Key {
+    fn question(&self, Between { caller, server, session }: Between<'_>, id: &Id<'_>) -> Key {
         let (kind, id) = match id {
             Id::Number { raw, .. } => ("number", *raw),
             Id::String { value, .. } => ("string", &**value),
@@ -180,6 +192,26 @@ mod tests {
         assert_eq!(given.answered(ours, &number("7"), now), None, "it is answered");
         given.asked(ours, &string("q"), Method::Ping, now);
         assert_eq!(given.answered(ours, &string("q"), now + LIFE), None, "too late");
+    }
+
+    #[test]
+    fn a_state_is_good_for_who_got_it_until_it_expires() {
+        let given = Given::new(1024, LIFE);
+        let (alice, bob, docs, mail) =
+            (identity("alice"), identity("bob"), identity("docs"), identity("mail"));
+        let now = Instant::now();
+        given.gave_state(&alice, &docs, "s", now);
+        for (caller, server, state, at, expected) in [
+            (&alice, &docs, "s", now, true),
+            (&alice, &docs, "s", now + LIFE / 2, true),
+            (&alice, &docs, "s", now + LIFE, false),
+            (&bob, &docs, "s", now, false),
+            (&alice, &mail, "s", now, false),
+            (&alice, &docs, "t", now, false),
+            (&alice, &docs, "", now, false),
+        ] {
+            assert_eq!(given.has_state(caller, server, state, at), expected, "{caller} {server} {state}");
+        }
     }
 
     /// Two stateless streams of one caller may both number from 0.

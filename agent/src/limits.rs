@@ -167,8 +167,8 @@ limits! {
     sessions_max, Sessions: Count(usize) = 65_536;
     /// How long a session lasts without a request.
     session_idle_max, SessionIdle: Time(Duration) = seconds(24 * 3600);
-    /// What servers gave to callers to come back with, at once on the node: requests to answer. Beyond it the oldest are
-    /// forgotten, a caller's own first.
+    /// What servers gave to callers to come back with, at once on the node: requests to answer and states to go on with.
+    /// Beyond it the oldest are forgotten, a caller's own first.
     given_max, Given: Count(usize) = 65_536;
     /// How long a caller may take to come back with it: a user may be asked.
     given_time_max, GivenTime: Time(Duration) = seconds(24 * 3600);

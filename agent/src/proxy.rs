@@ -24,7 +24,6 @@ use crate::app::{Node, Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
-use crate::given::Between;
 use crate::identify::Origin;
 use crate::limits::{Limit, Limits};
 use crate::netns::CANARY;
@@ -337,11 +336,7 @@ impl Turn<'_> {
                 pins: self.pinned(server, &findings),
                 sessions: expected.initialize.then_some(&node.sessions),
                 observe,
-                may_ask: &|method, id, opened| {
-                    let session = expected.session().or(opened);
-                    let between = Between { caller: &leg.caller, server: &server.identity, session };
-                    self.may_ask(between, server, method, id)
-                },
+                may_ask: &|asking| self.may_ask(&leg.caller, server, expected.session(), asking),
             }),
             upgrade: false,
             close: !head.keep_alive,
@@ -393,7 +388,9 @@ impl Turn<'_> {
                     self.worker.node.metrics.limits.count(limit, &broken.fault);
                 }
                 entry.failed(reason, broken.bytes, broken.fault.to_string());
-                let answer = denial::answer(reason, expected.failure(), &entry.request_id());
+                let is_refused = reason == Reason::ServerRequest;
+                let shape = if is_refused { expected.refusal() } else { expected.failure() };
+                let answer = denial::answer(reason, shape, &entry.request_id());
                 match broken.seen {
                     Seen::Nothing if reason != Reason::ClientLeft => {
                         entry.replied(broken.fault.status(), 0);

@@ -263,7 +263,7 @@ impl Scene {
                 pins: None,
                 sessions: None,
                 observe: false,
-                may_ask: &|_, _, _| false,
+                may_ask: &|_| false,
             }),
             upgrade: false,
             close: false,

@@ -39,6 +39,9 @@ struct Case {
     asks: Option<String>,
     /// The server's request that an answer answers.
     question: Option<String>,
+    /// The message goes on with a state that its caller did not get.
+    #[serde(default)]
+    unknown_state: bool,
     session: Option<String>,
     #[serde(default)]
     observe: bool,
@@ -145,7 +148,7 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         Some("unknown") => SessionUse::Unknown,
         Some(other) => panic!("{}: {other}", case.name),
     };
-    let bound = Bindings { session, question };
+    let bound = Bindings { session, question, is_state_unknown: case.unknown_state };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
@@ -242,6 +245,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
+        | Reason::UnknownState
         | Reason::UnknownSession
         | Reason::PathNotServed => true,
         Reason::NotApproved

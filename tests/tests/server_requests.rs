@@ -162,3 +162,119 @@ fn an_answer_is_decided_by_what_holds_when_it_comes() -> Result<()> {
     assert_eq!(reader.stream.event()?, shown(&asks(&json!(10), "elicitation/create")));
     Ok(())
 }
+
+/// What `tools/call` results in from now on: asks within its answer (MCP 2026-07-28).
+fn input_required(scene: &Asked, methods: &[&str], state: &str) {
+    let requests: serde_json::Map<_, _> = methods
+        .iter()
+        .map(|&method| (method.to_owned(), json!({ "method": method, "params": {} })))
+        .collect();
+    let result = json!({ "resultType": "input_required", "inputRequests": requests, "requestState": state });
+    scene.server.answers("tools/call", "", &result);
+}
+
+const STATELESS: &str = "MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\nMcp-Name: echo\r\n";
+
+fn first_call(client: &mut Connection) -> Result<Value> {
+    client.request("POST", STATELESS, &call(1, "echo", &json!({})))?;
+    client.reply()?.message()
+}
+
+/// A call that goes on with a state; what it is answered.
+fn retry(client: &mut Connection, tool: &str, state: &Value) -> Result<Value> {
+    let params = json!({
+        "name": tool, "arguments": {}, "requestState": state,
+        "inputResponses": { "roots/list": { "roots": [] } },
+    });
+    let headers = STATELESS.replace("echo", tool);
+    client.request("POST", &headers, &message(2, "tools/call", &params))?;
+    client.reply()?.message()
+}
+
+#[test]
+fn what_an_answer_asks_within_is_decided_like_a_request() -> Result<()> {
+    let scene = Asked::set()?;
+    let mut reader = scene.agent.caller("reader")?;
+    let mut client = reader.http(scene.server.address)?;
+    let elicits = "elicitation/create";
+    let table: [(&[&str], bool); 5] = [
+        (&[], true),
+        (&[elicits], true),
+        (&[elicits, "roots/list"], true),
+        (&[elicits, "sampling/createMessage"], false),
+        (&["of/its_own"], false),
+    ];
+    for (methods, passes) in table {
+        input_required(&scene, methods, "s");
+        let told = first_call(&mut client)?;
+        let asked = told.pointer("/result/inputRequests").is_some();
+        let is_error = told.pointer("/result/isError") == Some(&json!(true));
+        assert_eq!((asked, is_error), (passes, !passes), "{methods:?}: {told}");
+        assert_eq!((&told["id"], told.to_string().contains("requestState")), (&json!(1), passes), "{told}");
+    }
+    let refused = |line: &&Value| text(line, "tool") == "echo" && text(line, "reason") == "server_request";
+    let lines =
+        scene.agent.audit_until("what was refused", |lines| lines.iter().filter(refused).count() == 2)?;
+    let from_server = lines.iter().filter(|line| text(line, "direction") == "from_server");
+    let decided: Vec<_> = from_server.map(|line| text(line, "decision")).collect();
+    assert_eq!(decided, ["permit", "permit", "permit", "permit", "deny", "deny"], "{lines:#?}");
+    // On a stream: as its last event.
+    client.request("POST", "", &call(1, "stream", &json!({})))?;
+    assert_eq!(client.head()?.status, 200);
+    scene
+        .server
+        .send_event(&json!({ "jsonrpc": "2.0", "method": "notifications/progress", "params": {} }))?;
+    client.event()?;
+    let result = json!({ "inputRequests": { "a": { "method": "sampling/createMessage" } } });
+    scene.server.send_event(&json!({ "jsonrpc": "2.0", "id": 1, "result": result }))?;
+    let last = client.event()?.context("the stream ended")?;
+    ensure!(last.contains("isError") && !last.contains("inputRequests"), "{last}");
+    assert_eq!(client.event()?, None);
+    Ok(())
+}
+
+#[test]
+fn a_request_state_is_good_for_who_got_it() -> Result<()> {
+    let scene = Asked::set()?;
+    let (mut reader, mut writer) = (scene.agent.caller("reader")?, scene.agent.caller("writer")?);
+    let mut clients = [reader.http(scene.server.address)?, writer.http(scene.server.address)?];
+    input_required(&scene, &[], "given");
+    first_call(&mut clients[0])?;
+    scene.server.answers("tools/call", "", &json!({ "content": [], "isError": false }));
+    scene.server.requests_now();
+    let (given, made_up) = (json!("given"), json!("made-up"));
+    let table = [
+        ("another's", 1, "echo", &given, "unknown_request_state"),
+        ("nobody's", 0, "echo", &made_up, "unknown_request_state"),
+        ("one's own", 0, "echo", &given, "permitted"),
+        ("one's own, for what is denied", 0, "delete_everything", &given, "no_rule"),
+    ];
+    for (name, client, tool, state, reason) in table {
+        let told = retry(&mut clients[client], tool, state)?;
+        let is_error = told.pointer("/result/isError") == Some(&json!(true));
+        assert_eq!(is_error, reason != "permitted", "{name}: {told}");
+        assert_eq!(scene.server.requests_now().len(), usize::from(reason == "permitted"), "{name}");
+        let is_it = |line: &Value| text(line, "reason") == reason && text(line, "tool") == tool;
+        scene.agent.audit_until(name, |lines| lines.last().is_some_and(is_it))?;
+    }
+    Ok(())
+}
+
+/// Where there are no sessions, there is nothing to answer either.
+#[test]
+fn an_answer_is_no_message_of_the_revision_without_sessions() -> Result<()> {
+    let scene = Asked::set()?;
+    let mut reader = scene.agent.caller("reader")?;
+    let mut client = reader.http(scene.server.address)?;
+    let body = answer(&json!(7)).to_string().into_bytes();
+    for (version, status) in [("2026-07-28", 400), ("2025-11-25", ANSWERED)] {
+        let mut client = reader.http(scene.server.address)?;
+        client.request("POST", &format!("MCP-Protocol-Version: {version}\r\n"), &body)?;
+        assert_eq!(client.reply()?.status, status, "{version}");
+    }
+    let told = first_call(&mut client)?;
+    ensure!(told.get("result").is_some(), "{told}");
+    let first = scene.server.request()?;
+    assert_eq!(first.json()["method"], "tools/call", "nothing came before it");
+    Ok(())
+}

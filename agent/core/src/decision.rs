@@ -200,11 +200,13 @@ pub struct Bindings {
     pub session: SessionUse,
     /// Of an answer: the method of the server's request that this caller was given and has not answered.
     pub question: Option<Method>,
+    /// It goes on with a request state that this caller did not get from this server.
+    pub is_state_unknown: bool,
 }
 
 impl From<SessionUse> for Bindings {
     fn from(session: SessionUse) -> Self {
-        Self { session, question: None }
+        Self { session, question: None, is_state_unknown: false }
     }
 }
 
@@ -273,6 +275,9 @@ pub fn decide<T: Asks>(
         Ok(caller) => caller,
         Err(unidentified) => return Decision::Denied(unidentified.into()),
     };
+    if bound.is_state_unknown {
+        return Decision::Denied(Denied::because(Reason::UnknownState));
+    }
     let (verdict, shadow) = match asked.action() {
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
             policies.judge(caller, &server.identity, call)

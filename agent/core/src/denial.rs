@@ -71,6 +71,8 @@ reasons! {
     Opaque = "opaque", "this server takes plain HTTP only: its traffic must be readable here";
     /// A session that does not exist or is another's.
     UnknownSession = "unknown_session", "no such session";
+    /// A request state that does not exist or is another's.
+    UnknownState = "unknown_request_state", "no such request state";
     /// A Host that is none of the server's.
     HostMismatch = "host_mismatch", "the Host header does not name this server";
     /// Not the server's MCP path.
@@ -181,6 +183,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
+        | Reason::UnknownState
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque

@@ -23,6 +23,8 @@ pub struct Expected {
     pub ends_by_itself: bool,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
+    /// The request is `tools/call`; whether its results carry `resultType`.
+    tool_call: Option<bool>,
     /// The request's id as JSON, where it has one.
     id: Option<Kept>,
     session: Option<Kept>,
@@ -44,6 +46,11 @@ impl Expected {
         };
         if let Message::Request(call) = message {
             expected.id = call.id.as_ref().map(|id| kept(id.raw()));
+            if let Shape::ToolCall { result_type, .. } = asked.shape() {
+                expected.tool_call = Some(result_type);
+            }
+            // It is open until someone leaves (MCP 2026-07-28).
+            expected.ends_by_itself = call.method != Method::SubscriptionsListen;
             expected.initialize = call.method == Method::Initialize;
             expected.instructions = pin::tells_instructions(call.method);
             if let Class::List(kind) = call.method.class() {
@@ -65,6 +72,7 @@ impl Expected {
             ends_session: false,
             ends_by_itself: true,
             may_upgrade: false,
+            tool_call: None,
             id: None,
             session: None,
         }
@@ -90,6 +98,15 @@ impl Expected {
     #[must_use]
     pub fn failure(&self) -> Shape<'_> {
         self.id().map_or(Shape::Notification, |id| Shape::Request { id })
+    }
+
+    /// How it is put that policy refuses the answer.
+    #[must_use]
+    pub fn refusal(&self) -> Shape<'_> {
+        match (self.id(), self.tool_call) {
+            (Some(id), Some(result_type)) => Shape::ToolCall { id, result_type },
+            (_, _) => self.failure(),
+        }
     }
 
     fn id(&self) -> Option<&str> {

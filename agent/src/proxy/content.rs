@@ -8,7 +8,7 @@ use serde::Serialize;
 use toolgate_core::decision::{self, Bindings, Decision, Denied, Permitted, Server, SessionUse};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{Id, Message, Method};
+use toolgate_core::mcp::{Message, Method};
 use toolgate_core::pin::{self, Mode, News, Verdict};
 
 use super::Turn;
@@ -16,7 +16,7 @@ use crate::given::Between;
 use crate::parse::Asked;
 use crate::pins::Findings;
 use crate::record::Entry;
-use crate::respond::PinExchange;
+use crate::respond::{Asking, PinExchange};
 
 /// The most bytes of a name in the audit.
 const NAME_BYTES_MAX: usize = 256;
@@ -106,29 +106,56 @@ impl Turn<'_> {
         let Ok(caller) = self.caller else { return SessionUse::None.into() };
         let (node, now) = (&*self.worker.node, Instant::now());
         let (server, session) = (&server.identity, asked.session);
-        let between = Between { caller, server, session };
-        let question = match asked.message() {
-            Some(Message::Response(response)) => node.given.answered(between, &response.id, now),
-            Some(Message::Request(_) | Message::Notification(_)) | None => None,
-        };
-        Bindings { session: node.sessions.used_by(caller, server, session, now), question }
+        let mut bound = Bindings::from(node.sessions.used_by(caller, server, session, now));
+        match asked.message() {
+            Some(Message::Response(response)) => {
+                let between = Between { caller, server, session };
+                bound.question = node.given.answered(between, &response.id, now);
+            }
+            Some(Message::Request(call) | Message::Notification(call)) => {
+                let is_unknown = |state: &str| !node.given.has_state(caller, server, state, now);
+                bound.is_state_unknown = call.request_state.as_deref().is_some_and(is_unknown);
+            }
+            None => {}
+        }
+        bound
     }
 
-    /// Whether a request of the server's, on a stream of the caller's, may pass. What does not pass is not answered in
-    /// the caller's place: the server waits for as long as it likes.
+    /// Whether what a server asks, or gives, may pass to the caller, who can come back with it then.
     pub(super) fn may_ask(
         &self,
-        between: Between<'_>,
+        caller: &Identity,
         server: &Server,
-        method_name: &str,
-        id: &Id<'_>,
+        session: Option<&str>,
+        asking: Asking<'_>,
     ) -> bool {
+        let (given, now) = (&self.worker.node.given, Instant::now());
+        match asking {
+            Asking::Request { method, id, opened } => {
+                let may = self.may_be_asked(caller, server, method);
+                if may {
+                    // Before the caller has it, so that no answer comes too early.
+                    let between = Between { caller, server: &server.identity, session: session.or(opened) };
+                    given.asked(between, id, Method::from_name(method), now);
+                }
+                may
+            }
+            Asking::Within(method) => self.may_be_asked(caller, server, method),
+            Asking::State(state) => {
+                given.gave_state(caller, &server.identity, state, now);
+                true
+            }
+        }
+    }
+
+    /// Decides on a request of the server's, and records it. One that does not pass is not answered in the caller's place:
+    /// the server waits for as long as it likes.
+    fn may_be_asked(&self, caller: &Identity, server: &Server, method_name: &str) -> bool {
         let node = &*self.worker.node;
         let method = Method::from_name(method_name);
         // A message of its own, on a stream that may be older than what holds now.
         let now = node.resources.load();
-        let decision = decision::server_request(between.caller, server, method, &now.policies, node.mode);
-        let may = matches!(decision, Decision::Permitted(_));
+        let decision = decision::server_request(caller, server, method, &now.policies, node.mode);
         // `ping` is no news.
         if method != Method::Ping {
             let Ok(mut entry) = node.record.open(self.origin, now.generation) else {
@@ -142,11 +169,7 @@ impl Turn<'_> {
                 Decision::Denied(denied) => entry.denied(denied, 0),
             }
         }
-        if may {
-            // Before the caller has it, so that no answer comes too early.
-            node.given.asked(between, id, method, Instant::now());
-        }
-        may
+        matches!(decision, Decision::Permitted(_))
     }
 }
 

@@ -4,7 +4,7 @@ use toolgate_core::http1;
 use toolgate_core::mcp::{Envelope, Owed, sse};
 
 use super::client::put_chunk;
-use super::{Exchange, Fault, Reply, Seen, message, shown, unreadable};
+use super::{Asking, Exchange, Fault, Reply, Seen, message, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
 use crate::limits::{Limit, Limits};
@@ -115,15 +115,19 @@ async fn judge(
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
     let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
-    let (message, reply) = message(&data, "event", exchange.limits)?;
+    let (message, reply, input) = message(&data, "event", exchange.limits)?;
     mcp.owed.admits_event(&message, *answered)?;
     match message {
-        Envelope::Notification(_) => Ok(Judged::Kept),
+        Envelope::Notification(_) => match mcp.admits(&input, "event") {
+            Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
+            admitted => admitted.map(|()| Judged::Kept),
+        },
         Envelope::Request(method_name, id) => {
-            let may_ask = (mcp.may_ask)(&method_name, &id, opened);
+            let may_ask = (mcp.may_ask)(Asking::Request { method: &method_name, id: &id, opened });
             Ok(if may_ask { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
+            mcp.admits(&input, "event")?;
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {
                 let mut shown = Vec::with_capacity(data.len());

@@ -3,6 +3,7 @@
 //! What a declared server says is read before the client gets a byte of it: a reply in JSON when it is whole, a stream
 //! event by event. A reply ends where its framing says; a byte beyond makes the connection useless for anyone else.
 
+mod asks;
 mod client;
 mod content;
 mod events;
@@ -10,6 +11,7 @@ mod fault;
 mod shown;
 mod whole;
 
+pub use asks::Asking;
 pub use events::end_events;
 pub use fault::Fault;
 pub use shown::PinExchange;
@@ -26,7 +28,7 @@ use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
-use toolgate_core::mcp::{self, Envelope, Id, ListKind, Owed};
+use toolgate_core::mcp::{self, Envelope, Input, ListKind, Owed};
 
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
@@ -72,8 +74,8 @@ pub struct McpExchange<'a> {
     pub sessions: Option<&'a Sessions>,
     /// Policy is only observed: lists are shown whole.
     pub observe: bool,
-    /// Whether a request of the server's, its method's name and id, may pass to the caller in this session.
-    pub may_ask: &'a dyn Fn(&str, &Id<'_>, Option<&str>) -> bool,
+    /// Whether what the server asks, or gives, may pass to the caller.
+    pub may_ask: &'a dyn Fn(Asking<'_>) -> bool,
 }
 
 /// How a reply ended.
@@ -314,7 +316,7 @@ fn message<'t>(
     text: &'t [u8],
     what: &'static str,
     limits: &Limits,
-) -> Result<(Envelope<'t>, Value<'t>), Fault> {
+) -> Result<(Envelope<'t>, Value<'t>, Input<'t>), Fault> {
     let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, &limits.json()));
     read.map_err(|error| unreadable(what, &error.to_string()))
 }
