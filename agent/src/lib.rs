@@ -11,7 +11,7 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`events`], [`file`],
-//! [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
 
 pub mod admin;
 pub mod app;
@@ -26,6 +26,7 @@ pub mod events;
 pub mod existing;
 pub mod file;
 pub mod forward;
+pub mod given;
 pub mod identify;
 pub mod limits;
 pub mod listeners;

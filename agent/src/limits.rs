@@ -177,6 +177,11 @@ limits! {
     events_per_stream_max, EventsPerStream: Count(usize) = 256;
     /// How long a stream that broke can be resumed.
     event_idle_max, EventIdle: Time(Duration) = seconds(3600);
+    /// What servers gave to callers to come back with, at once on the node: requests to answer and states to go on with.
+    /// Beyond it the oldest are forgotten, a caller's own first.
+    given_max, Given: Count(usize) = 65_536;
+    /// How long a caller may take to come back with it: a user may be asked.
+    given_time_max, GivenTime: Time(Duration) = seconds(24 * 3600);
     /// Audit entries open or waiting for the writer at once: one for each running request.
     audit_entries_max, AuditEntries: Count(usize) = 32_768;
     /// The same of one captured cgroup.

@@ -342,14 +342,15 @@ impl Turn<'_> {
                 tasks: expected.tasks,
                 others_tasks: &findings.others_tasks,
                 observe,
-                on_server_request: &|method| self.record_server_request(server, method, observe),
+                may_ask: &|asking| self.may_ask(&leg.caller, server, expected.session(), asking),
             }),
             upgrade: false,
             close: !head.keep_alive,
             limits: &node.limits,
         };
         let replied = respond::stream(&mut upstream, client, &exchange).await;
-        if let (Ok(replied), Some(ended)) = (&replied, &expected.ends_session)
+        if let (Ok(replied), Some(ended)) = (&replied, expected.session())
+            && expected.ends_session
             && (200..300).contains(&replied.status)
         {
             node.bindings.end_session(&server.identity, ended);
@@ -393,7 +394,9 @@ impl Turn<'_> {
                     self.worker.node.metrics.limits.count(limit, &broken.fault);
                 }
                 entry.failed(reason, broken.bytes, broken.fault.to_string());
-                let answer = denial::answer(reason, expected.failure(), &entry.request_id());
+                let is_refused = reason == Reason::ServerRequest;
+                let shape = if is_refused { expected.refusal() } else { expected.failure() };
+                let answer = denial::answer(reason, shape, &entry.request_id());
                 match broken.seen {
                     Seen::Nothing if reason != Reason::ClientLeft => {
                         entry.replied(broken.fault.status(), 0);

@@ -271,7 +271,7 @@ impl Scene {
                 tasks: expected.tasks,
                 others_tasks: &Cell::new(0),
                 observe: false,
-                on_server_request: &|_| {},
+                may_ask: &|_| false,
             }),
             upgrade: false,
             close: false,

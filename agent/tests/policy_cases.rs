@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toolgate::config::{AgentConfig, Diagnostic, Resources, explain, load_agent, load_resources};
-use toolgate_core::decision::{Action, Decision, Ids, Mode, Server, ShadowVerdict, Use, decide};
+use toolgate_core::decision::{
+    Action, Decision, Ids, Mode, Server, ShadowVerdict, Use, decide, server_request,
+};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{JsonLimits, ListKind, Scratch, parse};
+use toolgate_core::mcp::{JsonLimits, ListKind, Method, Scratch, parse};
 use toolgate_core::policy::Predicate;
 use toolgate_core::workload::Unidentified;
 
@@ -33,6 +35,13 @@ struct Case {
     server: String,
     message: Option<String>,
     action: Option<String>,
+    /// The server asks this of the caller.
+    asks: Option<String>,
+    /// The server's request that an answer answers.
+    question: Option<String>,
+    /// The message goes on with a state that its caller did not get.
+    #[serde(default)]
+    unknown_state: bool,
     session: Option<String>,
     task: Option<String>,
     tool: Option<String>,
@@ -123,6 +132,11 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         parse(text.as_bytes(), &mut scratch, &JsonLimits::default())
             .unwrap_or_else(|e| panic!("{}: {e}", case.name))
     });
+    if let Some(method) = &case.asks {
+        let (caller, server) = (identity(&case.caller), server(resources, &case.server));
+        let (method, mode) = (Method::from_name(method), Mode { observe: case.observe });
+        return told(server_request(&caller, server, method, &resources.policies, mode));
+    }
     let action = match (case.action.as_deref(), &message) {
         (None, Some(message)) => Action::Message(message),
         (Some("get"), None) => Action::OpenStream,
@@ -138,13 +152,18 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
         Some(other) => panic!("{}: {other}", case.name),
     };
     let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
-    let ids = Ids { session, task, tool: case.tool.as_deref(), event };
+    let (tool, question) = (case.tool.as_deref(), case.question.as_deref().map(Method::from_name));
+    let ids = Ids { session, task, tool, event, question, is_state_unknown: case.unknown_state };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
     let mode = Mode { observe: case.observe };
     let server = server(resources, &case.server);
-    match decide(caller, server, action, ids, &resources.policies, mode) {
+    told(decide(caller, server, action, ids, &resources.policies, mode))
+}
+
+fn told<T>(decision: Decision<T>) -> Outcome {
+    match decision {
         Decision::Permitted(permitted) => Outcome {
             expect: "permit".to_owned(),
             reason: None,
@@ -230,6 +249,8 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::ArgumentsRefused
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
+        | Reason::ServerRequest
+        | Reason::UnknownState
         | Reason::UnknownSession
         | Reason::ForeignSession
         | Reason::UnknownTask
@@ -240,7 +261,6 @@ fn is_given_by_decide(reason: Reason) -> bool {
         Reason::NotApproved
         | Reason::DefinitionChanged
         | Reason::HiddenCharacters
-        | Reason::ServerRequest
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque

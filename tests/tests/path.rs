@@ -218,10 +218,15 @@ fn refused_for(scene: &Scene, reason: &str) -> Result<()> {
 fn headers_must_say_what_the_message_says() -> Result<()> {
     let scene = Scene::set()?;
     let (mut caller, mut witness) = scene.reader()?;
-    let body = call(1, "echo", &json!({}));
+    let body = call(1, "echo", &json!({ "region": "eu" }));
     let told = "Mcp-Method: tools/call\r\n";
-    let cases: [(String, Option<i64>); 11] = [
-        (format!("{told}Mcp-Name: echo\r\nMCP-Protocol-Version: 2026-07-28\r\n"), None),
+    let stateless = "MCP-Protocol-Version: 2026-07-28\r\n";
+    let cases: [(String, Option<i64>); 15] = [
+        (format!("{told}Mcp-Name: echo\r\n{stateless}"), None),
+        (format!("{told}{stateless}"), Some(-32020)),
+        (format!("Mcp-Name: echo\r\n{stateless}"), Some(-32020)),
+        ("Mcp-Param-Region: eu\r\n".to_owned(), None),
+        ("Mcp-Param-Region: us\r\n".to_owned(), Some(-32020)),
         (format!("{told}Mcp-Name: =?base64?ZWNobw==?=\r\n"), None),
         ("Mcp-Method: tools/list\r\n".to_owned(), Some(-32020)),
         (format!("{told}Mcp-Name: add\r\n"), Some(-32020)),

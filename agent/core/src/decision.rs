@@ -9,7 +9,7 @@ use smallvec::smallvec;
 
 use crate::denial::Reason;
 use crate::identity::Identity;
-use crate::mcp::Message;
+use crate::mcp::{Message, Method};
 use crate::pin::Pinning;
 use crate::policy::{Policies, Refused, Rules, Verdict};
 use crate::workload::Unidentified;
@@ -207,6 +207,10 @@ pub struct Ids<'t> {
     pub tool: Option<&'t str>,
     /// The last event of the stream that it resumes.
     pub event: Use,
+    /// Of an answer: the method of the server's request that this caller was given and has not answered.
+    pub question: Option<Method>,
+    /// It goes on with a request state that this caller did not get from this server.
+    pub is_state_unknown: bool,
 }
 
 impl Ids<'_> {
@@ -295,31 +299,61 @@ pub fn decide<T: Asks>(
         Ok(caller) => caller,
         Err(unidentified) => return Decision::Denied(unidentified.into()),
     };
+    if ids.is_state_unknown {
+        return Decision::Denied(Denied::because(Reason::UnknownState));
+    }
     let (verdict, shadow) = match asked.action() {
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
             policies.judge(caller, &server.identity, call, ids.tool)
         }
         Action::OpenStream | Action::EndSession => policies.judge_may(caller, &server.identity),
-        // No server is let ask anything yet, so there is nothing to answer: not a matter of policy.
-        Action::Message(Message::Response(_)) => {
-            return Decision::Denied(Denied::because(Reason::UnexpectedResponse));
-        }
+        Action::Message(Message::Response(_)) => match ids.question {
+            Some(question) => judge_server(caller, server, question, policies),
+            // Nobody asked: not a matter of policy.
+            None => return Decision::Denied(Denied::because(Reason::UnexpectedResponse)),
+        },
         Action::OtherPath => return Decision::Denied(Denied::because(Reason::PathNotServed)),
     };
+    weighed(asked, verdict, shadow, mode.relaxes(server))
+}
+
+/// Decides on a request of the server's to the caller.
+#[must_use]
+pub fn server_request(
+    caller: &Identity,
+    server: &Server,
+    method: Method,
+    policies: &Policies,
+    mode: Mode,
+) -> Decision<Method> {
+    let (verdict, shadow) = judge_server(caller, server, method, policies);
+    weighed(method, verdict, shadow, mode.relaxes(server))
+}
+
+/// `ping` asks for nothing but a sign of life.
+fn judge_server(
+    caller: &Identity,
+    server: &Server,
+    method: Method,
+    policies: &Policies,
+) -> (Verdict, Option<Verdict>) {
+    if method == Method::Ping {
+        return policies.judge_may(caller, &server.identity);
+    }
+    policies.judge_server(caller, &server.identity, method)
+}
+
+fn weighed<T>(what: T, verdict: Verdict, shadow: Option<Verdict>, relaxed: bool) -> Decision<T> {
     let shadow = shadow.map(ShadowVerdict::from);
     match verdict {
-        Ok(rules) => Decision::Permitted(Permitted { what: asked, rules, observed: None, shadow }),
+        Ok(rules) => Decision::Permitted(Permitted { what, rules, observed: None, shadow }),
         Err(Refused { reason, rules }) => {
             let denied = Denied { reason, rules, detail: None, shadow: shadow.clone() };
-            if !mode.relaxes(server) {
+            if !relaxed {
                 return Decision::Denied(denied);
             }
-            Decision::Permitted(Permitted {
-                what: asked,
-                rules: smallvec![],
-                observed: Some(Box::new(denied)),
-                shadow,
-            })
+            let observed = Some(Box::new(denied));
+            Decision::Permitted(Permitted { what, rules: smallvec![], observed, shadow })
         }
     }
 }

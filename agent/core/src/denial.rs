@@ -62,7 +62,7 @@ reasons! {
     HiddenCharacters = "hidden_characters", "what the server offers under this name has hidden characters";
     /// A method that no MCP revision gives to clients, and no rule names.
     MethodUnknown = "method_unknown", "policy does not permit this method";
-    /// An answer to a request that no server was let ask.
+    /// An answer to no request that this caller was given by this server and has not answered.
     UnexpectedResponse = "unexpected_response", "no answer was asked for";
     /// A request of a server (sampling, elicitation, roots) that no rule permits.
     ServerRequest = "server_request", "policy does not permit requests from this server";
@@ -84,6 +84,8 @@ reasons! {
     UnknownEvent = "unknown_event", "no such event";
     /// The last event of another caller's stream.
     ForeignEvent = "event_hijack", "no such event";
+    /// A request state that does not exist or is another's.
+    UnknownState = "unknown_request_state", "no such request state";
     /// A Host that is none of the server's.
     HostMismatch = "host_mismatch", "the Host header does not name this server";
     /// Not the server's MCP path.
@@ -198,6 +200,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
+        | Reason::UnknownState
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque

@@ -237,12 +237,12 @@ fn replies() {
     fn check(members: &str, expected: &str) {
         let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
         let found = match reply_envelope(text.as_bytes(), &mut Scratch::new(), &JsonLimits::default()) {
-            Ok((Envelope::Response { id, is_error }, value)) => {
+            Ok((Envelope::Response { id, is_error }, value, _)) => {
                 assert_eq!(value.text(), text);
                 format!("{} {}", id.as_ref().map_or("-", Id::raw), if is_error { "error" } else { "result" })
             }
-            Ok((Envelope::Request(method, id), _)) => format!("{} {method}", id.raw()),
-            Ok((Envelope::Notification(method), _)) => format!("- {method}"),
+            Ok((Envelope::Request(method, id), ..)) => format!("{} {method}", id.raw()),
+            Ok((Envelope::Notification(method), ..)) => format!("- {method}"),
             Err(error) => refused(&error),
         };
         assert_eq!(found, expected, "{text}");

@@ -9,7 +9,7 @@ const RESUMED: Owed<'static> = Owed::Resumed { id: "7" };
 fn read(members: &str, look: impl FnOnce(&Envelope<'_>) -> Result<(), NotOwed>) -> Result<(), NotOwed> {
     let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
     let (mut scratch, limits) = (Scratch::new(), JsonLimits::default());
-    let (envelope, _) = reply_envelope(text.as_bytes(), &mut scratch, &limits).expect("a message");
+    let (envelope, ..) = reply_envelope(text.as_bytes(), &mut scratch, &limits).expect("a message");
     look(&envelope)
 }
 

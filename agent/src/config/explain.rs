@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use toolgate_core::decision::{Enforcement, Server, Undeclared, Unrecognised};
+use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
     Arguments, At, Effect, Glob, Literal, Others, Policies, Policy, PolicyMode, Predicate, Rule, What,
@@ -161,6 +162,7 @@ fn sentence(rule: &Rule) -> String {
         What::Methods(globs) => format!("use {}", named("method", globs)),
         What::Resources(globs) => format!("read {}", named("resource", globs)),
         What::Prompts(globs) => format!("get {}", named("prompt", globs)),
+        What::ServerRequests(asks) => return asking(rule, asks),
     };
     let when = rule.arguments.as_ref().map(conditions).unwrap_or_default();
     let hidden = if rule.list == Some(false) { ", hidden from lists" } else { "" };
@@ -168,6 +170,16 @@ fn sentence(rule: &Rule) -> String {
     match rule.effect {
         Effect::Allow => format!("{effect} {callers} to {what} on {servers}{when}{hidden} [{}]", rule.name),
         Effect::Deny => format!("{effect} that {callers} {what} on {servers}{when} [{}]", rule.name),
+    }
+}
+
+/// A rule about what servers do.
+fn asking(rule: &Rule, asks: &[ServerAsks]) -> String {
+    let (callers, servers, name) = (and(&rule.callers), and(&rule.servers), &rule.name);
+    let what = and(asks.iter().map(|asks| asks.as_str()));
+    match rule.effect {
+        Effect::Allow => format!("allow {servers} to ask {callers} for {what} [{name}]"),
+        Effect::Deny => format!("deny that {servers} asks {callers} for {what} [{name}]"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_saphyr::Spanned;
 use toolgate_core::identity::{Identity, check_name};
+use toolgate_core::mcp::ServerAsks;
 use toolgate_core::policy::{
     Arguments, At, DECIDED_BY_NAME, Effect, Glob, IdentityPattern, JsonType, Key, Literal, Others, Policy,
     PolicyMode, Predicate, Rule, What,
@@ -66,9 +67,7 @@ struct Reader<'r> {
 impl Reader<'_> {
     fn rule(&mut self, placed: &Spanned<RuleSpec>) -> Option<Rule> {
         let spec = &placed.value;
-        let later =
-            [("server_requests", &spec.server_requests), ("token", &spec.token), ("when", &spec.when)];
-        self.findings.refuse_later(self.source, &later);
+        self.findings.refuse_later(self.source, &[("token", &spec.token), ("when", &spec.when)]);
         let name = self.required(placed, &spec.name, "name")?;
         if let Err(error) = check_name(&name.value) {
             self.findings.push(self.source.error(name, error.to_string()));
@@ -86,6 +85,9 @@ impl Reader<'_> {
         if let Some(list) = spec.list.as_ref().filter(|_| effect == Effect::Deny) {
             let fault = self.source.error(list, "a deny rule lists nothing");
             self.findings.push(fault.help("remove `list`: what is denied is hidden"));
+        } else if let (Some(list), What::ServerRequests(_)) = (&spec.list, &what) {
+            let fault = self.source.error(list, "what servers ask is in no list");
+            self.findings.push(fault.help("remove `list`"));
         }
         let arguments = self.arguments(spec, effect, &what);
         let unplaced = |patterns: Vec<(IdentityPattern, &Spanned<String>)>| {
@@ -180,12 +182,13 @@ impl Reader<'_> {
 
     fn what(&mut self, placed: &Spanned<RuleSpec>, effect: Effect) -> Option<What> {
         let spec = &placed.value;
-        type Kind<'s> = (&'s str, &'s Given<Vec<Spanned<String>>>, fn(Vec<Glob>) -> What);
-        let kinds: [Kind<'_>; 4] = [
-            ("tools", &spec.tools, What::Tools),
-            ("methods", &spec.methods, What::Methods),
-            ("resources", &spec.resources, What::Resources),
-            ("prompts", &spec.prompts, What::Prompts),
+        type Kind<'s> = (&'s str, &'s Given<Vec<Spanned<String>>>, Option<fn(Vec<Glob>) -> What>);
+        let kinds: [Kind<'_>; 5] = [
+            ("tools", &spec.tools, Some(What::Tools)),
+            ("methods", &spec.methods, Some(What::Methods)),
+            ("resources", &spec.resources, Some(What::Resources)),
+            ("prompts", &spec.prompts, Some(What::Prompts)),
+            ("server_requests", &spec.server_requests, None),
         ];
         let given: Vec<_> =
             kinds.iter().filter_map(|(key, list, what)| Some((*key, list.as_ref()?, what))).collect();
@@ -194,7 +197,8 @@ impl Reader<'_> {
             [] if effect == Effect::Deny => return Some(What::Everything),
             [] => {
                 let fault = self.source.error(placed, "the rule does not say what it allows");
-                let help = "add `tools`, `methods`, `resources` or `prompts`; `tools: [\"*\"]` is every tool";
+                let help = "add `tools`, `methods`, `resources`, `prompts` or `server_requests`; `tools: [\"*\"]` is \
+                            every tool";
                 self.findings.push(fault.help(help));
                 return None;
             }
@@ -205,8 +209,22 @@ impl Reader<'_> {
             }
         };
         self.refuse_empty(list, key);
+        let Some(what) = what else {
+            let asks = list.value.iter().filter_map(|word| self.server_asks(word)).collect();
+            return Some(What::ServerRequests(asks));
+        };
         let globs = list.value.iter().filter_map(|word| self.glob(key, word, effect)).collect();
         Some(what(globs))
+    }
+
+    fn server_asks(&mut self, word: &Spanned<String>) -> Option<ServerAsks> {
+        let found = ServerAsks::ALL.into_iter().find(|asks| asks.as_str() == word.value);
+        if found.is_none() {
+            let names = ServerAsks::ALL.map(ServerAsks::as_str);
+            let fault = self.source.error(word, format!("servers ask for nothing called `{}`", word.value));
+            self.findings.push(fault.help(did_you_mean(&word.value, &names)));
+        }
+        found
     }
 
     fn glob(&mut self, key: &str, word: &Spanned<String>, effect: Effect) -> Option<Glob> {
@@ -250,7 +268,7 @@ impl Reader<'_> {
         let Some(given) = &spec.arguments else { return Some(None) };
         let takes_arguments = match what {
             What::Tools(_) | What::Prompts(_) => true,
-            What::Everything | What::Methods(_) | What::Resources(_) => false,
+            What::Everything | What::Methods(_) | What::Resources(_) | What::ServerRequests(_) => false,
         };
         if !takes_arguments {
             let fault = self.source.error(given, "only tools and prompts have arguments");

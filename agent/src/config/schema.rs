@@ -143,7 +143,7 @@ keys! {
         methods: Given<Vec<Spanned<String>>>,
         resources: Given<Vec<Spanned<String>>>,
         prompts: Given<Vec<Spanned<String>>>,
-        server_requests: Later,
+        server_requests: Given<Vec<Spanned<String>>>,
         list: Given<bool>,
         arguments: Given<Pairs<PredicateSpec>>,
         other_arguments: Given<String>,

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
+use smallvec::SmallVec;
 use toolgate_core::decision::{Action, Asks, Server};
 use toolgate_core::denial::{Reason, Shape};
-use toolgate_core::http1::{Framing, HttpError, Name, RequestHead};
-use toolgate_core::mcp::{self, HeaderMismatch, Message, Method, json};
+use toolgate_core::http1::{Framing, Headers, HttpError, Name, RequestHead};
+use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, json};
 
 use super::Request;
 use crate::limits::{Limit, Limits};
@@ -25,6 +26,7 @@ pub struct Asked<'b> {
     what: What<'b>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly every request is a message")]
 enum What<'b> {
     Message(Message<'b>),
     OpenStream,
@@ -73,9 +75,6 @@ impl Asked<'_> {
     }
 }
 
-/// From here on results say what they are (MCP 2026-07-28, `resultType`).
-const RESULT_TYPE_SINCE: &[u8] = b"2026-07-28";
-
 impl Asked<'_> {
     fn message_shape<'m>(&self, message: &'m Message<'_>) -> Shape<'m> {
         match message {
@@ -85,7 +84,7 @@ impl Asked<'_> {
                     return Shape::Request { id };
                 }
                 let version = self.request.head.headers.get(Name::McpProtocolVersion);
-                let result_type = version.is_some_and(|version| version >= RESULT_TYPE_SINCE);
+                let result_type = version.is_some_and(mcp::is_stateless);
                 Shape::ToolCall { id, result_type }
             }
             Message::Notification(_) => Shape::Notification,
@@ -199,10 +198,27 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
     let message = SCRATCH.with_borrow_mut(|scratch| {
         mcp::parse(request.body, scratch, &limits.json()).map_err(|error| Refused::malformed(&error))
     })?;
-    let header = |name| request.head.headers.only(name).map_err(|error| Refused::from(&error));
-    mcp::mirrors(&message, header(Name::McpMethod)?, header(Name::McpName)?)
-        .map_err(|error| Refused::mismatch(&error))?;
+    let headers = &request.head.headers;
+    let header = |name| headers.only(name).map_err(|error| Refused::from(&error));
+    let version = headers.get(Name::McpProtocolVersion);
+    let mirrored = mcp::Mirrored { version, method: header(Name::McpMethod)?, name: header(Name::McpName)? };
+    mcp::mirrors(&message, mirrored).map_err(|error| Refused::mismatch(&error))?;
+    match &message {
+        Message::Request(call) | Message::Notification(call) => params(headers, call)?,
+        Message::Response(_) if version.is_some_and(mcp::is_stateless) => {
+            let detail = "an answer to a server, which there is not in the revision that the request names";
+            return Err(Refused { reason: Reason::UnexpectedResponse, ..Refused::http(400, detail) });
+        }
+        Message::Response(_) => {}
+    }
     Ok(message)
+}
+
+/// Holds the headers that repeat arguments to them.
+fn params(headers: &Headers<'_>, call: &Call<'_>) -> Result<(), Refused> {
+    let params = headers.iter().filter(|header| mcp::is_param(header.name));
+    let params: SmallVec<[_; 4]> = params.map(|header| (header.name, header.value)).collect();
+    mcp::repeats(call.arguments, &params).map_err(|error| Refused::mismatch(&error))
 }
 
 /// `application/json`, with or without `charset=utf-8`: MCP is UTF-8.
@@ -246,6 +262,7 @@ fn has_mcp_header(head: &RequestHead<'_>) -> bool {
 }
 
 /// What a request to no declared server is.
+#[expect(clippy::large_enum_variant, reason = "it lives as long as one look at it")]
 pub enum Shadow<'b> {
     /// MCP: decided by `undeclared`.
     Mcp(Option<Message<'b>>),

@@ -22,8 +22,8 @@ pub struct Expected {
     pub tasks: bool,
     /// The tool that is called: the reply may be a task of it.
     tool: Option<Kept>,
-    /// The session that this request ends.
-    pub ends_session: Option<Box<str>>,
+    /// The request ends its session.
+    pub ends_session: bool,
     /// False for a stream that is open until someone leaves.
     pub ends_by_itself: bool,
     /// The reply may turn the connection into something else than HTTP.
@@ -32,6 +32,8 @@ pub struct Expected {
     session: Option<Kept>,
     /// The request's method.
     method: Option<Method>,
+    /// The request is `tools/call`; whether its results carry `resultType`.
+    tool_call: Option<bool>,
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
     id: Option<Kept>,
 }
@@ -58,8 +60,7 @@ impl Expected {
         expected.session = asked.session.map(Kept::new);
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
-            expected.ends_session =
-                asked.session.filter(|_| expected.http_method == "DELETE").map(Into::into);
+            expected.ends_session = expected.http_method == "DELETE";
             if let Some(owes) = owes {
                 expected.answer(Method::from_name(&owes.method), Some(&owes.id), owes.tool.as_deref());
             }
@@ -68,6 +69,11 @@ impl Expected {
         if let Message::Request(call) = message {
             expected.answer(call.method, call.id.as_ref().map(Id::raw), call.name.as_deref());
             expected.initialize = call.method == Method::Initialize;
+            if let Shape::ToolCall { result_type, .. } = asked.shape() {
+                expected.tool_call = Some(result_type);
+            }
+            // It is open until someone leaves (MCP 2026-07-28).
+            expected.ends_by_itself = call.method != Method::SubscriptionsListen;
         }
         expected
     }
@@ -94,11 +100,12 @@ impl Expected {
             instructions: false,
             tasks: false,
             tool: None,
-            ends_session: None,
+            ends_session: false,
             ends_by_itself: true,
             may_upgrade: false,
             session: None,
             method: None,
+            tool_call: None,
             id: None,
         }
     }
@@ -143,6 +150,15 @@ impl Expected {
     pub fn owes(&self) -> Option<Owes> {
         let (id, method) = (self.id()?.into(), self.method?.as_str().into());
         Some(Owes { id, method, tool: self.tool().map(Into::into) })
+    }
+
+    /// How it is put that policy refuses the answer.
+    #[must_use]
+    pub fn refusal(&self) -> Shape<'_> {
+        match (self.id(), self.tool_call) {
+            (Some(id), Some(result_type)) => Shape::ToolCall { id, result_type },
+            (_, _) => self.failure(),
+        }
     }
 
     fn id(&self) -> Option<&str> {

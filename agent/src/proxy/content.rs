@@ -1,19 +1,22 @@
-//! What messages are held to beyond policy: calls and replies to their pins, a server's requests to nothing yet.
+//! What messages are held to beyond the policy of calls: calls and replies to their pins, a server's requests and the
+//! answers to them to each other.
 
 use std::fmt::Display;
+use std::time::Instant;
 
 use serde::Serialize;
-use toolgate_core::decision::{Denied, Permitted, Server};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Server};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::Message;
+use toolgate_core::mcp::{Message, Method};
 use toolgate_core::pin::{self, Mode, News, Verdict};
 
 use super::Turn;
+use crate::given::Between;
 use crate::parse::Asked;
 use crate::pins::Findings;
 use crate::record::Entry;
-use crate::respond::PinExchange;
+use crate::respond::{Asking, PinExchange};
 
 /// The most bytes of a name in the audit.
 const NAME_BYTES_MAX: usize = 256;
@@ -101,14 +104,55 @@ impl Turn<'_> {
         }
     }
 
-    /// A request of the server's, on a stream of the caller's: no rule can permit it yet.
-    pub(super) fn record_server_request(&self, server: &Server, method: &str, observe: bool) {
-        let Ok(mut entry) = self.worker.node.record.open(self.origin, self.resources.generation) else {
-            return; // it does not pass without a record either: only `observe` lets it, and says so
-        };
-        entry.target(&server.identity);
-        self.name_caller(&mut entry);
-        entry.server_request(method, &Denied::because(Reason::ServerRequest), observe);
+    /// Whether what a server asks, or gives, may pass to the caller, who can come back with it then.
+    pub(super) fn may_ask(
+        &self,
+        caller: &Identity,
+        server: &Server,
+        session: Option<&str>,
+        asking: Asking<'_>,
+    ) -> bool {
+        let (given, now) = (&self.worker.node.given, Instant::now());
+        match asking {
+            Asking::Request { method, id, opened } => {
+                let may = self.may_be_asked(caller, server, method);
+                if may {
+                    // Before the caller has it, so that no answer comes too early.
+                    let between = Between { caller, server: &server.identity, session: session.or(opened) };
+                    given.asked(between, id, Method::from_name(method), now);
+                }
+                may
+            }
+            Asking::Within(method) => self.may_be_asked(caller, server, method),
+            Asking::State(state) => {
+                given.gave_state(caller, &server.identity, state, now);
+                true
+            }
+        }
+    }
+
+    /// Decides on a request of the server's, and records it. One that does not pass is not answered in the caller's place:
+    /// the server waits for as long as it likes.
+    fn may_be_asked(&self, caller: &Identity, server: &Server, method_name: &str) -> bool {
+        let node = &*self.worker.node;
+        let method = Method::from_name(method_name);
+        // A message of its own, on a stream that may be older than what holds now.
+        let now = node.resources.load();
+        let decision = decision::server_request(caller, server, method, &now.policies, node.mode);
+        // `ping` is no news.
+        if method != Method::Ping {
+            let Ok(mut entry) = node.record.open(self.origin, now.generation) else {
+                return false; // it does not pass without a record either
+            };
+            entry.target(&server.identity);
+            self.name_caller(&mut entry);
+            entry.server_request(method_name);
+            match &decision {
+                Decision::Permitted(permitted) => entry.permitted(permitted),
+                Decision::Denied(denied) => entry.denied(denied, 0),
+            }
+        }
+        matches!(decision, Decision::Permitted(_))
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use toolgate_core::decision::{Ids, Server, Use};
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::Message;
+use toolgate_core::mcp::{Message, Method};
 
 use super::Turn;
 use crate::bindings::{Found, Kind};
 use crate::events::Owes;
+use crate::given::Between;
 use crate::parse::Asked;
 use crate::record::Entry;
 
@@ -22,11 +23,15 @@ pub(super) struct Named {
     event: Use,
     /// What the stream that it resumes owes.
     owes: Option<Arc<Owes>>,
+    /// What the server asked that it answers.
+    question: Option<Method>,
+    is_state_unknown: bool,
 }
 
 impl Named {
     pub(super) fn ids(&self) -> Ids<'_> {
-        Ids { session: self.session, task: self.task, tool: self.tool.as_deref(), event: self.event }
+        let &Self { session, task, event, question, is_state_unknown, .. } = self;
+        Ids { session, task, tool: self.tool.as_deref(), event, question, is_state_unknown }
     }
 
     pub(super) fn owes(&self) -> Option<&Owes> {
@@ -35,7 +40,7 @@ impl Named {
 }
 
 impl Turn<'_> {
-    /// Looks up what a request names; the record keeps the tool of its task.
+    /// Looks up what a request names; the record keeps the tool of its task. Who answers a question has answered it.
     pub(super) fn named(
         &self,
         caller: &Identity,
@@ -46,16 +51,28 @@ impl Turn<'_> {
         let (bindings, now) = (&self.worker.node.bindings, entry.started());
         let find = |kind, id: &str| bindings.used_by(kind, caller, &server.identity, id, now);
         let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default().whose;
+        let given = &self.worker.node.given;
+        let mut named = Named { session, ..Named::default() };
         let task_id = match asked.message() {
-            Some(Message::Request(call) | Message::Notification(call)) => call.task_id(),
-            Some(Message::Response(_)) | None => None,
+            Some(Message::Request(call) | Message::Notification(call)) => {
+                let is_unknown = |state: &str| !given.has_state(caller, &server.identity, state, now);
+                named.is_state_unknown = call.request_state.as_deref().is_some_and(is_unknown);
+                call.task_id()
+            }
+            Some(Message::Response(response)) => {
+                let between = Between { caller, server: &server.identity, session: asked.session };
+                named.question = given.answered(between, &response.id, now);
+                None
+            }
+            None => None,
         };
-        let Found { whose: task, tool } = task_id.map(|id| find(Kind::Task, &id)).unwrap_or_default();
-        if let Some(tool) = &tool {
+        let Found { whose, tool } = task_id.map(|id| find(Kind::Task, &id)).unwrap_or_default();
+        (named.task, named.tool) = (whose, tool);
+        if let Some(tool) = &named.tool {
             entry.tool(tool);
         }
         let resumed = |id| bindings.events.used_by(caller, &server.identity, asked.session, id, now);
-        let (event, owes) = asked.last_event.map(resumed).unwrap_or_default();
-        Named { session, task, tool, event, owes }
+        (named.event, named.owes) = asked.last_event.map(resumed).unwrap_or_default();
+        named
     }
 }

@@ -362,13 +362,11 @@ impl Entry {
     }
 
     /// A request that the server sent to the caller.
-    pub fn server_request(&mut self, method: &str, denied: &Denied, observe: bool) {
+    pub fn server_request(&mut self, method: &str) {
         self.set(|line| {
             line.labels.direction = Direction::FromServer;
             line.labels.method = Method::from_name(method).as_str();
             line.method_name = Some(Name::new(method));
-            line.labels.verdict = if observe { Verdict::Observe } else { Verdict::Deny };
-            line.labels.reason = Some(denied.reason);
         });
     }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, Method, sse};
+use toolgate_core::mcp::{Envelope, sse};
 
 use super::client::put_chunk;
-use super::{Exchange, Fault, Reply, Seen, message, shown, unreadable};
+use super::{Asking, Exchange, Fault, Reply, Seen, message, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
 use crate::events::Given;
@@ -18,7 +18,7 @@ use crate::parse::{Client, Stream};
 enum Judged {
     Kept,
     Replaced(Vec<u8>),
-    /// A server request that no rule permits, or news of another caller's task.
+    /// A request of the server's that may not pass, or news of another caller's task.
     Withheld,
 }
 
@@ -79,7 +79,7 @@ impl<S: Stream> Reply<'_, S> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
-            match judge(event, self.exchange, answered).await? {
+            match judge(event, self.exchange, self.opened.as_deref(), answered).await? {
                 Judged::Kept => {
                     self.give(event, given);
                     self.event(event, held.capacity()).await?;
@@ -125,23 +125,30 @@ fn unsplittable(error: &sse::SseError) -> Fault {
     }
 }
 
-async fn judge(event: &[u8], exchange: &Exchange<'_>, answered: &mut bool) -> Result<Judged, Fault> {
+/// `opened`: the session that this reply opens.
+async fn judge(
+    event: &[u8],
+    exchange: &Exchange<'_>,
+    opened: Option<&str>,
+    answered: &mut bool,
+) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
     let Some(data) = sse::data(event).filter(|data| !data.is_empty()) else { return Ok(Judged::Kept) };
-    let (message, reply) = message(&data, "event", exchange.limits)?;
+    let (message, reply, input) = message(&data, "event", exchange.limits)?;
     mcp.owed.admits_event(&message, *answered)?;
     match message {
         Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
-        Envelope::Notification(_) => Ok(Judged::Kept),
-        Envelope::Request(method_name, _) => {
-            if Method::from_name(&method_name) == Method::Ping {
-                return Ok(Judged::Kept);
-            }
-            (mcp.on_server_request)(&method_name);
-            Ok(if mcp.observe { Judged::Kept } else { Judged::Withheld })
+        Envelope::Notification(_) => match mcp.admits(&input, "event") {
+            Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
+            admitted => admitted.map(|()| Judged::Kept),
+        },
+        Envelope::Request(method_name, id) => {
+            let may_ask = (mcp.may_ask)(Asking::Request { method: &method_name, id: &id, opened });
+            Ok(if may_ask { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
+            mcp.admits(&input, "event")?;
             if !is_error {
                 mcp.bind_task(reply)?;
             }

@@ -53,6 +53,12 @@ pub enum Fault {
     /// A message that nobody has asked for.
     #[error("the server's reply is not what was asked for: {0}")]
     NotOwed(#[from] NotOwed),
+    /// What it asks of its caller before it goes on, no rule permits.
+    #[error("the server's answer asks for `{method}`, which policy does not permit")]
+    Asks {
+        /// The name of its method.
+        method: String,
+    },
     /// No message where one is due.
     #[error("the server's reply has status {status} and no answer to the request")]
     NoAnswer {
@@ -90,6 +96,7 @@ impl Fault {
             Self::ClientLeft | Self::SlowClient(_) => Reason::ClientLeft,
             Self::Slow(..) => Reason::ServerTimeout,
             Self::NoRoom(_) => Reason::Overload,
+            Self::Asks { .. } => Reason::ServerRequest,
             Self::Http(_)
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
@@ -109,6 +116,8 @@ impl Fault {
         match self {
             Self::Slow(..) => 504,
             Self::NoRoom(_) => 503,
+            // As all that policy refuses.
+            Self::Asks { .. } => 200,
             Self::ClientLeft
             | Self::SlowClient(_)
             | Self::Http(_)
@@ -127,7 +136,11 @@ impl Fault {
     /// Whether it is the agent that will not pass on what came: then both ends could go on.
     pub(super) fn is_refusal(&self) -> bool {
         match self {
-            Self::TooLarge { .. } | Self::Unreadable { .. } | Self::NotOwed(_) | Self::Task => true,
+            Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::NotOwed(_)
+            | Self::Asks { .. }
+            | Self::Task => true,
             Self::ClientLeft
             | Self::SlowClient(_)
             | Self::Slow(..)
@@ -153,6 +166,7 @@ impl Fault {
             | Self::ServerLeft(_)
             | Self::Unreadable { .. }
             | Self::NotOwed(_)
+            | Self::Asks { .. }
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }

@@ -3,6 +3,7 @@
 //! What a declared server says is read before the client gets a byte of it: a reply in JSON when it is whole, a stream
 //! event by event. A reply ends where its framing says; a byte beyond makes the connection useless for anyone else.
 
+mod asks;
 mod client;
 mod content;
 mod events;
@@ -11,6 +12,7 @@ mod shown;
 mod tasks;
 mod whole;
 
+pub use asks::Asking;
 pub use events::end_events;
 pub use fault::Fault;
 pub use shown::PinExchange;
@@ -27,7 +29,7 @@ use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
-use toolgate_core::mcp::{self, Envelope, ListKind, Owed};
+use toolgate_core::mcp::{self, Envelope, Input, ListKind, Owed};
 
 use crate::bindings::Bindings;
 use crate::body::Body;
@@ -81,10 +83,10 @@ pub struct McpExchange<'a> {
     pub tasks: bool,
     /// Counts what is held back because it is of tasks that are not the caller's.
     pub others_tasks: &'a Cell<usize>,
-    /// Policy is only observed: lists are shown whole, and server requests pass.
+    /// Policy is only observed: lists are shown whole.
     pub observe: bool,
-    /// Told of each request of the server's that no rule permits: its method.
-    pub on_server_request: &'a dyn Fn(&str),
+    /// Whether what the server asks, or gives, may pass to the caller.
+    pub may_ask: &'a dyn Fn(Asking<'_>) -> bool,
 }
 
 /// How a reply ended.
@@ -334,7 +336,7 @@ fn message<'t>(
     text: &'t [u8],
     what: &'static str,
     limits: &Limits,
-) -> Result<(Envelope<'t>, Value<'t>), Fault> {
+) -> Result<(Envelope<'t>, Value<'t>, Input<'t>), Fault> {
     let read = SCRATCH.with_borrow_mut(|scratch| mcp::reply_envelope(text, scratch, &limits.json()));
     read.map_err(|error| unreadable(what, &error.to_string()))
 }

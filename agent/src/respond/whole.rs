@@ -195,8 +195,9 @@ fn admitted<'t>(
         return if must_answer { Err(Fault::NoAnswer { status: head.status }) } else { Ok(None) };
     }
     match message(text, "reply", exchange.limits) {
-        Ok((message, reply)) => {
+        Ok((message, reply, input)) => {
             mcp.owed.admits(&message, !succeeds)?;
+            mcp.admits(&input, "reply")?;
             let has_result = matches!(message, Envelope::Response { is_error: false, .. });
             if has_result {
                 mcp.bind_task(reply)?;

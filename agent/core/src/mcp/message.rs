@@ -1,5 +1,6 @@
 //! One JSON-RPC 2.0 message: validated and taken apart in the same pass.
 
+use super::input::{Input, RESULT};
 use super::json::{JsonLimits, Key, Kind, Malformed, Name, Parser, Scratch, Start, Step, Value};
 use super::method::{Class, Method};
 use std::borrow::Cow;
@@ -23,6 +24,7 @@ const PARAMS: &[&str] = &[
     "taskId",
     "requestId",
     "requestState",
+    "inputRequests",
     "inputResponses",
     "level",
     "protocolVersion",
@@ -30,11 +32,13 @@ const PARAMS: &[&str] = &[
     "clientInfo",
     "notifications",
 ];
+/// The member of `_meta` that names the revision of a message.
+const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 const META: &[&str] = &[
     "progressToken",
     "traceparent",
     "tracestate",
-    "io.modelcontextprotocol/protocolVersion",
+    VERSION,
     "io.modelcontextprotocol/clientInfo",
     "io.modelcontextprotocol/clientCapabilities",
     "io.modelcontextprotocol/logLevel",
@@ -146,6 +150,10 @@ pub struct Call<'b> {
     pub arguments: Option<Value<'b>>,
     /// Whether `params.task` is there: the reply will be a task.
     pub task: bool,
+    /// `params.requestState`: what the server gave to go on with (MCP 2026-07-28).
+    pub request_state: Option<Cow<'b, str>>,
+    /// The revision that `params._meta` names (MCP 2026-07-28).
+    pub version: Option<Cow<'b, str>>,
 }
 
 impl Call<'_> {
@@ -196,7 +204,12 @@ struct Fields<'b> {
     arguments: Option<Value<'b>>,
     reference: Option<Value<'b>>,
     task: Option<Value<'b>>,
+    request_state: Option<Value<'b>>,
+    /// That of `params._meta`.
+    version: Option<Value<'b>>,
     has_meta: bool,
+    /// Of a result, or of a notification's `params`.
+    input: Input<'b>,
 }
 
 /// What kind of message the envelope makes it.
@@ -226,7 +239,7 @@ pub fn parse<'b>(
     }
 }
 
-/// Validates what a server sent, a reply's body or an event's data, and reads its envelope.
+/// Validates what a server sent, a reply's body or an event's data, and reads its envelope and what it asks within.
 ///
 /// # Errors
 /// [`Malformed`], as [`parse`]; the id of an error reply may be absent or null.
@@ -234,7 +247,7 @@ pub fn reply_envelope<'b>(
     text: &'b [u8],
     scratch: &mut Scratch,
     limits: &JsonLimits,
-) -> Result<(Envelope<'b>, Value<'b>), Malformed> {
+) -> Result<(Envelope<'b>, Value<'b>, Input<'b>), Malformed> {
     let mut fields = Fields::default();
     let value = fields.read(text, scratch, limits)?;
     let shape = fields.shape()?;
@@ -248,7 +261,8 @@ pub fn reply_envelope<'b>(
         (Shape::Call { method }, Some(id)) => Envelope::Request(method, id),
         (Shape::Call { method }, None) => Envelope::Notification(method),
     };
-    Ok((envelope, value))
+    let input = Input { error: fields.error, ..fields.input };
+    Ok((envelope, value, input))
 }
 
 impl<'b> Fields<'b> {
@@ -289,6 +303,12 @@ impl<'b> Fields<'b> {
             }
             &mut self.params
         } else if key.is(const { Name::new("result") }) {
+            if let (at, b'{') = start {
+                parser.only(self.result.is_some(), key)?;
+                let result = parser.object(at, |parser, key, start| self.of_result(parser, key, start))?;
+                self.result = Some(result);
+                return Ok(result.end());
+            }
             &mut self.result
         } else if key.is(const { Name::new("error") }) {
             &mut self.error
@@ -307,17 +327,48 @@ impl<'b> Fields<'b> {
         } else if key.is(const { Name::new("_meta") }) {
             parser.only(self.has_meta, key)?;
             self.has_meta = true;
-            return meta(parser, start);
+            return self.meta(parser, start);
         } else if key.is(const { Name::new("uri") }) {
             &mut self.uri
         } else if key.is(const { Name::new("ref") }) {
             &mut self.reference
         } else if key.is(const { Name::new("task") }) {
             &mut self.task
+        } else if key.is(const { Name::new("requestState") }) {
+            &mut self.request_state
+        } else if key.is(const { Name::new("inputRequests") }) {
+            &mut self.input.requests
         } else {
             return other(parser, key, start, PARAMS);
         };
         parser.once(place, key, start)
+    }
+
+    #[inline(always)]
+    fn of_result(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start) -> Step {
+        let place = if key.is(const { Name::new("inputRequests") }) {
+            &mut self.input.requests
+        } else if key.is(const { Name::new("requestState") }) {
+            &mut self.input.state
+        } else {
+            return other(parser, key, start, RESULT);
+        };
+        parser.once(place, key, start)
+    }
+
+    /// `params._meta`.
+    fn meta(&mut self, parser: &mut Parser<'b, '_>, start: Start) -> Step {
+        let (at, byte) = start;
+        if byte != b'{' {
+            return Err(Box::new(member(parser.value(start)?, "params._meta", "an object")));
+        }
+        let meta = parser.object(at, |parser, key, start| {
+            if key.is(const { Name::new(VERSION) }) {
+                return parser.once(&mut self.version, key, start);
+            }
+            other(parser, key, start, META)
+        })?;
+        Ok(meta.end())
     }
 
     fn shape(&self) -> Result<Shape<'b>, Malformed> {
@@ -365,21 +416,18 @@ impl<'b> Fields<'b> {
             | Class::ServerToClient
             | Class::Unknown => (name.and_then(Value::as_str), uri.and_then(Value::as_str)),
         };
-        let &Self { params, arguments, task, .. } = self;
-        let is_request = id.is_some();
-        let call = Call { id, method, method_name, params, name, uri, arguments, task: task.is_some() };
+        let optional = |value: Option<Value<'b>>, path| {
+            let text = |value: Value<'b>| value.as_str().ok_or_else(|| member(value, path, "a string"));
+            value.map(text).transpose()
+        };
+        let request_state = optional(self.request_state, "params.requestState")?;
+        let version = optional(self.version, "params._meta.io.modelcontextprotocol/protocolVersion")?;
+        let &Self { params, arguments, .. } = self;
+        let (is_request, task) = (id.is_some(), self.task.is_some());
+        let call =
+            Call { id, method, method_name, params, name, uri, arguments, task, request_state, version };
         Ok(if is_request { Message::Request(call) } else { Message::Notification(call) })
     }
-}
-
-/// `params._meta`.
-fn meta(parser: &mut Parser<'_, '_>, start: Start) -> Step {
-    let (at, byte) = start;
-    if byte != b'{' {
-        return Err(Box::new(member(parser.value(start)?, "params._meta", "an object")));
-    }
-    let meta = parser.object(at, |parser, key, start| other(parser, key, start, META))?;
-    Ok(meta.end())
 }
 
 /// A member that is not read; one that a lenient reader would read is refused.

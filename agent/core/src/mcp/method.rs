@@ -40,9 +40,35 @@ pub enum Class {
     Unknown,
 }
 
+/// What a server may ask of its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ServerAsks {
+    /// `sampling/createMessage`: what the caller's model says.
+    Sampling,
+    /// `elicitation/create`: what the caller's user says or does.
+    Elicitation,
+    /// `roots/list`: which folders the caller works in.
+    Roots,
+}
+
+impl ServerAsks {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Sampling, Self::Elicitation, Self::Roots];
+
+    /// As rules name it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sampling => "sampling",
+            Self::Elicitation => "elicitation",
+            Self::Roots => "roots",
+        }
+    }
+}
+
 /// One row per method, so that name, variant and class cannot drift apart.
 macro_rules! methods {
-    ($($variant:ident $name:literal $class:expr;)*) => {
+    ($($variant:ident $name:literal $class:expr $(, asks $($asks:ident)+)?;)*) => {
         /// A method of MCP.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Method {
@@ -81,10 +107,20 @@ macro_rules! methods {
                     Self::Other => Class::Unknown,
                 }
             }
+
+            /// As a request of a server: what it asks for, one of which must be permitted. None: no rule can permit it.
+            #[must_use]
+            pub fn server_asks(self) -> &'static [ServerAsks] {
+                match self {
+                    $(Self::$variant => &[$($(ServerAsks::$asks),+)?],)*
+                    Self::Other => &[],
+                }
+            }
         }
     };
 }
 
+// A server's `tasks/*` are about what it was let ask as a task (MCP 2025-11-25); the task is the client's.
 methods! {
     Initialize "initialize" Class::Handshake;
     Initialized "notifications/initialized" Class::Handshake;
@@ -109,17 +145,17 @@ methods! {
     ResourcesUpdated "notifications/resources/updated" Class::ServerToClient;
     PromptsListChanged "notifications/prompts/list_changed" Class::ServerToClient;
     RootsListChanged "notifications/roots/list_changed" Class::Handshake;
-    TasksGet "tasks/get" Class::Task;
-    TasksResult "tasks/result" Class::Task;
+    TasksGet "tasks/get" Class::Task, asks Sampling Elicitation;
+    TasksResult "tasks/result" Class::Task, asks Sampling Elicitation;
     TasksUpdate "tasks/update" Class::Task;
-    TasksCancel "tasks/cancel" Class::Task;
-    TasksList "tasks/list" Class::Tasks;
+    TasksCancel "tasks/cancel" Class::Task, asks Sampling Elicitation;
+    TasksList "tasks/list" Class::Tasks, asks Sampling Elicitation;
     TasksStatus "notifications/tasks/status" Class::ServerToClient;
     SubscriptionsListen "subscriptions/listen" Class::Listen;
-    SamplingCreate "sampling/createMessage" Class::ServerToClient;
-    ElicitationCreate "elicitation/create" Class::ServerToClient;
+    SamplingCreate "sampling/createMessage" Class::ServerToClient, asks Sampling;
+    ElicitationCreate "elicitation/create" Class::ServerToClient, asks Elicitation;
     ElicitationComplete "notifications/elicitation/complete" Class::ServerToClient;
-    RootsList "roots/list" Class::ServerToClient;
+    RootsList "roots/list" Class::ServerToClient, asks Roots;
 }
 
 #[cfg(test)]

@@ -1,31 +1,46 @@
-//! `Mcp-Method` and `Mcp-Name`: headers that repeat what the body says (MCP 2026-07-28, Streamable HTTP, "Standard
+//! `MCP-Protocol-Version`, `Mcp-Method` and `Mcp-Name`: headers that repeat what the body says (MCP 2026-07-28, Streamable HTTP, "Standard
 //! Request Headers"). Decisions are made on the body alone; a server behind must not find another call in the headers.
 
 use super::message::{Call, Message};
-use super::method::Class;
+use super::method::{Class, Method};
 
 /// The JSON-RPC code of such a refusal; its HTTP status is 400.
 pub const HEADER_MISMATCH_CODE: i32 = -32020;
 
-/// A header that says something else than the body.
+/// From this revision on there are no sessions, and what a message says is repeated in headers.
+const STATELESS_SINCE: &[u8] = b"2026-07-28";
+
+/// Whether a revision has no sessions.
+#[must_use]
+pub fn is_stateless(version: &[u8]) -> bool {
+    version >= STATELESS_SINCE
+}
+
+/// A header that says something else than the body, or is not there where the revision asks for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the header `{header}` does not say what the message says; send the same in both, or leave the header out"
-)]
+#[error("the header `{header}` does not say what the message says; send the same in both")]
 pub struct HeaderMismatch {
     /// The header.
     pub header: &'static str,
 }
 
-/// Compares the two headers, where they are given, with the message.
+/// The headers that repeat what a message says, where they are given.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mirrored<'h> {
+    /// `MCP-Protocol-Version`.
+    pub version: Option<&'h [u8]>,
+    /// `Mcp-Method`.
+    pub method: Option<&'h str>,
+    /// `Mcp-Name`.
+    pub name: Option<&'h str>,
+}
+
+/// Compares the headers, where they are given or the revision asks for them, with the message.
 ///
 /// # Errors
 /// [`HeaderMismatch`].
-pub fn mirrors(
-    message: &Message<'_>,
-    method_header: Option<&str>,
-    name_header: Option<&str>,
-) -> Result<(), HeaderMismatch> {
+pub fn mirrors(message: &Message<'_>, headers: Mirrored<'_>) -> Result<(), HeaderMismatch> {
+    let Mirrored { version: version_header, method: method_header, name: name_header } = headers;
     let call = match message {
         Message::Request(call) | Message::Notification(call) => Some(call),
         Message::Response(_) => None,
@@ -37,7 +52,23 @@ pub fn mirrors(
     if name_header.is_some_and(|value| !call.is_some_and(|call| names(value, call))) {
         return Err(HeaderMismatch { header: "Mcp-Name" });
     }
-    Ok(())
+    let version = call.and_then(|call| call.version.as_deref()).map(str::as_bytes);
+    if version.is_some_and(|version| version_header.map_or(is_stateless(version), |header| header != version))
+    {
+        return Err(HeaderMismatch { header: "MCP-Protocol-Version" });
+    }
+    match message {
+        Message::Request(call) if version_header.is_some_and(is_stateless) => {
+            let needs_name = matches!(call.method.class(), Class::Tool | Class::Prompt)
+                || call.method == Method::ResourcesRead;
+            match (method_header, name_header) {
+                (None, _) => Err(HeaderMismatch { header: "Mcp-Method" }),
+                (Some(_), None) if needs_name => Err(HeaderMismatch { header: "Mcp-Name" }),
+                (Some(_), _) => Ok(()),
+            }
+        }
+        Message::Request(_) | Message::Notification(_) | Message::Response(_) => Ok(()),
+    }
 }
 
 /// Whether the value is the name of what the call is about: the tool's, the prompt's, the resource's URI or the task's
@@ -66,7 +97,7 @@ fn names(value: &str, call: &Call<'_>) -> bool {
 const SENTINEL: &str = "=?base64?";
 
 /// Whether a header's value is this text: as it is, or as `=?base64?<text>?=`, in its one canonical encoding.
-fn spells(value: &str, text: &str) -> bool {
+pub(super) fn spells(value: &str, text: &str) -> bool {
     let front = value.get(..SENTINEL.len());
     if !front.is_some_and(|front| front.eq_ignore_ascii_case(SENTINEL)) {
         return value == text;
@@ -139,8 +170,49 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
             let mut scratch = Scratch::new();
             let message = parse(text.as_bytes(), &mut scratch, &JsonLimits::default()).unwrap();
-            let got = mirrors(&message, method, name).err().map(|mismatch| mismatch.header);
+            let headers = Mirrored { version: None, method, name };
+            let got = mirrors(&message, headers).err().map(|mismatch| mismatch.header);
             assert_eq!(got, expected, "{text} {method:?} {name:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_revision_asks_for_must_be_there() {
+        let said = |version: &str, method: &str, more: &str| {
+            let meta = r#""_meta":{"io.modelcontextprotocol/protocolVersion":"#;
+            format!(r#""id":1,"method":"{method}","params":{{{more}{meta}"{version}"}}}}"#)
+        };
+        let tool = said("2026-07-28", "tools/call", r#""name":"echo","#);
+        let old = said("2025-11-25", "tools/call", r#""name":"echo","#);
+        let list = said("2026-07-28", "tools/list", "");
+        let notification = r#""method":"notifications/cancelled""#.to_owned();
+        let unsaid = r#""id":1,"method":"tools/list""#.to_owned();
+        let (new, before) = (Some("2026-07-28"), Some("2025-11-25"));
+        /// Members of a message, `MCP-Protocol-Version`, `Mcp-Method`, `Mcp-Name`, the header that is refused.
+        type Row<'r> = (&'r String, Option<&'r str>, Option<&'r str>, Option<&'r str>, Option<&'r str>);
+        let table: &[Row<'_>] = &[
+            (&tool, new, Some("tools/call"), Some("echo"), None),
+            (&tool, None, Some("tools/call"), Some("echo"), Some("MCP-Protocol-Version")),
+            (&tool, before, Some("tools/call"), Some("echo"), Some("MCP-Protocol-Version")),
+            (&tool, new, None, Some("echo"), Some("Mcp-Method")),
+            (&tool, new, Some("tools/call"), None, Some("Mcp-Name")),
+            (&old, before, None, None, None),
+            (&old, None, None, None, None),
+            (&old, new, Some("tools/call"), Some("echo"), Some("MCP-Protocol-Version")),
+            (&list, new, Some("tools/list"), None, None),
+            (&notification, new, None, None, None),
+            // What is missing in the body is its server's to say.
+            (&unsaid, new, Some("tools/list"), None, None),
+            (&unsaid, new, None, None, Some("Mcp-Method")),
+            (&unsaid, before, None, None, None),
+        ];
+        for &(members, version, method, name, expected) in table {
+            let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
+            let mut scratch = Scratch::new();
+            let message = parse(text.as_bytes(), &mut scratch, &JsonLimits::default()).unwrap();
+            let headers = Mirrored { version: version.map(str::as_bytes), method, name };
+            let got = mirrors(&message, headers).err().map(|mismatch| mismatch.header);
+            assert_eq!(got, expected, "{text} {version:?} {method:?} {name:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::index::Named;
 use crate::mcp::json::{Kind, Value};
-use crate::mcp::{Call, Class};
+use crate::mcp::{Call, Class, ServerAsks};
 
 /// One thing that a message asks for.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub(super) enum Asked<'m> {
     Handshake,
     /// What only a rule that names the method permits.
     Method,
+    /// What the server asks of the caller.
+    ByServer(ServerAsks),
 }
 
 impl Asked<'_> {
@@ -31,7 +33,9 @@ impl Asked<'_> {
         match self {
             Self::Tool(name, _) => Named::Tool(name),
             Self::Prompt(name, _) => Named::Prompt(name),
-            Self::Resource(_) | Self::Task(_) | Self::Handshake | Self::Method => Named::Nothing,
+            Self::Resource(_) | Self::Task(_) | Self::Handshake | Self::Method | Self::ByServer(_) => {
+                Named::Nothing
+            }
         }
     }
 }

@@ -176,8 +176,8 @@ fn subjects(what: &What) -> Vec<(By, u64)> {
         What::Tools(globs) => each(By::Name, TOOL, globs),
         What::Prompts(globs) => each(By::Name, PROMPT, globs),
         What::Methods(globs) => each(By::Method, METHOD, globs),
-        // A resource is matched in every reading of its URI.
-        What::Resources(_) | What::Everything => vec![(By::Any, ANY)],
+        // A resource is matched in every reading of its URI; of a server's requests there are few.
+        What::Resources(_) | What::ServerRequests(_) | What::Everything => vec![(By::Any, ANY)],
     }
 }
 
@@ -199,6 +199,7 @@ mod tests {
     use super::super::pattern::IdentityPattern;
     use super::super::rule::Effect;
     use super::*;
+    use crate::mcp::ServerAsks;
 
     const NAMES: [&str; 8] = ["a", "b", "tools/call", "prompts/get", "a*", "*", "tools/*", "b-c"];
     const CALLERS: [&str; 6] = ["x", "y", "*", "x.other", "spiffe://two.org/ns/*/x", "x-*"];
@@ -229,6 +230,7 @@ mod tests {
                 }
                 add(&[first, second], What::Resources(globs(&["a"])));
                 add(&[second], What::Everything);
+                add(&[second], What::ServerRequests(vec![ServerAsks::Roots]));
             }
         }
         let many: Vec<_> = (0..PAIRS_MAX).map(|n| format!("t{n}")).collect();
@@ -269,7 +271,7 @@ mod tests {
                         fits(globs, name)
                     }
                     (What::Methods(globs), _) => fits(globs, method),
-                    (What::Resources(_) | What::Everything, _) => true,
+                    (What::Resources(_) | What::ServerRequests(_) | What::Everything, _) => true,
                     (What::Tools(_) | What::Prompts(_), _) => false,
                 };
                 let expected: Vec<_> = concerned.iter().filter(may_cover).map(|rule| &rule.name).collect();

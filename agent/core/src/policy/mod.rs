@@ -36,7 +36,7 @@ use self::rule::Match;
 use self::served::ByServer;
 use crate::denial::Reason;
 use crate::identity::Identity;
-use crate::mcp::{Call, Class, ListKind};
+use crate::mcp::{Call, Class, ListKind, Method, ServerAsks};
 use crate::words::ByWords;
 
 /// Names of rules, `policy/rule`.
@@ -164,6 +164,16 @@ impl Policies {
         self.both(server, |ends| ends.judge(caller, call, tool))
     }
 
+    /// The verdict on what the server asks of the caller.
+    pub(crate) fn judge_server(
+        &self,
+        caller: &Identity,
+        server: &Identity,
+        method: Method,
+    ) -> (Verdict, Option<Verdict>) {
+        self.both(server, |ends| ends.judge_server(caller, method))
+    }
+
     /// The verdict on what needs no more than that the caller may anything.
     pub(crate) fn judge_may(&self, caller: &Identity, server: &Identity) -> (Verdict, Option<Verdict>) {
         self.both(server, |ends| ends.may(caller))
@@ -217,7 +227,7 @@ impl Ends {
                 let rule = if let Asked::Task(tool) = asked {
                     layer.judge_task(caller, call, tool, &mut budget)?
                 } else {
-                    layer.judge(caller, call, asked, &mut budget)?
+                    layer.judge(caller, (&call.method_name, call.method), asked, &mut budget)?
                 };
                 if !rules.contains(&rule) {
                     rules.push(rule);
@@ -226,6 +236,21 @@ impl Ends {
             Ok(())
         })?;
         Ok(rules)
+    }
+
+    /// One of what it asks for must be permitted, by each end.
+    fn judge_server(&self, caller: &Identity, method: Method) -> Verdict {
+        let mut refused = Refused::without_rule(Reason::ServerRequest);
+        for &asks in method.server_asks() {
+            let judged: Verdict =
+                self.layers().map(|layer| layer.judge_server(caller, method, asks)).collect();
+            match judged {
+                Ok(rules) => return Ok(rules),
+                Err(why) if why.rules.is_empty() => {}
+                Err(why) => refused = why,
+            }
+        }
+        Err(refused)
     }
 }
 
@@ -238,27 +263,28 @@ impl Layer {
     fn judge(
         &self,
         caller: &Identity,
-        call: &Call<'_>,
+        (name, method): (&str, Method),
         asked: &Asked<'_>,
         budget: &mut Budget,
     ) -> Result<Arc<str>, Refused> {
         let named = asked.named();
-        let denying = (!self.deny.is_empty()).then(|| self.deny.about(caller, &call.method_name, named));
+        let denying = (!self.deny.is_empty()).then(|| self.deny.about(caller, name, named));
         for rule in denying.into_iter().flatten() {
-            if rule.matches(&call.method_name, asked, budget) == Match::Whole {
+            if rule.matches(name, asked, budget) == Match::Whole {
                 return Err(Refused { reason: Reason::DeniedByRule, rules: smallvec![rule.name.clone()] });
             }
         }
         let mut arguments_fail: Rules = smallvec![];
-        for rule in self.allow.about(caller, &call.method_name, named) {
-            match rule.matches(&call.method_name, asked, budget) {
+        for rule in self.allow.about(caller, name, named) {
+            match rule.matches(name, asked, budget) {
                 Match::Whole => return Ok(rule.name.clone()),
                 Match::ArgumentsFail => arguments_fail.push(rule.name.clone()),
                 Match::No => {}
             }
         }
-        match (asked, call.method.class()) {
+        match (asked, method.class()) {
             (Asked::Handshake, _) => self.may(caller),
+            (Asked::ByServer(_), _) => Err(Refused::without_rule(Reason::ServerRequest)),
             _ if !arguments_fail.is_empty() => {
                 Err(Refused { reason: Reason::ArgumentsRefused, rules: arguments_fail })
             }
@@ -276,7 +302,7 @@ impl Layer {
         tool: &str,
         budget: &mut Budget,
     ) -> Result<Arc<str>, Refused> {
-        let by_method = self.judge(caller, call, &Asked::Method, budget);
+        let by_method = self.judge(caller, (&call.method_name, call.method), &Asked::Method, budget);
         match (by_method, self.may_call(caller, tool)) {
             (Err(denied), _) | (_, Err(denied)) if denied.reason == Reason::DeniedByRule => Err(denied),
             (Ok(rule), _) | (Err(_), Ok(rule)) => Ok(rule),
@@ -293,6 +319,11 @@ impl Layer {
         }
         let allow = self.allow.about(caller, method, named).find(|rule| covers(rule) == Truth::True);
         allow.map(|rule| rule.name.clone()).ok_or(Refused::without_rule(Reason::NoRule))
+    }
+
+    fn judge_server(&self, caller: &Identity, method: Method, asks: ServerAsks) -> Result<Arc<str>, Refused> {
+        // It has no arguments that rules speak of.
+        self.judge(caller, (method.as_str(), method), &Asked::ByServer(asks), &mut Budget::new(0))
     }
 
     /// The first rule that lets the caller do something; else the deny rule that takes away the last.

@@ -8,7 +8,7 @@ use super::glob::Glob;
 use super::pattern::IdentityPattern;
 use super::predicate::{Budget, Truth, any_path_fits};
 use crate::identity::Identity;
-use crate::mcp::ListKind;
+use crate::mcp::{ListKind, ServerAsks};
 
 /// What a matching rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum What {
     Resources(Vec<Glob>),
     /// Prompts by name: `prompts/get`.
     Prompts(Vec<Glob>),
+    /// What the server may ask of the caller.
+    ServerRequests(Vec<ServerAsks>),
 }
 
 /// One rule of a policy.
@@ -99,7 +101,8 @@ impl Rule {
             | Asked::Resource(_)
             | Asked::Task(_)
             | Asked::Handshake
-            | Asked::Method => Truth::Unknown,
+            | Asked::Method
+            | Asked::ByServer(_) => Truth::Unknown,
         };
         if holds(truth) { Match::Whole } else { Match::ArgumentsFail }
     }
@@ -107,12 +110,17 @@ impl Rule {
     fn covers(&self, method: &str, asked: &Asked<'_>) -> Truth {
         match (&self.what, asked) {
             (What::Everything, _) => Truth::True,
+            (What::ServerRequests(asks), Asked::ByServer(one)) => Truth::from(asks.contains(one)),
+            // What a caller may send, its server may not for that.
+            (What::Methods(_), Asked::ByServer(_)) if self.effect == Effect::Allow => Truth::False,
             (What::Methods(globs), _) => Truth::from(any_fits(globs, method)),
             (What::Tools(globs), Asked::Tool(name, _)) | (What::Prompts(globs), Asked::Prompt(name, _)) => {
                 Truth::from(any_fits(globs, name))
             }
             (What::Resources(globs), Asked::Resource(uri)) => any_path_fits(globs, uri),
-            (What::Tools(_) | What::Prompts(_) | What::Resources(_), _) => Truth::False,
+            (What::Tools(_) | What::Prompts(_) | What::Resources(_) | What::ServerRequests(_), _) => {
+                Truth::False
+            }
         }
     }
 
@@ -127,7 +135,9 @@ impl Rule {
                 any_path_fits(globs, name)
             }
             (What::Methods(globs), _) => Truth::from(any_fits(globs, calling_method(kind))),
-            (What::Tools(_) | What::Prompts(_) | What::Resources(_), _) => Truth::False,
+            (What::Tools(_) | What::Prompts(_) | What::Resources(_) | What::ServerRequests(_), _) => {
+                Truth::False
+            }
         }
     }
 
@@ -149,7 +159,17 @@ impl Rule {
             (What::Methods(denied), What::Tools(_)) => any_fits(denied, "tools/call"),
             (What::Methods(denied), What::Prompts(_)) => any_fits(denied, "prompts/get"),
             (What::Methods(denied), What::Resources(_)) => any_fits(denied, "resources/read"),
-            (What::Tools(_) | What::Prompts(_) | What::Resources(_) | What::Methods(_), _) => false,
+            (What::ServerRequests(denied), What::ServerRequests(allowed)) => {
+                allowed.iter().all(|allowed| denied.contains(allowed))
+            }
+            (
+                What::Tools(_)
+                | What::Prompts(_)
+                | What::Resources(_)
+                | What::Methods(_)
+                | What::ServerRequests(_),
+                _,
+            ) => false,
         }
     }
 }
