@@ -241,7 +241,7 @@ fn a_request_state_is_good_for_who_got_it() -> Result<()> {
     input_required(&scene, &[], "given");
     first_call(&mut clients[0])?;
     scene.server.answers("tools/call", "", &json!({ "content": [], "isError": false }));
-    scene.server.requests_now();
+    assert_eq!(scene.server.requests_now().len(), 1, "the first call");
     let (given, made_up) = (json!("given"), json!("made-up"));
     let table = [
         ("another's", 1, "echo", &given, "unknown_request_state"),
