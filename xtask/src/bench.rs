@@ -10,6 +10,7 @@ mod report;
 mod rounds;
 mod soak;
 mod stage;
+mod streams;
 mod tool;
 mod usage;
 
@@ -55,6 +56,9 @@ pub(crate) struct Wanted {
     /// Send instead 1,000,000 requests through one agent and watch its memory and descriptors
     #[arg(long)]
     soak: bool,
+    /// Open instead 1,000 event streams with an event each second, and measure delay and memory
+    #[arg(long)]
+    streams: bool,
 }
 
 /// What the part that runs as root is told by the part that built everything.
@@ -99,10 +103,11 @@ pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
         tempfile::Builder::new().prefix("toolgate-bench.").tempdir().context("cannot make a folder")?;
     let measured = Stage::set(prepared, folder.path()).and_then(|mut stage| {
         let wanted = &prepared.wanted;
-        let measured = match (wanted.growth, wanted.soak) {
-            (true, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
-            (false, true) => soak::soak(&mut stage, &mut leftovers),
-            (false, false) => rounds::rounds(&mut stage, wanted, &mut leftovers),
+        let measured = match (wanted.growth, wanted.soak, wanted.streams) {
+            (true, _, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
+            (false, true, _) => soak::soak(&mut stage, &mut leftovers),
+            (false, false, true) => streams::streams(&stage, &mut leftovers),
+            (false, false, false) => rounds::rounds(&mut stage, wanted, &mut leftovers),
         };
         measured.and(stage.strike())
     });

@@ -16,6 +16,8 @@ pub(super) enum Order<'o> {
     Open(Open<'o>),
     Run { millis: u64, anew: bool },
     Hold { count: usize, streams: bool },
+    Listen { count: usize, read: bool },
+    Hear { millis: u64 },
     Close,
 }
 

@@ -5,6 +5,7 @@
 
 mod connection;
 mod generator;
+mod listener;
 mod message;
 mod upstream;
 

@@ -13,7 +13,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
-use super::message::{self, Kind};
+use super::listener::Listeners;
+use super::message::{self, Flow, Kind};
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 12_000;
@@ -32,6 +33,10 @@ enum Order {
     Run { millis: u64, anew: bool },
     /// Opens so many streams, or idle connections that have asked once, and keeps them until `close`.
     Hold { count: usize, streams: bool },
+    /// Opens so many streams with an event each second, or so many that nobody ever reads.
+    Listen { count: usize, read: bool },
+    /// Reads those for so many milliseconds; the delays are of all since they were opened.
+    Hear { millis: u64 },
     /// Closes all.
     Close,
 }
@@ -64,14 +69,21 @@ struct Load {
     open: Option<Open>,
     request: Vec<u8>,
     connections: Vec<Connection>,
+    listeners: Listeners,
     block: Vec<u8>,
 }
 
 /// Reads orders until the input ends.
 pub(crate) fn obey() -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("no epoll")?;
-    let mut load =
-        Load { epoll, open: None, request: Vec::new(), connections: Vec::new(), block: vec![0; 256 * 1024] };
+    let mut load = Load {
+        epoll,
+        open: None,
+        request: Vec::new(),
+        connections: Vec::new(),
+        listeners: Listeners::default(),
+        block: vec![0; 256 * 1024],
+    };
     for line in std::io::stdin().lock().lines() {
         let line = line.context("cannot read an order")?;
         let order = serde_json::from_str(&line).with_context(|| format!("no order: {line}"))?;
@@ -89,7 +101,19 @@ impl Load {
             Order::Open(open) => self.open(open),
             Order::Run { millis, anew } => self.run(Duration::from_millis(millis), anew),
             Order::Hold { count, streams } => self.hold(count, streams),
+            Order::Listen { count, read } => {
+                ensure!(count <= CONNECTIONS_MAX, "at most {CONNECTIONS_MAX} streams");
+                self.listeners.open(self.open.as_ref().context("nothing is open")?.address, count, read)?;
+                Ok(Done { requests: count, ..Done::default() })
+            }
+            Order::Hear { millis } => {
+                let time = Duration::from_millis(millis);
+                ensure!(time <= STEP_MAX, "at most {STEP_MAX:?} a step");
+                let delays = self.listeners.hear(time, &mut self.block)?;
+                Ok(summary(&mut delays.to_vec(), delays.len(), time))
+            }
             Order::Close => {
+                self.listeners = Listeners::default();
                 self.connections.clear();
                 Ok(Done::default())
             }
@@ -181,8 +205,11 @@ impl Load {
         ensure!(count <= CONNECTIONS_MAX, "at most {CONNECTIONS_MAX} connections");
         let open = self.open.as_ref().context("nothing is open")?;
         let address = open.address;
-        let request =
-            if streams { message::stream_request(&address.to_string()) } else { self.request.clone() };
+        let request = if streams {
+            message::stream_request(&address.to_string(), Flow::Silent)
+        } else {
+            self.request.clone()
+        };
         let begun = Instant::now();
         while self.connections.len() < count {
             let mut connection = Connection::open(address)?;

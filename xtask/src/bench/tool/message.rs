@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 
 /// What a request carries, and how its reply comes.
@@ -64,12 +66,61 @@ pub(crate) fn request(kind: Kind, bytes: usize, host: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
+/// What comes on a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Flow {
+    /// Nothing once it is open.
+    Silent,
+    /// A small event each second, numbered, with its time.
+    Seconds,
+    /// Events as fast as they are taken.
+    Flood,
+}
+
+impl Flow {
+    /// As in [`REPLY_HEADER`].
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Seconds => "seconds",
+            Self::Flood => "flood",
+        }
+    }
+
+    /// What that header says; `Silent` where it says nothing.
+    pub(crate) fn named(name: &str) -> Self {
+        match name {
+            "seconds" => Self::Seconds,
+            "flood" => Self::Flood,
+            _other => Self::Silent,
+        }
+    }
+}
+
 /// The request that opens a stream.
-pub(crate) fn stream_request(host: &str) -> Vec<u8> {
+pub(crate) fn stream_request(host: &str, flow: Flow) -> Vec<u8> {
     format!(
-        "GET /mcp HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\nMCP-Protocol-Version: 2025-06-18\r\n\r\n"
+        "GET /mcp HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\nMCP-Protocol-Version: 2025-06-18\r\n\
+         {REPLY_HEADER}: {}\r\n\r\n",
+        flow.as_str()
     )
     .into_bytes()
+}
+
+/// One event as a chunk: a notification with its number, its time in nanoseconds of CLOCK_MONOTONIC, and padding.
+pub(crate) fn event(number: u64, at_ns: i64, padding: usize) -> Vec<u8> {
+    let padding = "x".repeat(padding);
+    let event = format!(
+        "event: message\ndata: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{{\"level\":\"info\",\
+         \"data\":{{\"number\":{number},\"at_ns\":{at_ns},\"padding\":\"{padding}\"}}}}}}\n\n"
+    );
+    format!("{:x}\r\n{event}\r\n", event.len()).into_bytes()
+}
+
+/// CLOCK_MONOTONIC, which both ends share.
+pub(crate) fn now_ns() -> Result<i64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("no clock")?;
+    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
 }
 
 /// A reply as it goes over the wire, as large as the request that it answers.

@@ -4,16 +4,21 @@ use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::message::{self, Kind, REPLY_HEADER};
+use super::message::{self, Flow, Kind, REPLY_HEADER};
 
 /// Bytes of a head; a longer one closes its connection.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The largest body: what the bench asks, and some more.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Between two events of a stream.
+const EVENT_EVERY: Duration = Duration::from_secs(1);
+/// Of each event of a flood.
+const FLOOD_BYTES: usize = 16 * 1024;
 
 /// One connection: what was read of a request, what is left to write of a reply.
 struct Served {
@@ -23,13 +28,25 @@ struct Served {
     body: Option<(usize, Asked)>,
     /// The reply that is not written yet, and how much of it is.
     out: Option<(Asked, usize)>,
+    events: Option<Events>,
+}
+
+/// The events of an open stream.
+struct Events {
+    flow: Flow,
+    /// When the next one is due; a flood's always is.
+    due: Instant,
+    /// The next one's.
+    number: u64,
+    /// What the socket did not take.
+    pending: Vec<u8>,
 }
 
 /// What decides which reply it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Asked {
     Reply { kind: Kind, bytes: usize },
-    Stream,
+    Stream(Flow),
 }
 
 /// Serves on all these addresses until it is ended.
@@ -53,7 +70,7 @@ pub(crate) fn serve(addresses: &[String]) -> Result<()> {
     };
     let mut events = [EpollEvent::empty(); 256];
     loop {
-        let count = server.epoll.wait(&mut events, EpollTimeout::NONE).context("epoll fails")?;
+        let count = server.epoll.wait(&mut events, server.until_due()).context("epoll fails")?;
         for event in &events[..count] {
             let index = usize::try_from(event.data()).context("no index")?;
             match listeners.get(index) {
@@ -61,6 +78,7 @@ pub(crate) fn serve(addresses: &[String]) -> Result<()> {
                 None => server.go_on(index),
             }
         }
+        server.tell();
     }
 }
 
@@ -85,7 +103,7 @@ impl Server {
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
             let number = (index + self.first) as u64;
             self.epoll.add(stream.as_fd(), EpollEvent::new(flags, number)).context("no epoll")?;
-            let served = Some(Served { stream, head: Vec::new(), body: None, out: None });
+            let served = Some(Served { stream, head: Vec::new(), body: None, out: None, events: None });
             if index == self.served.len() {
                 self.served.push(served);
             } else {
@@ -93,6 +111,27 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// How long nothing has to be told.
+    fn until_due(&self) -> EpollTimeout {
+        let due = self.served.iter().flatten().filter_map(|served| served.events.as_ref()?.due_at());
+        let wait = due.min().map(|due| due.saturating_duration_since(Instant::now()));
+        // Rounded up to the millisecond that epoll knows.
+        wait.map_or(EpollTimeout::NONE, |wait| {
+            EpollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(EpollTimeout::ZERO)
+        })
+    }
+
+    /// Tells what is due.
+    fn tell(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.served.len() {
+            let events = self.served[index].as_ref().and_then(|served| served.events.as_ref());
+            if events.and_then(Events::due_at).is_some_and(|due| due <= now) {
+                self.go_on(index + self.first);
+            }
+        }
     }
 
     fn go_on(&mut self, number: usize) {
@@ -157,12 +196,22 @@ impl Served {
         Ok(())
     }
 
-    /// Whether all is written.
+    /// Writes what is to be written. Whether the reply is written whole.
     fn write(&mut self, replies: &mut HashMap<Asked, Vec<u8>>) -> io::Result<bool> {
+        if !self.write_reply(replies)? {
+            return Ok(false);
+        }
+        match &mut self.events {
+            Some(events) => events.write(&mut self.stream).map(|()| true),
+            None => Ok(true),
+        }
+    }
+
+    fn write_reply(&mut self, replies: &mut HashMap<Asked, Vec<u8>>) -> io::Result<bool> {
         let Some((asked, mut written)) = self.out else { return Ok(true) };
         let reply = replies.entry(asked).or_insert_with(|| match asked {
             Asked::Reply { kind, bytes } => message::reply(kind, bytes),
-            Asked::Stream => message::STREAM_REPLY.to_vec(),
+            Asked::Stream(_) => message::STREAM_REPLY.to_vec(),
         });
         while written < reply.len() {
             match self.stream.write(&reply[written..]) {
@@ -175,6 +224,46 @@ impl Served {
             }
         }
         self.out = None;
+        if let Asked::Stream(flow) = asked {
+            let due = Instant::now() + EVENT_EVERY;
+            self.events = Some(Events { flow, due, number: 0, pending: Vec::new() });
+        }
+        Ok(true)
+    }
+}
+
+impl Events {
+    /// When there is something to be told that the socket may take.
+    fn due_at(&self) -> Option<Instant> {
+        (self.flow == Flow::Seconds && self.pending.is_empty()).then_some(self.due)
+    }
+
+    /// Writes what is due, and no more than the socket takes.
+    fn write(&mut self, to: &mut TcpStream) -> io::Result<()> {
+        loop {
+            if self.pending.is_empty() && !self.make()? {
+                return Ok(());
+            }
+            match to.write(&self.pending) {
+                Ok(count) => drop(self.pending.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether another event was due.
+    fn make(&mut self) -> io::Result<bool> {
+        let padding = match self.flow {
+            Flow::Silent => return Ok(false),
+            Flow::Seconds if Instant::now() < self.due => return Ok(false),
+            Flow::Seconds => 0,
+            Flow::Flood => FLOOD_BYTES,
+        };
+        let now = message::now_ns().map_err(io::Error::other)?;
+        self.pending = message::event(self.number, now, padding);
+        self.number += 1;
+        self.due += EVENT_EVERY;
         Ok(true)
     }
 }
@@ -182,17 +271,17 @@ impl Served {
 /// Length of the body, and what it asks for.
 fn asked(head: &[u8]) -> Option<(usize, Asked)> {
     let head = std::str::from_utf8(head).ok()?;
-    if head.starts_with("GET ") {
-        return Some((0, Asked::Stream));
-    }
-    let (mut kind, mut length) = (Kind::Text, None);
+    let (mut kind, mut flow, mut length) = (Kind::Text, Flow::Silent, None);
     for line in head.split("\r\n").skip(1) {
         let (name, value) = line.split_once(':')?;
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().ok();
         } else if name.eq_ignore_ascii_case(REPLY_HEADER) {
-            kind = Kind::named(value.trim());
+            (kind, flow) = (Kind::named(value.trim()), Flow::named(value.trim()));
         }
+    }
+    if head.starts_with("GET ") {
+        return Some((0, Asked::Stream(flow)));
     }
     let bytes = length?;
     Some((bytes, Asked::Reply { kind, bytes }))
