@@ -252,7 +252,9 @@ fn a_request_state_is_good_for_who_got_it() -> Result<()> {
     for (name, client, tool, state, reason) in table {
         let told = retry(&mut clients[client], tool, state)?;
         let is_error = told.pointer("/result/isError") == Some(&json!(true));
-        assert_eq!(is_error, reason != "permitted", "{name}: {told}");
+        assert_eq!(is_error, reason == "no_rule", "{name}: {told}");
+        let is_unknown = told.pointer("/error/code") == Some(&json!(-32602));
+        assert_eq!(is_unknown, reason == "unknown_request_state", "{name}: {told}");
         assert_eq!(scene.server.requests_now().len(), usize::from(reason == "permitted"), "{name}");
         let is_it = |line: &Value| text(line, "reason") == reason && text(line, "tool") == tool;
         scene.agent.audit_until(name, |lines| lines.last().is_some_and(is_it))?;

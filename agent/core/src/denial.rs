@@ -180,8 +180,8 @@ enum Failure {
     Busy,
     /// 404, as the MCP specification says for sessions.
     Session,
-    /// What a server says of a task that it does not have (MCP 2025-11-25, tasks).
-    Task,
+    /// What a server says of a task (MCP 2025-11-25, tasks) or a request state (2026-07-28) that it does not have.
+    NoSuch,
     /// 400, as official SDK servers say of an event that they do not have.
     Event,
 }
@@ -200,7 +200,6 @@ fn failure(reason: Reason) -> Failure {
         | Reason::MethodUnknown
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
-        | Reason::UnknownState
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque
@@ -216,7 +215,7 @@ fn failure(reason: Reason) -> Failure {
         Reason::ServerTimeout => Failure::Unavailable(504),
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
         Reason::UnknownSession | Reason::ForeignSession => Failure::Session,
-        Reason::UnknownTask | Reason::ForeignTask => Failure::Task,
+        Reason::UnknownTask | Reason::ForeignTask | Reason::UnknownState => Failure::NoSuch,
         Reason::UnknownEvent | Reason::ForeignEvent => Failure::Event,
     }
 }
@@ -244,24 +243,24 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
             .closing_if(reason == Reason::ShuttingDown),
         (Failure::Event, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
-        (Failure::Task, Shape::ToolCall { id, .. } | Shape::Request { id }) => {
+        (Failure::NoSuch, Shape::ToolCall { id, .. } | Shape::Request { id }) => {
             json(200, rpc_error(id, INVALID_PARAMS_CODE, &text))
         }
         (Failure::Refused, Shape::ToolCall { id, result_type }) => {
             json(200, tool_result(id, result_type, &text))
         }
         (Failure::Refused, Shape::Request { id }) => json(200, rpc_error(id, REFUSED_CODE, &text)),
-        (Failure::Refused | Failure::Task, Shape::Notification | Shape::Response) => empty(202),
-        (Failure::Refused | Failure::Task, Shape::Stream | Shape::EndSession) => {
+        (Failure::Refused | Failure::NoSuch, Shape::Notification | Shape::Response) => empty(202),
+        (Failure::Refused | Failure::NoSuch, Shape::Stream | Shape::EndSession) => {
             empty(405).with("Allow", "POST".to_owned())
         }
-        (Failure::Refused | Failure::Task, Shape::OtherPath { well_known: true }) => {
+        (Failure::Refused | Failure::NoSuch, Shape::OtherPath { well_known: true }) => {
             json(404, plain_error(&text))
         }
-        (Failure::Refused | Failure::Task, Shape::OtherPath { well_known: false }) => {
+        (Failure::Refused | Failure::NoSuch, Shape::OtherPath { well_known: false }) => {
             json(403, plain_error(&text))
         }
-        (Failure::Refused | Failure::Task, Shape::Connection) => json(403, plain_error(&text)).closing(),
+        (Failure::Refused | Failure::NoSuch, Shape::Connection) => json(403, plain_error(&text)).closing(),
     }
 }
 
@@ -376,6 +375,12 @@ mod tests {
                 r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"toolgate: no such task (request r-1)"}}"#,
             ),
             (Reason::ForeignTask, Shape::Notification, 202, ""),
+            (
+                Reason::UnknownState,
+                Shape::ToolCall { id: "7", result_type: true },
+                200,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"toolgate: no such request state (request r-1)"}}"#,
+            ),
             (
                 Reason::ForeignEvent,
                 Shape::Stream,

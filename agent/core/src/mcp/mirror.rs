@@ -99,7 +99,8 @@ const SENTINEL: &str = "=?base64?";
 /// Whether a header's value is this text: as it is, or as `=?base64?<text>?=`, in its one canonical encoding.
 pub(super) fn spells(value: &str, text: &str) -> bool {
     let front = value.get(..SENTINEL.len());
-    if !front.is_some_and(|front| front.eq_ignore_ascii_case(SENTINEL)) {
+    // Without its end it is no encoding.
+    if !front.is_some_and(|front| front.eq_ignore_ascii_case(SENTINEL)) || !value.ends_with("?=") {
         return value == text;
     }
     let encoded = value.strip_prefix(SENTINEL).and_then(|rest| rest.strip_suffix("?="));
@@ -130,6 +131,7 @@ mod tests {
     fn headers_say_what_the_message_says() {
         let tool = r#""id":1,"method":"tools/call","params":{"name":"echo","uri":"u"}"#;
         let accented = r#""id":1,"method":"tools/call","params":{"name":"h\u00e9llo"}"#;
+        let unended = r#""id":1,"method":"tools/call","params":{"name":"=?base64?ZWNobw=="}"#;
         let resource = r#""id":1,"method":"resources/read","params":{"uri":"file:///a","name":"n"}"#;
         let task = r#""id":1,"method":"tasks/get","params":{"taskId":"t","name":"n"}"#;
         let list = r#""id":1,"method":"tools/list""#;
@@ -152,6 +154,8 @@ mod tests {
             (tool, None, Some("=?base64?b3RoZXI=?="), Some("Mcp-Name")),
             (tool, None, Some("=?BASE64?ZWNobw==?="), Some("Mcp-Name")),
             (tool, None, Some("=?base64?ZWNobw=="), Some("Mcp-Name")),
+            (unended, None, Some("=?base64?ZWNobw=="), None),
+            (unended, None, Some("=?base64?PT9iYXNlNjQ/WldOb2J3PT0=?="), None),
             (tool, None, Some("=?base64?é?="), Some("Mcp-Name")),
             (accented, None, Some("=?base64?aMOpbGxv?="), None),
             (resource, Some("resources/read"), Some("file:///a"), None),
