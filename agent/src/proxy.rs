@@ -342,7 +342,7 @@ impl Turn<'_> {
                 tasks: expected.tasks,
                 others_tasks: &findings.others_tasks,
                 observe,
-                may_ask: &|asking| self.may_ask(&leg.caller, server, expected.session(), asking),
+                may_ask: &|asking| self.may_ask(&leg.caller, server, expected, asking),
             }),
             upgrade: false,
             close: !head.keep_alive,

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toolgate::config::{AgentConfig, Diagnostic, Resources, explain, load_agent, load_resources};
 use toolgate_core::decision::{
-    Action, Decision, Ids, Mode, Server, ShadowVerdict, Use, decide, server_request,
+    Action, Asks, Decision, Ids, Mode, Server, ShadowVerdict, Use, decide, server_request,
 };
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{JsonLimits, ListKind, Method, Scratch, parse};
+use toolgate_core::mcp::{JsonLimits, ListKind, Method, Revision, Scratch, parse};
 use toolgate_core::policy::Predicate;
 use toolgate_core::workload::Unidentified;
 
@@ -35,6 +35,8 @@ struct Case {
     server: String,
     message: Option<String>,
     action: Option<String>,
+    /// The revision that the request says it is of.
+    revision: Option<String>,
     /// The server asks this of the caller.
     asks: Option<String>,
     /// The server's request that an answer answers.
@@ -126,6 +128,25 @@ struct Outcome {
     shadow: Option<String>,
 }
 
+impl Case {
+    fn revision(&self) -> Option<Revision> {
+        self.revision.as_ref().map(|date| Revision::named(date.as_bytes()).unwrap())
+    }
+}
+
+/// An action of a revision.
+struct Asked<'m>(Action<'m>, Option<Revision>);
+
+impl Asks for Asked<'_> {
+    fn action(&self) -> Action<'_> {
+        self.0
+    }
+
+    fn revision(&self) -> Option<Revision> {
+        self.1
+    }
+}
+
 fn outcome(resources: &Resources, case: &Case) -> Outcome {
     let mut scratch = Scratch::default();
     let message = case.message.as_ref().map(|text| {
@@ -134,7 +155,7 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     });
     if let Some(method) = &case.asks {
         let (caller, server) = (identity(&case.caller), server(resources, &case.server));
-        let (method, mode) = (Method::from_name(method), Mode { observe: case.observe });
+        let (method, mode) = ((Method::from_name(method), case.revision()), Mode { observe: case.observe });
         return told(server_request(&caller, server, method, &resources.policies, mode));
     }
     let action = match (case.action.as_deref(), &message) {
@@ -159,6 +180,7 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
     let mode = Mode { observe: case.observe };
     let server = server(resources, &case.server);
+    let action = Asked(action, case.revision());
     told(decide(caller, server, action, ids, &resources.policies, mode))
 }
 
@@ -268,6 +290,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::MalformedHttp
         | Reason::HeaderMismatch
         | Reason::MalformedMessage
+        | Reason::Batch
         | Reason::TooLarge
         | Reason::ServerUnreachable
         | Reason::ServerTimeout

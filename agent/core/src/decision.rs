@@ -9,7 +9,7 @@ use smallvec::smallvec;
 
 use crate::denial::Reason;
 use crate::identity::Identity;
-use crate::mcp::{Message, Method};
+use crate::mcp::{Message, Method, Revision};
 use crate::pin::Pinning;
 use crate::policy::{Policies, Refused, Rules, Verdict};
 use crate::workload::Unidentified;
@@ -252,17 +252,28 @@ pub enum Action<'m> {
 pub trait Asks {
     /// What it asks for.
     fn action(&self) -> Action<'_>;
+
+    /// The revision that it says it is of, where that is known here.
+    fn revision(&self) -> Option<Revision>;
 }
 
 impl<T: Asks> Asks for &T {
     fn action(&self) -> Action<'_> {
         T::action(self)
     }
+
+    fn revision(&self) -> Option<Revision> {
+        T::revision(self)
+    }
 }
 
 impl Asks for Action<'_> {
     fn action(&self) -> Action<'_> {
         *self
+    }
+
+    fn revision(&self) -> Option<Revision> {
+        None
     }
 }
 
@@ -302,6 +313,11 @@ pub fn decide<T: Asks>(
     if ids.is_state_unknown {
         return Decision::Denied(Denied::because(Reason::UnknownState));
     }
+    if let (Action::Message(message), Some(revision)) = (asked.action(), asked.revision())
+        && let Some(denied) = outside(message, revision)
+    {
+        return Decision::Denied(denied);
+    }
     let (verdict, shadow) = match asked.action() {
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
             policies.judge(caller, &server.identity, call, ids.tool)
@@ -317,15 +333,33 @@ pub fn decide<T: Asks>(
     weighed(asked, verdict, shadow, mode.relaxes(server))
 }
 
-/// Decides on a request of the server's to the caller.
+/// A message that the revision does not have which it says it is of. `initialize` is how another one is agreed on; what is
+/// no method of MCP is a matter of policy.
+fn outside(message: &Message<'_>, revision: Revision) -> Option<Denied> {
+    let (Message::Request(call) | Message::Notification(call)) = message else { return None };
+    let is_free = matches!(call.method, Method::Other | Method::Initialize);
+    (!is_free && !call.method.clients().contains(&revision)).then(|| no_method_of(revision, "clients"))
+}
+
+fn no_method_of(revision: Revision, senders: &str) -> Denied {
+    let revision = revision.as_str();
+    Denied::because(Reason::MethodUnknown).with_detail(format!("no method of {senders} in MCP {revision}"))
+}
+
+/// Decides on a request of the server's to the caller, in the revision of the request on whose stream it comes.
 #[must_use]
 pub fn server_request(
     caller: &Identity,
     server: &Server,
-    method: Method,
+    (method, revision): (Method, Option<Revision>),
     policies: &Policies,
     mode: Mode,
 ) -> Decision<Method> {
+    if let Some(revision) = revision.filter(|revision| !method.servers().contains(revision))
+        && method != Method::Other
+    {
+        return Decision::Denied(no_method_of(revision, "servers"));
+    }
     let (verdict, shadow) = judge_server(caller, server, method, policies);
     weighed(method, verdict, shadow, mode.relaxes(server))
 }

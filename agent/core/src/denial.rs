@@ -96,6 +96,8 @@ reasons! {
     HeaderMismatch = "header_mismatch", "the MCP headers do not say what the message says";
     /// Broken or ambiguous JSON-RPC.
     MalformedMessage = "malformed_message", "the JSON-RPC message is malformed";
+    /// Several JSON-RPC messages in one body, as MCP 2025-03-26 alone had it: none of them is read.
+    Batch = "batch", "batches are not taken here: send one message in each request";
     /// More bytes than the limits allow.
     TooLarge = "too_large", "the request is too large";
     /// The server takes no connection.
@@ -208,6 +210,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::MalformedHttp
         | Reason::HeaderMismatch
         | Reason::MalformedMessage
+        | Reason::Batch
         | Reason::TooLarge
         | Reason::ClientLeft
         | Reason::NoRecord => Failure::Refused,

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use toolgate_core::decision::{Action, Asks, Server};
 use toolgate_core::denial::{Reason, Shape};
 use toolgate_core::http1::{Framing, Headers, HttpError, Name, RequestHead};
-use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, json};
+use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, Revision, json};
 
 use super::Request;
 use crate::limits::{Limit, Limits};
@@ -42,6 +42,10 @@ impl Asks for Asked<'_> {
             What::EndSession => Action::EndSession,
             What::OtherPath => Action::OtherPath,
         }
+    }
+
+    fn revision(&self) -> Option<Revision> {
+        Revision::named(self.request.head.headers.get(Name::McpProtocolVersion)?)
     }
 }
 
@@ -114,8 +118,9 @@ impl Refused {
             (matches!(error, json::Malformed::Depth { .. }), Limit::JsonDepth),
             (matches!(error, json::Malformed::Members { .. }), Limit::JsonMembers),
         ];
+        let is_batch = matches!(error, json::Malformed::Batch { .. });
         Self {
-            reason: Reason::MalformedMessage,
+            reason: if is_batch { Reason::Batch } else { Reason::MalformedMessage },
             code: error.code(),
             limit: limits.into_iter().find_map(|(is_it, limit)| is_it.then_some(limit)),
             ..Self::http(400, error.to_string())

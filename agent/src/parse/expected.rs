@@ -1,8 +1,9 @@
 //! What the reply to a request will be, as far as the request tells: kept while the request itself is forgotten.
 
 use smallvec::SmallVec;
+use toolgate_core::decision::Asks as _;
 use toolgate_core::denial::Shape;
-use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed};
+use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed, Revision};
 use toolgate_core::pin;
 
 use super::Asked;
@@ -22,6 +23,8 @@ pub struct Expected {
     pub tasks: bool,
     /// The tool that is called: the reply may be a task of it.
     tool: Option<Kept>,
+    /// The revision that the request says it is of, where that is known here.
+    pub revision: Option<Revision>,
     /// The request ends its session.
     pub ends_session: bool,
     /// False for a stream that is open until someone leaves.
@@ -58,6 +61,7 @@ impl Expected {
     pub fn of(asked: &Asked<'_>, owes: Option<&Owes>) -> Self {
         let mut expected = Self::unread(asked.request.head.method);
         expected.session = asked.session.map(Kept::new);
+        expected.revision = asked.revision();
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
             expected.ends_session = expected.http_method == "DELETE";
@@ -100,6 +104,7 @@ impl Expected {
             instructions: false,
             tasks: false,
             tool: None,
+            revision: None,
             ends_session: false,
             ends_by_itself: true,
             may_upgrade: false,

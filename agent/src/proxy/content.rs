@@ -8,12 +8,12 @@ use serde::Serialize;
 use toolgate_core::decision::{self, Decision, Denied, Permitted, Server};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{Message, Method};
+use toolgate_core::mcp::{Message, Method, Revision};
 use toolgate_core::pin::{self, Mode, News, Verdict};
 
 use super::Turn;
 use crate::given::Between;
-use crate::parse::Asked;
+use crate::parse::{Asked, Expected};
 use crate::pins::Findings;
 use crate::record::Entry;
 use crate::respond::{Asking, PinExchange};
@@ -109,21 +109,22 @@ impl Turn<'_> {
         &self,
         caller: &Identity,
         server: &Server,
-        session: Option<&str>,
+        expected: &Expected,
         asking: Asking<'_>,
     ) -> bool {
         let (given, now) = (&self.worker.node.given, Instant::now());
         match asking {
             Asking::Request { method, id, opened } => {
-                let may = self.may_be_asked(caller, server, method);
+                let may = self.may_be_asked(caller, server, method, expected.revision);
                 if may {
                     // Before the caller has it, so that no answer comes too early.
-                    let between = Between { caller, server: &server.identity, session: session.or(opened) };
+                    let between =
+                        Between { caller, server: &server.identity, session: expected.session().or(opened) };
                     given.asked(between, id, Method::from_name(method), now);
                 }
                 may
             }
-            Asking::Within(method) => self.may_be_asked(caller, server, method),
+            Asking::Within(method) => self.may_be_asked(caller, server, method, None),
             Asking::State(state) => {
                 given.gave_state(caller, &server.identity, state, now);
                 true
@@ -133,12 +134,18 @@ impl Turn<'_> {
 
     /// Decides on a request of the server's, and records it. One that does not pass is not answered in the caller's place:
     /// the server waits for as long as it likes.
-    fn may_be_asked(&self, caller: &Identity, server: &Server, method_name: &str) -> bool {
+    fn may_be_asked(
+        &self,
+        caller: &Identity,
+        server: &Server,
+        method_name: &str,
+        revision: Option<Revision>,
+    ) -> bool {
         let node = &*self.worker.node;
         let method = Method::from_name(method_name);
         // A message of its own, on a stream that may be older than what holds now.
         let now = node.resources.load();
-        let decision = decision::server_request(caller, server, method, &now.policies, node.mode);
+        let decision = decision::server_request(caller, server, (method, revision), &now.policies, node.mode);
         // `ping` is no news.
         if method != Method::Ping {
             let Ok(mut entry) = node.record.open(self.origin, now.generation) else {

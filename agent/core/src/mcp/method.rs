@@ -1,4 +1,6 @@
-//! The methods of every revision of MCP up to 2026-07-28, and what kind of permission each needs.
+//! The methods of every revision of MCP up to 2026-07-28: who sends them, and what kind of permission each needs.
+
+use super::revision::Revision;
 
 /// What a list lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +70,7 @@ impl ServerAsks {
 
 /// One row per method, so that name, variant and class cannot drift apart.
 macro_rules! methods {
-    ($($variant:ident $name:literal $class:expr $(, asks $($asks:ident)+)?;)*) => {
+    ($($variant:ident $name:literal $class:expr, $clients:ident $servers:ident $(, asks $($asks:ident)+)?;)*) => {
         /// A method of MCP.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Method {
@@ -108,6 +110,24 @@ macro_rules! methods {
                 }
             }
 
+            /// The revisions in which clients send it.
+            #[must_use]
+            pub fn clients(self) -> &'static [Revision] {
+                match self {
+                    $(Self::$variant => $clients,)*
+                    Self::Other => NEVER,
+                }
+            }
+
+            /// The revisions in which servers send it.
+            #[must_use]
+            pub fn servers(self) -> &'static [Revision] {
+                match self {
+                    $(Self::$variant => $servers,)*
+                    Self::Other => NEVER,
+                }
+            }
+
             /// As a request of a server: what it asks for, one of which must be permitted. None: no rule can permit it.
             #[must_use]
             pub fn server_asks(self) -> &'static [ServerAsks] {
@@ -120,42 +140,55 @@ macro_rules! methods {
     };
 }
 
-// A server's `tasks/*` are about what it was let ask as a task (MCP 2025-11-25); the task is the client's.
+const ALWAYS: &[Revision] = &Revision::ALL;
+const NEVER: &[Revision] = &[];
+const SESSIONS: &[Revision] =
+    &[Revision::November2024, Revision::March2025, Revision::June2025, Revision::November2025];
+const STATELESS: &[Revision] = &[Revision::July2026];
+const ELICITATION: &[Revision] = &[Revision::June2025, Revision::November2025];
+const NOVEMBER: &[Revision] = &[Revision::November2025];
+/// In the later one as the extension `io.modelcontextprotocol/tasks`.
+const TASKS: &[Revision] = &[Revision::November2025, Revision::July2026];
+
+// Name, what decides about it where a client sends it, the revisions in which clients and in which servers do, what a
+// server asks for with it. A server's `tasks/*` are about what it was let ask as a task (MCP 2025-11-25); the task is the client's.
 methods! {
-    Initialize "initialize" Class::Handshake;
-    Initialized "notifications/initialized" Class::Handshake;
-    Ping "ping" Class::Handshake;
-    Discover "server/discover" Class::Handshake;
-    ToolsList "tools/list" Class::List(ListKind::Tools);
-    ToolsCall "tools/call" Class::Tool;
-    ResourcesList "resources/list" Class::List(ListKind::Resources);
-    ResourceTemplatesList "resources/templates/list" Class::List(ListKind::ResourceTemplates);
-    ResourcesRead "resources/read" Class::Resource;
-    ResourcesSubscribe "resources/subscribe" Class::Resource;
-    ResourcesUnsubscribe "resources/unsubscribe" Class::Resource;
-    PromptsList "prompts/list" Class::List(ListKind::Prompts);
-    PromptsGet "prompts/get" Class::Prompt;
-    Complete "completion/complete" Class::Completion;
-    SetLevel "logging/setLevel" Class::Handshake;
-    Cancelled "notifications/cancelled" Class::Handshake;
-    Progress "notifications/progress" Class::Handshake;
-    Message "notifications/message" Class::ServerToClient;
-    ToolsListChanged "notifications/tools/list_changed" Class::ServerToClient;
-    ResourcesListChanged "notifications/resources/list_changed" Class::ServerToClient;
-    ResourcesUpdated "notifications/resources/updated" Class::ServerToClient;
-    PromptsListChanged "notifications/prompts/list_changed" Class::ServerToClient;
-    RootsListChanged "notifications/roots/list_changed" Class::Handshake;
-    TasksGet "tasks/get" Class::Task, asks Sampling Elicitation;
-    TasksResult "tasks/result" Class::Task, asks Sampling Elicitation;
-    TasksUpdate "tasks/update" Class::Task;
-    TasksCancel "tasks/cancel" Class::Task, asks Sampling Elicitation;
-    TasksList "tasks/list" Class::Tasks, asks Sampling Elicitation;
-    TasksStatus "notifications/tasks/status" Class::ServerToClient;
-    SubscriptionsListen "subscriptions/listen" Class::Listen;
-    SamplingCreate "sampling/createMessage" Class::ServerToClient, asks Sampling;
-    ElicitationCreate "elicitation/create" Class::ServerToClient, asks Elicitation;
-    ElicitationComplete "notifications/elicitation/complete" Class::ServerToClient;
-    RootsList "roots/list" Class::ServerToClient, asks Roots;
+    Initialize "initialize" Class::Handshake, SESSIONS NEVER;
+    Initialized "notifications/initialized" Class::Handshake, SESSIONS NEVER;
+    Ping "ping" Class::Handshake, SESSIONS SESSIONS;
+    Discover "server/discover" Class::Handshake, STATELESS NEVER;
+    ToolsList "tools/list" Class::List(ListKind::Tools), ALWAYS NEVER;
+    ToolsCall "tools/call" Class::Tool, ALWAYS NEVER;
+    ResourcesList "resources/list" Class::List(ListKind::Resources), ALWAYS NEVER;
+    ResourceTemplatesList "resources/templates/list" Class::List(ListKind::ResourceTemplates), ALWAYS NEVER;
+    ResourcesRead "resources/read" Class::Resource, ALWAYS NEVER;
+    ResourcesSubscribe "resources/subscribe" Class::Resource, SESSIONS NEVER;
+    ResourcesUnsubscribe "resources/unsubscribe" Class::Resource, SESSIONS NEVER;
+    PromptsList "prompts/list" Class::List(ListKind::Prompts), ALWAYS NEVER;
+    PromptsGet "prompts/get" Class::Prompt, ALWAYS NEVER;
+    Complete "completion/complete" Class::Completion, ALWAYS NEVER;
+    SetLevel "logging/setLevel" Class::Handshake, SESSIONS NEVER;
+    Cancelled "notifications/cancelled" Class::Handshake, ALWAYS ALWAYS;
+    Progress "notifications/progress" Class::Handshake, SESSIONS ALWAYS;
+    Message "notifications/message" Class::ServerToClient, NEVER ALWAYS;
+    ToolsListChanged "notifications/tools/list_changed" Class::ServerToClient, NEVER ALWAYS;
+    ResourcesListChanged "notifications/resources/list_changed" Class::ServerToClient, NEVER ALWAYS;
+    ResourcesUpdated "notifications/resources/updated" Class::ServerToClient, NEVER ALWAYS;
+    PromptsListChanged "notifications/prompts/list_changed" Class::ServerToClient, NEVER ALWAYS;
+    RootsListChanged "notifications/roots/list_changed" Class::Handshake, SESSIONS NEVER;
+    TasksGet "tasks/get" Class::Task, TASKS NOVEMBER, asks Sampling Elicitation;
+    TasksResult "tasks/result" Class::Task, NOVEMBER NOVEMBER, asks Sampling Elicitation;
+    TasksUpdate "tasks/update" Class::Task, STATELESS NEVER;
+    TasksCancel "tasks/cancel" Class::Task, TASKS NOVEMBER, asks Sampling Elicitation;
+    TasksList "tasks/list" Class::Tasks, NOVEMBER NOVEMBER, asks Sampling Elicitation;
+    TasksStatus "notifications/tasks/status" Class::Handshake, NOVEMBER NOVEMBER;
+    TasksChanged "notifications/tasks" Class::ServerToClient, NEVER STATELESS;
+    SubscriptionsListen "subscriptions/listen" Class::Listen, STATELESS NEVER;
+    SubscriptionsAcknowledged "notifications/subscriptions/acknowledged" Class::ServerToClient, NEVER STATELESS;
+    SamplingCreate "sampling/createMessage" Class::ServerToClient, NEVER SESSIONS, asks Sampling;
+    ElicitationCreate "elicitation/create" Class::ServerToClient, NEVER ELICITATION, asks Elicitation;
+    ElicitationComplete "notifications/elicitation/complete" Class::ServerToClient, NEVER NOVEMBER;
+    RootsList "roots/list" Class::ServerToClient, NEVER SESSIONS, asks Roots;
 }
 
 #[cfg(test)]
@@ -164,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_method_keeps_its_name() {
-        assert_eq!(Method::ALL.len(), 34);
+        assert_eq!(Method::ALL.len(), 36);
         for &method in Method::ALL {
             assert_eq!(Method::from_name(method.as_str()), method);
             assert_ne!(method.class(), Class::Unknown, "{method:?}");
