@@ -10,6 +10,9 @@ use smallvec::{SmallVec, smallvec};
 /// The JSON-RPC error code of a refusal: outside -32768..-32000, which JSON-RPC 2.0 keeps for itself.
 pub const REFUSED_CODE: i32 = -31403;
 
+/// The JSON-RPC error code of a method that is not there (JSON-RPC 2.0, 5.1).
+pub const METHOD_NOT_FOUND_CODE: i32 = -32601;
+
 /// The JSON-RPC error code of parameters that name nothing (JSON-RPC 2.0, 5.1).
 const INVALID_PARAMS_CODE: i32 = -32602;
 
@@ -147,6 +150,9 @@ pub enum Shape<'m> {
     Request {
         /// The request's id, as JSON.
         id: &'m str,
+        /// Whether a method that is not there is told by the status (MCP 2026-07-28 and later, which have no sessions
+        /// that a 404 would end).
+        status_tells: bool,
     },
     /// A notification.
     Notification,
@@ -229,7 +235,7 @@ fn failure(reason: Reason) -> Failure {
 pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
     let text = format!("toolgate: {} (request {request_id})", reason.public_text());
     let id = match to {
-        Shape::ToolCall { id, .. } | Shape::Request { id } => id,
+        Shape::ToolCall { id, .. } | Shape::Request { id, .. } => id,
         Shape::Notification
         | Shape::Response
         | Shape::Stream
@@ -246,13 +252,16 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
             .closing_if(reason == Reason::ShuttingDown),
         (Failure::Event, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
-        (Failure::NoSuch, Shape::ToolCall { id, .. } | Shape::Request { id }) => {
+        (Failure::NoSuch, Shape::ToolCall { id, .. } | Shape::Request { id, .. }) => {
             json(200, rpc_error(id, INVALID_PARAMS_CODE, &text))
         }
         (Failure::Refused, Shape::ToolCall { id, result_type }) => {
             json(200, tool_result(id, result_type, &text))
         }
-        (Failure::Refused, Shape::Request { id }) => json(200, rpc_error(id, REFUSED_CODE, &text)),
+        (Failure::Refused, Shape::Request { id, status_tells: true }) if reason == Reason::MethodUnknown => {
+            json(404, rpc_error(id, METHOD_NOT_FOUND_CODE, &text))
+        }
+        (Failure::Refused, Shape::Request { id, .. }) => json(200, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Refused | Failure::NoSuch, Shape::Notification | Shape::Response) => empty(202),
         (Failure::Refused | Failure::NoSuch, Shape::Stream | Shape::EndSession) => {
             empty(405).with("Allow", "POST".to_owned())
@@ -335,7 +344,8 @@ mod tests {
     fn answers_follow_the_table() {
         let tool = Shape::ToolCall { id: "7", result_type: false };
         let modern = Shape::ToolCall { id: "\"a\"", result_type: true };
-        let request = Shape::Request { id: "7" };
+        let request = Shape::Request { id: "7", status_tells: false };
+        let stateless = Shape::Request { id: "7", status_tells: true };
         let table: &[(Reason, Shape<'_>, u16, &str)] = &[
             (
                 Reason::NoRule,
@@ -378,6 +388,24 @@ mod tests {
                 r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"toolgate: no such task (request r-1)"}}"#,
             ),
             (Reason::ForeignTask, Shape::Notification, 202, ""),
+            (
+                Reason::MethodUnknown,
+                request,
+                200,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: policy does not permit this method (request r-1)"}}"#,
+            ),
+            (
+                Reason::MethodUnknown,
+                stateless,
+                404,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"toolgate: policy does not permit this method (request r-1)"}}"#,
+            ),
+            (
+                Reason::NoRule,
+                stateless,
+                200,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: policy does not permit this (request r-1)"}}"#,
+            ),
             (
                 Reason::UnknownState,
                 Shape::ToolCall { id: "7", result_type: true },
@@ -450,7 +478,7 @@ mod tests {
     fn every_answer_is_valid_json_and_hides_which_rule() {
         let shapes = [
             Shape::ToolCall { id: "1", result_type: true },
-            Shape::Request { id: "1" },
+            Shape::Request { id: "1", status_tells: true },
             Shape::Notification,
             Shape::Response,
             Shape::Stream,

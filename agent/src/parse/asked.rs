@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use smallvec::SmallVec;
 use toolgate_core::decision::{Action, Asks, Server};
-use toolgate_core::denial::{Reason, Shape};
+use toolgate_core::denial::{METHOD_NOT_FOUND_CODE, Reason, Shape};
 use toolgate_core::http1::{Framing, Headers, HttpError, Name, RequestHead};
 use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, Revision, json};
 
@@ -84,12 +84,13 @@ impl Asked<'_> {
         match message {
             Message::Request(call) => {
                 let id = call.id.as_ref().map_or("null", |id| id.raw());
-                if call.method != Method::ToolsCall {
-                    return Shape::Request { id };
-                }
                 let version = self.request.head.headers.get(Name::McpProtocolVersion);
-                let result_type = version.is_some_and(mcp::is_stateless);
-                Shape::ToolCall { id, result_type }
+                let is_stateless = version.is_some_and(mcp::is_stateless);
+                if call.method == Method::ToolsCall {
+                    Shape::ToolCall { id, result_type: is_stateless }
+                } else {
+                    Shape::Request { id, status_tells: is_stateless }
+                }
             }
             Message::Notification(_) => Shape::Notification,
             Message::Response(_) => Shape::Response,
@@ -125,6 +126,19 @@ impl Refused {
             limit: limits.into_iter().find_map(|(is_it, limit)| is_it.then_some(limit)),
             ..Self::http(400, error.to_string())
         }
+    }
+
+    /// What a method needs that the revision without sessions does not have: it is not there, whatever it misses.
+    fn unknown(error: &json::Malformed, version: Option<&[u8]>) -> Option<Self> {
+        let json::Malformed::Missing { needed_by, .. } = error else { return None };
+        let revision = version.filter(|version| mcp::is_stateless(version)).and_then(Revision::named)?;
+        let method = Method::from_name(needed_by);
+        let is_unknown = method != Method::Other && !method.clients().contains(&revision);
+        is_unknown.then(|| Self {
+            reason: Reason::MethodUnknown,
+            code: METHOD_NOT_FOUND_CODE,
+            ..Self::http(404, format!("no method of clients in MCP {}: `{needed_by}`", revision.as_str()))
+        })
     }
 
     fn mismatch(error: &HeaderMismatch) -> Self {
@@ -200,12 +214,14 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
         let shown = String::from_utf8_lossy(content_type);
         return Err(Refused::http(415, format!("content type `{shown}`: MCP messages are application/json")));
     }
-    let message = SCRATCH.with_borrow_mut(|scratch| {
-        mcp::parse(request.body, scratch, &limits.json()).map_err(|error| Refused::malformed(&error))
-    })?;
     let headers = &request.head.headers;
     let header = |name| headers.only(name).map_err(|error| Refused::from(&error));
     let version = headers.get(Name::McpProtocolVersion);
+    let message = SCRATCH.with_borrow_mut(|scratch| {
+        let parsed = mcp::parse(request.body, scratch, &limits.json());
+        parsed
+            .map_err(|error| Refused::unknown(&error, version).unwrap_or_else(|| Refused::malformed(&error)))
+    })?;
     let mirrored = mcp::Mirrored { version, method: header(Name::McpMethod)?, name: header(Name::McpName)? };
     mcp::mirrors(&message, mirrored).map_err(|error| Refused::mismatch(&error))?;
     match &message {
@@ -221,6 +237,9 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
 
 /// Holds the headers that repeat arguments to them.
 fn params(headers: &Headers<'_>, call: &Call<'_>) -> Result<(), Refused> {
+    if headers.count(Name::McpParam) == 0 {
+        return Ok(()); // as nearly always
+    }
     let params = headers.iter().filter(|header| mcp::is_param(header.name));
     let params: SmallVec<[_; 4]> = params.map(|header| (header.name, header.value)).collect();
     mcp::repeats(call.arguments, &params).map_err(|error| Refused::mismatch(&error))

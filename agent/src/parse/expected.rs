@@ -135,7 +135,7 @@ impl Expected {
     /// How a failure is put to the client: as an error of its request, where that has an id.
     #[must_use]
     pub fn failure(&self) -> Shape<'_> {
-        self.id().map_or(Shape::Notification, |id| Shape::Request { id })
+        self.id().map_or(Shape::Notification, |id| Shape::Request { id, status_tells: false })
     }
 
     /// The tool that is called.

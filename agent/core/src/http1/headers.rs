@@ -42,7 +42,7 @@ pub(super) struct Places {
     /// The lines behind them.
     rest: Part,
     /// What there is among them, a bit each.
-    all_known: u16,
+    all_known: u32,
     /// Each value is followed by CRLF, and that by the next name.
     are_tight: bool,
 }

@@ -23,6 +23,8 @@ pub enum Name {
     McpMethod,
     /// `Mcp-Name`
     McpName,
+    /// `Mcp-Param-*`: one that repeats an argument.
+    McpParam,
     /// `Mcp-Protocol-Version`
     McpProtocolVersion,
     /// `Mcp-Session-Id`
@@ -67,18 +69,18 @@ impl Name {
             Self::McpProtocolVersion => "mcp-protocol-version",
             Self::McpSessionId => "mcp-session-id",
             Self::TransferEncoding => "transfer-encoding",
-            Self::HopByHop | Self::NotForwarded | Self::Twin | Self::Other => "",
+            Self::McpParam | Self::HopByHop | Self::NotForwarded | Self::Twin | Self::Other => "",
         }
     }
 
     /// As one bit of a set.
-    pub(super) fn bit(self) -> u16 {
+    pub(super) fn bit(self) -> u32 {
         1 << self as u8
     }
 
     /// Whether it ends here, in both directions: it is of this hop, or the framing, which is written anew.
     pub(super) fn ends_here(self) -> bool {
-        const HERE: u16 = 1 << Name::Connection as u8
+        const HERE: u32 = 1 << Name::Connection as u8
             | 1 << Name::ContentLength as u8
             | 1 << Name::TransferEncoding as u8
             | 1 << Name::HopByHop as u8;
@@ -121,12 +123,14 @@ fn by_hyphens(name: &[u8]) -> Name {
     }
     match name.first().map(u8::to_ascii_lowercase) {
         Some(b'p') if begins(name, b"proxy-") => HopByHop,
+        Some(b'm') if begins(name, MCP_PARAM) => Name::McpParam,
         Some(b'd') if begins(name, b"dapr-caller-") => NotForwarded,
         Some(b'x') if begins(name, b"x-toolgate-") || begins(name, b"x-forwarded-") => NotForwarded,
         _ => Name::Other,
     }
 }
 
+const MCP_PARAM: &[u8; 10] = b"mcp-param-";
 /// No name that is looked for is longer; of a longer one its front alone may matter.
 const NAME_MAX: usize = 32;
 
@@ -135,7 +139,7 @@ fn by_underscores(name: &[u8]) -> Name {
     let hyphen = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
     let hyphens: ArrayVec<u8, NAME_MAX> = name.iter().take(NAME_MAX).map(hyphen).collect();
     // What follows `Mcp-Param-` is a name of the server's own, and may have underscores.
-    let fronts = [(begins(&hyphens, b"mcp-param-"), 10), (begins(&hyphens, b"mcp-"), 4)];
+    let fronts = [(begins(&hyphens, MCP_PARAM), 10), (begins(&hyphens, b"mcp-"), 4)];
     let front = fronts.into_iter().find_map(|(is_it, bytes)| is_it.then_some(bytes)).unwrap_or_default();
     if name.get(..front).is_some_and(|front| front.contains(&b'_')) {
         return Name::Twin;
@@ -224,8 +228,11 @@ mod tests {
         for name in NOT_FORWARDED.iter().filter(hyphenated) {
             check(&name.replace('-', "_"), Name::NotForwarded);
         }
-        for name in ["x_y", "_", "mcp-param-a_b", "x_mcp_name", "ho_st", "content_lengths"] {
+        for name in ["x_y", "_", "x_mcp_name", "ho_st", "content_lengths"] {
             check(name, Name::Other);
+        }
+        for name in ["mcp-param-", "mcp-param-a", "mcp-param-a_b", "mcp-param-ab-c"] {
+            check(name, Name::McpParam);
         }
     }
 
