@@ -39,6 +39,8 @@ const DIFFERS: [Differs; 1] = [Differs {
     scenario: "server-server-stateless",
     checks: &[
         "sep-2575-http-server-method-not-found-404",
+        "sep-2575-http-server-method-not-found-404-logging-setlevel",
+        "sep-2575-http-server-method-not-found-404-ping",
         "sep-2575-http-server-method-not-found-404-resources-subscribe",
         "sep-2575-http-server-method-not-found-404-resources-unsubscribe",
     ],
