@@ -177,6 +177,10 @@ limits! {
     events_per_stream_max, EventsPerStream: Count(usize) = 256;
     /// How long a stream that broke can be resumed.
     event_idle_max, EventIdle: Time(Duration) = seconds(3600);
+    /// Undeclared servers, each with who used it, that `toolgate discover` knows; beyond it the oldest are forgotten.
+    discovered_max, Discovered: Count(usize) = 1_024;
+    /// Tools that are known of one of them.
+    discovered_tools_max, DiscoveredTools: Count(usize) = 128;
     /// Audit entries open or waiting for the writer at once: one for each running request.
     audit_entries_max, AuditEntries: Count(usize) = 32_768;
     /// The same of one captured cgroup.

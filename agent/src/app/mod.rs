@@ -43,6 +43,7 @@ use crate::admin;
 use crate::bindings::Bindings;
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
+use crate::discovered::Discovered;
 use crate::identify::Identify;
 use crate::limits::Limits;
 use crate::listeners;
@@ -81,6 +82,8 @@ pub struct Node {
     pub namespaces: Arc<Namespaces>,
     /// The ids that callers got from servers.
     pub bindings: Bindings,
+    /// Undeclared servers that were seen.
+    pub discovered: Discovered,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
     /// Where entries are opened.
@@ -303,6 +306,7 @@ fn build(
         shares: Shares::new(&limits),
         namespaces,
         bindings: Bindings::new(&limits),
+        discovered: Discovered::new(&limits),
         pins,
         record: recorder,
         mode,
