@@ -182,6 +182,10 @@ limits! {
     given_max, Given: Count(usize) = 65_536;
     /// How long a caller may take to come back with it: a user may be asked.
     given_time_max, GivenTime: Time(Duration) = seconds(24 * 3600);
+    /// Undeclared servers, each with who used it, that `toolgate discover` knows; beyond it the oldest are forgotten.
+    discovered_max, Discovered: Count(usize) = 1_024;
+    /// Tools that are known of one of them.
+    discovered_tools_max, DiscoveredTools: Count(usize) = 128;
     /// Audit entries open or waiting for the writer at once: one for each running request.
     audit_entries_max, AuditEntries: Count(usize) = 32_768;
     /// The same of one captured cgroup.

@@ -189,8 +189,19 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
 }
 
 /// Every command that a user sees.
-const COMMANDS: [&str; 10] =
-    ["run", "upgrade", "bypass", "exec", "check", "status", "tools", "detach", "completions", "man"];
+const COMMANDS: [&str; 11] = [
+    "run",
+    "upgrade",
+    "bypass",
+    "exec",
+    "check",
+    "status",
+    "discover",
+    "tools",
+    "detach",
+    "completions",
+    "man",
+];
 /// Those of `tools`.
 const TOOLS: [&str; 4] = ["list", "diff", "approve", "revoke"];
 

@@ -89,3 +89,31 @@ fn other_replies() {
     check(ListKind::Tools, r#"{"result":{"TOOLS":[{"name":"a"}]}}"#, Err("CollidingKey"));
     check(ListKind::Tools, r#"{"Result":{"tools":[{"name":"a"}]}}"#, Err("CollidingKey"));
 }
+
+/// What one caller is shown no other may get from a cache (MCP 2026-07-28, `cacheScope`).
+#[test]
+fn a_filtered_list_is_its_readers_alone() {
+    let reply = |before: &str, list: &str, after: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{before}"tools":[{list}]{after}}},"x":"public"}}"#)
+    };
+    let (all, own) = (r#"{"name":"k"}, {"name":"a"}"#, r#"{"name":"k"}"#);
+    for (scope, expected) in [
+        (r#""cacheScope":"public""#, r#""cacheScope":"private""#),
+        (r#""cacheScope" : "publi\u0063""#, r#""cacheScope" : "private""#),
+        (r#""cacheScope":null"#, r#""cacheScope":"private""#),
+        (r#""cacheScope":{"a":["public"]}"#, r#""cacheScope":"private""#),
+        (r#""cacheScope":"private""#, r#""cacheScope":"private""#),
+        (r#""ttlMs":5"#, r#""ttlMs":5"#),
+    ] {
+        let (first, last) = (format!("{scope},"), format!(",{scope}"));
+        let (first_shown, last_shown) = (format!("{expected},"), format!(",{expected}"));
+        check(ListKind::Tools, &reply(&first, all, ""), Ok((&reply(&first_shown, own, ""), 1, 1)));
+        check(ListKind::Tools, &reply("", all, &last), Ok((&reply("", own, &last_shown), 1, 1)));
+        // Also where this caller sees all: another may not.
+        check(ListKind::Tools, &reply(&first, own, ""), Ok((&reply(&first_shown, own, ""), 1, 0)));
+        check(ListKind::Tools, &reply("", own, &last), Ok((&reply("", own, &last_shown), 1, 0)));
+    }
+    check(ListKind::Tools, &reply(r#""CacheScope":"public","#, all, ""), Err("CollidingKey"));
+    let no_list = r#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope":"public"}}"#;
+    check(ListKind::Tools, no_list, Ok((no_list, 0, 0)));
+}

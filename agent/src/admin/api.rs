@@ -79,6 +79,9 @@ pub(super) async fn route(
             error(StatusCode::FORBIDDEN, "captured processes may not use the admin socket")
         }
         (Port::Admin(_), &Method::GET, "/status") => json(&status(context)),
+        (Port::Admin(_), &Method::GET, "/discover") => {
+            json(&serde_json::json!({ "servers": context.node.discovered.all() }))
+        }
         (Port::Admin(peer), &Method::POST, "/exec") => {
             answer(request, async |wanted| exec_route(&wanted, peer, context)).await
         }

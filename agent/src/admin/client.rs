@@ -50,6 +50,14 @@ pub async fn status(socket: &Path) -> Result<serde_json::Value, ClientError> {
     call(socket, Method::GET, "/status", &serde_json::Value::Null).await
 }
 
+/// `GET /discover`.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn discover(socket: &Path) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::GET, "/discover", &serde_json::Value::Null).await
+}
+
 /// `POST /exec`: this process is moved before the answer comes.
 ///
 /// # Errors

@@ -43,6 +43,7 @@ use crate::admin;
 use crate::bindings::Bindings;
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
+use crate::discovered::Discovered;
 use crate::given::Given;
 use crate::identify::Identify;
 use crate::limits::Limits;
@@ -84,6 +85,8 @@ pub struct Node {
     pub bindings: Bindings,
     /// What servers gave to callers to come back with.
     pub given: Given,
+    /// Undeclared servers that were seen.
+    pub discovered: Discovered,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
     /// Where entries are opened.
@@ -307,6 +310,7 @@ fn build(
         namespaces,
         bindings: Bindings::new(&limits),
         given: Given::new(limits.given_max, limits.given_time_max),
+        discovered: Discovered::new(&limits),
         pins,
         record: recorder,
         mode,

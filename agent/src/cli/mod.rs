@@ -2,6 +2,7 @@
 
 mod bypass;
 mod check;
+mod discover;
 mod exec;
 mod exit;
 mod log;
@@ -78,6 +79,15 @@ enum Command {
     /// Show what the running agent did
     #[command(after_help = "Example: toolgate status --json | jq .requests")]
     Status {
+        #[command(flatten)]
+        config: Config,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the MCP servers that captured programs used though nothing declares them, and what would
+    #[command(after_help = "Example: toolgate discover --json | jq .servers")]
+    Discover {
         #[command(flatten)]
         config: Config,
         /// As JSON
@@ -179,6 +189,10 @@ impl Command {
                 if !answer["unready"].is_null() {
                     return Ok(ExitCode::from(exit::NOT_READY));
                 }
+            }
+            Self::Discover { config, json } => {
+                let answer = block_on(async { Ok(client::discover(&config.admin()?).await?) })?;
+                discover::print(&answer, json)?;
             }
             Self::Detach { json } => detach(json)?,
             Self::Completions { shell } => {

@@ -1,6 +1,8 @@
 //! The path of what goes to no declared server: MCP is decided, the rest goes its way or not at all.
 
+use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::SystemTime;
 
 use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted};
 use toolgate_core::denial::{Answer, Shape};
@@ -98,6 +100,10 @@ impl Turn<'_> {
             return Undeclared::Other(own);
         };
         entry.shadow(message.as_ref(), request, &node.record);
+        let caller = self.caller.as_ref().ok().map(ToString::to_string);
+        let original = self.origin.captured.original;
+        let address = SocketAddr::new(original.ip().to_canonical(), original.port());
+        node.discovered.saw(caller, address, request.head.path, message.as_ref(), SystemTime::now());
         match decision::undeclared(self.caller.as_ref(), request, node.undeclared, node.mode) {
             Decision::Denied(denied) => Undeclared::Denied(deny(&denied, Shape::Connection, entry)),
             Decision::Permitted(permitted) => {

@@ -1,4 +1,5 @@
-//! Removes from a list what its reader may not see. Every byte outside the array stays as it was.
+//! Removes from a list what its reader may not see, and says that it is for that reader alone. Every other byte stays as
+//! it was.
 
 use super::json::{Kind, Malformed, Value};
 use super::method::ListKind;
@@ -74,15 +75,17 @@ fn filter_by(
     mut keep: impl FnMut(usize, &str) -> bool,
     out: &mut Vec<u8>,
 ) -> Result<Filtered, Malformed> {
-    let text = reply.text();
     let Some(list) = find(reply, list_key)? else {
-        out.extend_from_slice(text.as_bytes());
+        out.extend_from_slice(reply.text().as_bytes());
         return Ok(Filtered { kept: 0, removed: 0 });
     };
-    let before = list.offset() - reply.offset();
-    let after = before + list.text().len();
-    let undo = out.len();
-    out.extend_from_slice(text.as_bytes().get(..=before).unwrap_or_default());
+    let scope = shared_scope(reply)?;
+    let before = scope.filter(|scope| scope.offset() < list.offset());
+    let after = scope.filter(|scope| scope.offset() > list.offset());
+    let mut copy = Copy { reply, out, at: 0 };
+    before.into_iter().for_each(|scope| copy.replace(scope, PRIVATE));
+    copy.through(list.offset() - reply.offset() + 1);
+    let undo = copy.out.len();
     let mut filtered = Filtered { kept: 0, removed: 0 };
     for (place, name, element) in named(Some(list), name_key) {
         if !name.is_some_and(|name| keep(place, &name)) {
@@ -90,20 +93,56 @@ fn filter_by(
             continue;
         }
         if filtered.kept > 0 {
-            out.push(b',');
+            copy.out.push(b',');
         }
-        out.extend_from_slice(element.text().as_bytes());
+        copy.out.extend_from_slice(element.text().as_bytes());
         filtered.kept += 1;
     }
     if filtered.removed == 0 {
-        // Nothing to hide: the reply as it is, with the white space between its elements.
-        out.truncate(undo);
-        out.extend_from_slice(text.as_bytes());
+        // Nothing to hide: the list as it is, with the white space between its elements.
+        copy.out.truncate(undo);
     } else {
-        out.push(b']');
-        out.extend_from_slice(text.as_bytes().get(after..).unwrap_or_default());
+        copy.out.push(b']');
+        copy.at = list.offset() - reply.offset() + list.text().len();
     }
+    after.into_iter().for_each(|scope| copy.replace(scope, PRIVATE));
+    copy.through(reply.text().len());
     Ok(filtered)
+}
+
+/// What a filtered list says of who may be shown it again.
+const PRIVATE: &[u8] = br#""private""#;
+
+/// The member of a result that lets others be shown it from a cache (MCP 2026-07-28, `CacheableResult`).
+fn shared_scope(reply: Value<'_>) -> Result<Option<Value<'_>>, Malformed> {
+    let Some(result) = reply.get("result") else { return Ok(None) };
+    if result.collides("cacheScope") {
+        return Err(Malformed::CollidingKey { offset: result.offset(), key: "cacheScope".to_owned() });
+    }
+    let scope = result.get("cacheScope");
+    Ok(scope.filter(|scope| scope.as_str().is_none_or(|scope| scope != "private")))
+}
+
+/// A reply on its way to `out`.
+struct Copy<'b, 'o> {
+    reply: Value<'b>,
+    out: &'o mut Vec<u8>,
+    /// So far it was copied, or left out.
+    at: usize,
+}
+
+impl Copy<'_, '_> {
+    fn through(&mut self, end: usize) {
+        self.out.extend_from_slice(self.reply.text().as_bytes().get(self.at..end).unwrap_or_default());
+        self.at = end;
+    }
+
+    fn replace(&mut self, value: Value<'_>, by: &[u8]) {
+        let start = value.offset() - self.reply.offset();
+        self.through(start);
+        self.out.extend_from_slice(by);
+        self.at = start + value.text().len();
+    }
 }
 
 fn find<'b>(reply: Value<'b>, list_key: &'static str) -> Result<Option<Value<'b>>, Malformed> {
