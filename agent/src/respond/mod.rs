@@ -75,12 +75,6 @@ pub struct McpExchange<'a> {
     pub bindings: &'a Bindings,
     /// What the request asked for, and in which session.
     pub expected: &'a Expected,
-    /// The request was `initialize`: the reply opens a session.
-    pub initialize: bool,
-    /// The tool that was called: the reply may be a task of it.
-    pub tool: Option<&'a str>,
-    /// The request was `tasks/list`: what is not the caller's is cut out.
-    pub tasks: bool,
     /// Counts what is held back because it is of tasks that are not the caller's.
     pub others_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole.
@@ -260,7 +254,7 @@ impl<S: Stream> Reply<'_, S> {
     ) -> Result<(), Fault> {
         let Some(mcp) = &exchange.mcp else { return Ok(()) };
         let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
-        if !mcp.initialize {
+        if !mcp.expected.initialize {
             return Ok(());
         }
         let bound = mcp.bindings.bind_session(mcp.caller, &mcp.server.identity, id, Instant::now());

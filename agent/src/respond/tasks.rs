@@ -12,7 +12,7 @@ use crate::bindings::Kind;
 impl McpExchange<'_> {
     /// Binds the task that a tool's answer may be to its caller.
     pub(super) fn bind_task(&self, reply: Value<'_>) -> Result<(), Fault> {
-        let Some(tool) = self.tool else { return Ok(()) };
+        let Some(tool) = self.expected.tool() else { return Ok(()) };
         for id in task::given(reply) {
             let now = Instant::now();
             if !self.bindings.bind_task(self.caller, &self.server.identity, &id, tool, now) {
