@@ -66,11 +66,12 @@ fn the_table_is_that_of_the_official_sdks() -> Result<()> {
 fn a_method_in_no_table_is_denied_and_counted_as_other() -> Result<()> {
     let scene = Scene::set()?;
     let (_caller, mut connection) = scene.reader()?;
-    for (number, method) in (1..).zip(["of/its_own", "tools/Call", "other", "notifications/made_up"]) {
+    let methods = ["of/its_own", "tools/Call", "other", "notifications/made_up"];
+    for ((number, method), lines_min) in (1..).zip(methods).zip(1..) {
         let told = connection.post(&message(number, method, &json!({})))?.message()?;
         assert_eq!(told.pointer("/error/code"), Some(&json!(-31403)), "{method}");
         let is_it = |line: &Value| text(line, "method") == method && text(line, "reason") == "method_unknown";
-        let lines = scene.agent.audit_until(method, |lines| lines.len() >= number as usize)?;
+        let lines = scene.agent.audit_until(method, |lines| lines.len() >= lines_min)?;
         ensure!(lines.iter().any(is_it), "{lines:#?}");
     }
     let labels = [r#"method="other""#, r#"decision="deny""#, r#"reason="method_unknown""#];
