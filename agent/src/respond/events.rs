@@ -150,7 +150,7 @@ async fn judge(
         Envelope::Response { is_error, .. } => {
             mcp.admits(&input, "event")?;
             if !is_error {
-                mcp.bind_task(reply)?;
+                mcp.bind_task(reply, &input)?;
             }
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {

@@ -4,14 +4,17 @@ use std::time::Instant;
 
 use toolgate_core::decision::Use;
 use toolgate_core::mcp::json::{Malformed, Value};
-use toolgate_core::mcp::{list, task};
+use toolgate_core::mcp::{Input, list, task};
 
 use super::{Fault, McpExchange};
 use crate::bindings::Kind;
 
 impl McpExchange<'_> {
     /// Binds the task that a tool's answer may be to its caller.
-    pub(super) fn bind_task(&self, reply: Value<'_>) -> Result<(), Fault> {
+    pub(super) fn bind_task(&self, reply: Value<'_>, input: &Input<'_>) -> Result<(), Fault> {
+        if !input.names_task() {
+            return Ok(()); // as nearly always
+        }
         let Some(tool) = self.expected.tool() else { return Ok(()) };
         for id in task::given(reply) {
             let now = Instant::now();

@@ -200,7 +200,7 @@ fn admitted<'t>(
             mcp.admits(&input, "reply")?;
             let has_result = matches!(message, Envelope::Response { is_error: false, .. });
             if has_result {
-                mcp.bind_task(reply)?;
+                mcp.bind_task(reply, &input)?;
             }
             Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply)))
         }

@@ -13,12 +13,13 @@ const URL_ELICITATION_REQUIRED_CODE: f64 = -32042.0;
 /// what a lenient reader would take for it.
 pub(super) const RESULT: &[&str] = &["resultType", "inputRequests", "requestState"];
 
-/// What is asked within a message, and what the caller is to come back with.
+/// What is asked within a message, what the caller is to come back with, and whether it may be a task.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Input<'b> {
     pub(super) requests: Option<Value<'b>>,
     pub(super) state: Option<Value<'b>>,
     pub(super) error: Option<Value<'b>>,
+    pub(super) names_task: bool,
 }
 
 impl<'b> Input<'b> {
@@ -60,7 +61,13 @@ impl<'b> Input<'b> {
         state.as_str().map(Some).ok_or_else(refused)
     }
 
-    /// Whether there is nothing of it, as nearly always.
+    /// Whether the result has a member that may be a task, or name one.
+    #[must_use]
+    pub fn names_task(&self) -> bool {
+        self.names_task
+    }
+
+    /// Whether nothing is asked, as nearly always.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.requests.is_none() && self.state.is_none() && self.error.is_none()
@@ -125,6 +132,24 @@ mod tests {
             r#""id":1,"result":{"REQUESTSTATE":"s"}"#,
         ] {
             check(refused, None);
+        }
+    }
+
+    #[test]
+    fn a_result_that_may_be_a_task_says_so() {
+        let table = [
+            (r#""id":1,"result":{"task":{"taskId":"a"}}"#, true),
+            (r#""id":1,"result":{"ta\u0073k":{}}"#, true),
+            (r#""id":1,"result":{"resultType":"task","task\u0049d":"a"}"#, true),
+            (r#""id":1,"result":{"content":[{"task":{"taskId":"a"}}]}"#, false),
+            (r#""id":1,"result":{"tasks":[]}"#, false),
+            (r#""method":"x","params":{"task":{}}"#, false),
+        ];
+        for (members, expected) in table {
+            let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
+            let (.., input) =
+                reply_envelope(text.as_bytes(), &mut Scratch::new(), &JsonLimits::default()).unwrap();
+            assert_eq!(input.names_task(), expected, "{text}");
         }
     }
 }

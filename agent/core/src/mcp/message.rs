@@ -351,6 +351,8 @@ impl<'b> Fields<'b> {
         } else if key.is(const { Name::new("requestState") }) {
             &mut self.input.state
         } else {
+            let names_task = key.is(const { Name::new("task") }) || key.is(const { Name::new("taskId") });
+            self.input.names_task |= names_task;
             return other(parser, key, start, RESULT);
         };
         parser.once(place, key, start)

@@ -8,8 +8,7 @@ use super::json::{Kind, Value};
 /// (MCP 2025-11-25, `CreateTaskResult`), or `result.taskId` where `resultType` is `task` (2026-07-28, tasks extension).
 /// A reader of one revision may find another than a reader of the other.
 pub fn given(reply: Value<'_>) -> impl Iterator<Item = Cow<'_, str>> {
-    // Most results are none. One that hides the key behind escapes gives a task that nobody can use.
-    let result = mentions_task(reply).then(|| reply.get("result")).flatten();
+    let result = reply.get("result");
     let nested = result.and_then(|result| result.get("task"));
     let is_task = |result: &Value<'_>| {
         result.get("resultType").and_then(Value::as_str).is_some_and(|result_type| result_type == "task")
@@ -23,10 +22,6 @@ pub fn given(reply: Value<'_>) -> impl Iterator<Item = Cow<'_, str>> {
 pub fn told<'b>(method: &str, notification: Value<'b>) -> Option<Cow<'b, str>> {
     let tells = matches!(method, "notifications/tasks/status" | "notifications/tasks");
     tells.then(|| notification.get("params").and_then(id).unwrap_or_default())
-}
-
-fn mentions_task(reply: Value<'_>) -> bool {
-    memchr::memmem::find(reply.text().as_bytes(), b"\"taskId\"").is_some()
 }
 
 fn id(task: Value<'_>) -> Option<Cow<'_, str>> {
