@@ -10,14 +10,13 @@ use serde::{Deserialize, Serialize};
 use toolgate_core::decision::Use;
 use toolgate_core::identity::Identity;
 
+use crate::bounded::{Owned, make_room};
 use crate::events::EventIds;
 use crate::limits::Limits;
 
 const SHARDS: usize = 16;
 /// The most bytes of an id, and of the tool that it keeps: longer ones are not bound, so they stay unknown.
 pub(crate) const ID_BYTES_MAX: usize = 512;
-/// A caller may hold one in so many of the ids that there is room for.
-pub(crate) const CALLER_SHARE: usize = 8;
 
 /// What an id names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,10 +36,15 @@ struct Bound {
     used: Instant,
 }
 
-fn forget_oldest(shard: &mut HashMap<Key, Bound>, of: impl Fn(&Bound) -> bool) {
-    let oldest = shard.iter().filter(|(_, bound)| of(bound)).min_by_key(|(_, bound)| bound.used);
-    if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-        shard.remove(&key);
+impl Owned for Bound {
+    type Owner = Identity;
+
+    fn owner(&self) -> &Identity {
+        &self.caller
+    }
+
+    fn at(&self) -> Instant {
+        self.used
     }
 }
 
@@ -243,14 +247,17 @@ impl Bindings {
         }
         let mut shard = self.shard(kind, id);
         let key = Key { server: server.clone(), id: id.into() };
-        if let Some(bound) = shard.get_mut(&key) {
+        let table = self.table(kind);
+        // One that has expired is free: a server may count its ids.
+        let is_alive = |bound: &&mut Bound| now.duration_since(bound.used) < table.idle_max;
+        if let Some(bound) = shard.get_mut(&key).filter(is_alive) {
             let own = bound.caller == *caller;
             if own {
                 bound.used = now;
             }
             return own;
         }
-        self.table(kind).make_room(&mut shard, caller, now);
+        make_room(&mut shard, caller, table.shard_max, table.idle_max, now);
         let bound = Bound { caller: caller.clone(), tool, used: now };
         if let Some(successor) = &*self.successor.read().unwrap_or_else(PoisonError::into_inner) {
             successor(&binding(kind, &key, &bound));
@@ -292,25 +299,12 @@ impl Table {
     fn new(count_max: usize, idle_max: Duration) -> Self {
         Self { shards: Default::default(), shard_max: count_max.div_ceil(SHARDS), idle_max }
     }
-
-    fn make_room(&self, shard: &mut HashMap<Key, Bound>, caller: &Identity, now: Instant) {
-        let caller_max = (self.shard_max / CALLER_SHARE).max(1);
-        if shard.len() < caller_max {
-            return;
-        }
-        shard.retain(|_, bound| now.duration_since(bound.used) < self.idle_max);
-        if shard.values().filter(|bound| bound.caller == *caller).count() >= caller_max {
-            forget_oldest(shard, |bound| bound.caller == *caller);
-        }
-        if shard.len() >= self.shard_max {
-            forget_oldest(shard, |_| true);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bounded::CALLER_SHARE;
 
     fn id(app: &str) -> Identity {
         Identity::new("example.org", "default", app).unwrap()
@@ -351,6 +345,8 @@ mod tests {
         assert!(!bindings.bind_task(&id("bob"), &id("docs"), "t1", "search", now), "it is alice's");
         assert!(!bindings.bind_task(&id("bob"), &id("docs"), &"t".repeat(513), "search", now), "too long");
         assert!(bindings.bind_task(&id("bob"), &id("docs"), "s1", "search", now), "another kind");
+        assert!(bindings.bind_task(&id("bob"), &id("docs"), "t1", "search", late), "nobody's any more");
+        assert_eq!(bindings.used_by(Kind::Task, &id("alice"), &id("docs"), "t1", late).whose, Use::Foreign);
         bindings.end_session(&id("docs"), "s1");
         assert_eq!((bindings.count(Kind::Session), bindings.count(Kind::Task)), (0, 2));
     }

@@ -8,12 +8,11 @@ use std::time::SystemTime;
 use serde::Serialize;
 use toolgate_core::mcp::{Message, Method};
 
+use crate::bounded::CALLER_SHARE;
 use crate::limits::Limits;
 
 /// The most bytes of a tool's name or a path that is kept; what is longer is not.
 const NAME_BYTES_MAX: usize = 256;
-/// A caller may hold one in so many of the places that there are.
-const CALLER_SHARE: usize = 8;
 
 /// Who talked to what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

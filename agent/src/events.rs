@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use toolgate_core::decision::Use;
 use toolgate_core::identity::Identity;
 
-use crate::bindings::{CALLER_SHARE, ID_BYTES_MAX, Name, identity, name};
+use crate::bindings::{ID_BYTES_MAX, Name, identity, name};
+use crate::bounded::CALLER_SHARE;
 use crate::limits::Limits;
 
 /// Ids of one stream that another process is told of: what a message of the hand-over holds.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Id, Method};
 
+use crate::bounded::{Owned, make_room};
+
 const SHARDS: usize = 16;
-/// A caller may hold one in so many of what there is room for.
-const CALLER_SHARE: usize = 8;
 
 /// Who was given something, by whom, in which session.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,18 @@ struct One {
     /// How often it was given and not taken.
     count: u32,
     at: Instant,
+}
+
+impl Owned for One {
+    type Owner = Key;
+
+    fn owner(&self) -> &Key {
+        &self.caller
+    }
+
+    fn at(&self) -> Instant {
+        self.at
+    }
 }
 
 /// All that was given and may come back.
@@ -96,22 +108,8 @@ impl Given {
             *one = One { caller, method, count: one.count.saturating_add(1), at: now };
             return;
         }
-        self.make_room(&mut shard, &caller, now);
+        make_room(&mut shard, &caller, self.shard_max, self.life, now);
         shard.insert(key, One { caller, method, count: 1, at: now });
-    }
-
-    fn make_room(&self, shard: &mut HashMap<Key, One>, caller: &Key, now: Instant) {
-        let caller_max = (self.shard_max / CALLER_SHARE).max(1);
-        if shard.len() < caller_max {
-            return;
-        }
-        shard.retain(|_, given| now.duration_since(given.at) < self.life);
-        if shard.values().filter(|given| given.caller == *caller).count() >= caller_max {
-            forget_oldest(shard, |given| given.caller == *caller);
-        }
-        if shard.len() >= self.shard_max {
-            forget_oldest(shard, |_| true);
-        }
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, One>> {
@@ -142,18 +140,12 @@ impl Given {
     }
 }
 
-fn forget_oldest(shard: &mut HashMap<Key, One>, of: impl Fn(&One) -> bool) {
-    let oldest = shard.iter().filter(|(_, given)| of(given)).min_by_key(|(_, given)| given.at);
-    if let Some(key) = oldest.map(|(key, _)| *key) {
-        shard.remove(&key);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
 
     use super::*;
+    use crate::bounded::CALLER_SHARE;
 
     fn identity(app: &str) -> Identity {
         Identity::new("example.org", "default", app).unwrap()

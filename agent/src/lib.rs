@@ -11,12 +11,14 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`events`],
-//! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `sockdiag` asks the kernel for TCP sockets.
+//! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! TCP sockets.
 
 pub mod admin;
 pub mod app;
 pub mod bindings;
 pub mod body;
+mod bounded;
 pub mod buffer;
 pub mod capture;
 pub mod cli;

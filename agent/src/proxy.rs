@@ -332,8 +332,6 @@ impl Turn<'_> {
                 server,
                 resources: self.resources,
                 owed: expected.owed(),
-                list: expected.list,
-                instructions: expected.instructions,
                 pins: self.pinned(server, &findings),
                 bindings: &node.bindings,
                 expected,

@@ -261,8 +261,6 @@ impl Scene {
                 server,
                 resources: &self.resources,
                 owed: expected.owed(),
-                list: expected.list,
-                instructions: expected.instructions,
                 pins: None,
                 bindings,
                 expected: &expected,

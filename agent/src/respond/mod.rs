@@ -29,7 +29,7 @@ use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
-use toolgate_core::mcp::{self, Envelope, Input, ListKind, Owed};
+use toolgate_core::mcp::{self, Envelope, Input, Owed};
 
 use crate::bindings::Bindings;
 use crate::body::Body;
@@ -65,10 +65,6 @@ pub struct McpExchange<'a> {
     pub resources: &'a Arc<Resources>,
     /// What it may say.
     pub owed: Owed<'a>,
-    /// The request was a list method: what may not be seen is cut out.
-    pub list: Option<ListKind>,
-    /// The reply may tell a model of the server.
-    pub instructions: bool,
     /// The pins of what the reply shows; `None` where there are none.
     pub pins: Option<PinExchange<'a>>,
     /// Where the ids that it gives are bound to the caller.

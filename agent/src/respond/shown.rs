@@ -28,9 +28,10 @@ pub struct PinExchange<'a> {
 impl McpExchange<'_> {
     /// What of the reply must be read.
     pub(super) fn shown(&self) -> Option<Shown> {
-        let instructions = || (self.instructions && self.pins.is_some()).then_some(Shown::Instructions);
+        let instructions =
+            || (self.expected.instructions && self.pins.is_some()).then_some(Shown::Instructions);
         let tasks = || self.expected.tasks.then_some(Shown::Tasks);
-        self.list.map(Shown::List).or_else(tasks).or_else(instructions)
+        self.expected.list.map(Shown::List).or_else(tasks).or_else(instructions)
     }
 }
 
