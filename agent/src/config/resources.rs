@@ -133,7 +133,10 @@ pub(super) fn compile(
     let workloads = read_workloads(&kinds.workloads, agent, &mut executables, &mut findings);
     let (servers, local_workloads) = read_servers(&kinds.servers, agent, &workloads, &mut findings);
     let identities: Vec<Identity> = servers.iter().map(|server| server.identity.clone()).collect();
-    let known = Known { trust_domain: &agent.trust_domain, workloads: &workloads, servers: &identities };
+    // One that has an error is there all the same: what refers to it is not wrong for that.
+    let named: Vec<Identity> =
+        kinds.servers.iter().filter_map(|placed| server_name(placed, agent).ok()).collect();
+    let known = Known { trust_domain: &agent.trust_domain, workloads: &workloads, servers: &named };
     let mut policies = Vec::new();
     let mut names = Names::default();
     for Placed { source, metadata, spec } in &kinds.policies {
@@ -233,6 +236,14 @@ fn identity(
         .map_err(|error| source.error(app_id, error.to_string()))
 }
 
+/// The App ID of a Server: its resource's name where it says no other.
+fn server_name(
+    Placed { source, metadata, spec }: &Placed<'_, ServerSpec>,
+    agent: &AgentConfig,
+) -> Result<Identity, Diagnostic> {
+    identity(source, spec.app_id.as_ref().unwrap_or(&metadata.name), &metadata.namespace, agent)
+}
+
 fn read_workloads(
     placed: &[Placed<'_, WorkloadSpec>],
     agent: &AgentConfig,
@@ -270,10 +281,11 @@ fn read_servers(
     let mut servers: Vec<Arc<Server>> = Vec::new();
     let mut local_workloads = Vec::new();
     let mut names = Names::default();
-    for Placed { source, metadata, spec } in placed {
+    for placed in placed {
+        let Placed { source, metadata, spec } = placed;
         findings.keep(names.claim(source, metadata, agent, "Server"));
         let app_id = spec.app_id.as_ref().unwrap_or(&metadata.name);
-        let identity = findings.keep(identity(source, app_id, &metadata.namespace, agent));
+        let identity = findings.keep(server_name(placed, agent));
         let server = read_server(source, metadata, spec, findings);
         let word = spec.local.as_ref().and_then(|local| local.value.workload.as_ref());
         let workload = word.and_then(|word| findings.keep(named(source, word, metadata, workloads)));

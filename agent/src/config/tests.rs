@@ -121,6 +121,13 @@ fn resources_that_are_refused() {
             &["2:7 kind `MCPServer` is designed but not built yet"],
         ),
         ("kind: A\nkind: B\napiVersion: x\n", &["2:1 `kind` is given twice"]),
+        (
+            "apiVersion: toolgate/v1\nkind: Server\nmetadata: { name: d }\n\
+             spec: { local: { address: \"127.0.0.1:1\" }, transport: sse }\n---\n\
+             apiVersion: toolgate/v1\nkind: Policy\nmetadata: { name: p }\n\
+             spec: { rules: [{ name: a, effect: allow, callers: [x], servers: [d], tools: [t] }] }\n",
+            &["4:55 `transport: sse` is designed but not built yet"],
+        ),
         ("apiVersion: &x toolgate/v1\n<<: *x\nkind: A\n", &["2:1 `<<` merges are not read here"]),
     ];
     check(&owned(table, str::to_owned), refused);
