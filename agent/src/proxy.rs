@@ -15,17 +15,18 @@ use std::sync::Arc;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Server};
+use toolgate_core::decision::{self, Decision, Denied, Target};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
+use toolgate_core::policy::Ends;
 use toolgate_core::workload::Unidentified;
 
 use crate::app::{Node, Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
-use crate::identify::Origin;
+use crate::identify::{Origin, Source};
 use crate::limits::{Limit, Limits};
 use crate::netns::CANARY;
 use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream, Watch};
@@ -73,8 +74,11 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Sha
     }
     let mut client = Client::new(stream, Arc::clone(&share));
     let origin = Arc::new(worker.node.identify.origin(captured, share));
-    match opening(&mut client, &origin, worker).await {
-        Opening::Http(passing) => requests(&mut client, &origin, passing, worker).await,
+    match opening(&mut client, &origin, &captured, worker).await {
+        Opening::Http(passing) => {
+            let beyond = Some((passing, undeclared::beyond(&captured, worker)));
+            requests(&mut client, &origin, beyond, worker).await;
+        }
         Opening::Relay(way) => undeclared::relay(&mut client, way).await,
         Opening::Ended => {}
     }
@@ -102,12 +106,20 @@ async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
     let _ = timeout(limits.client_write_max, answered).await;
 }
 
-/// The declared server that a connection goes to. Loopback is the caller's own: in another network namespace than the
-/// agent's, no Server is there.
-fn declared<'r>(resources: &'r Resources, captured: &Captured, node: &Node) -> Option<&'r Server> {
+/// The declared server that a connection goes to, and which ends of its calls are here. Loopback is the caller's own: in
+/// another network namespace than the agent's, no Server is there. Other agents get to local servers alone.
+fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Option<Target<'r>> {
+    let captured = match &origin.source {
+        Source::Process(connecting) => &connecting.captured,
+        Source::Peer(remote) => {
+            let server = resources.local_server(&remote.server)?;
+            return Some(Target { server, ends: Ends::Server });
+        }
+    };
     let at_home = captured.process.netns_cookie == node.namespaces.home().cookie;
     let is_own = captured.original.ip().to_canonical().is_loopback();
-    if !at_home && is_own { None } else { resources.server_at(captured.original).map(Arc::as_ref) }
+    let server = if !at_home && is_own { None } else { resources.server_at(captured.original) };
+    server.map(|server| server.captured())
 }
 
 /// What a connection turned out to be.
@@ -118,14 +130,19 @@ enum Opening {
 }
 
 /// Looks at the first bytes: requests that can be decided one by one, or something else.
-async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker: &Worker) -> Opening {
+async fn opening<S: Stream>(
+    client: &mut Client<S>,
+    origin: &Arc<Origin>,
+    captured: &Captured,
+    worker: &Worker,
+) -> Opening {
     let node = &*worker.node;
     let Identified { resources, caller } = &identified(None, origin, node).await;
     let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
-    let decision = match declared(resources, &origin.captured, node) {
-        Some(server) => decision::opaque(caller.as_ref(), server),
+    let decision = match declared(resources, origin, node) {
+        Some(target) => decision::opaque(caller.as_ref(), target.server),
         // The guard lets the agent pass: what is not decided as for that server must not.
-        None if node.namespaces.guards(origin.captured.process.netns_cookie, origin.captured.original) => {
+        None if node.namespaces.guards(captured.process.netns_cookie, captured.original) => {
             Decision::Denied(Denied::because(Reason::Undeclared))
         }
         None => decision::unrecognised(node.unrecognised),
@@ -140,7 +157,9 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
                 Opening::Ended
             }
         },
-        Decision::Permitted(passage) => turn.on_the_way(client, passage).await,
+        Decision::Permitted(passage) => {
+            turn.on_the_way(client, passage, undeclared::beyond(captured, worker)).await
+        }
     }
 }
 
@@ -148,7 +167,7 @@ async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker
 async fn requests<S: Stream>(
     client: &mut Client<S>,
     origin: &Arc<Origin>,
-    mut passing: Passing,
+    mut beyond: Option<(Passing, forward::Undeclared<'_>)>,
     worker: &Worker,
 ) {
     let node = &*worker.node;
@@ -176,12 +195,15 @@ async fn requests<S: Stream>(
             turn.turned_away(client, entry).await;
             return;
         }
-        let server = declared(resources, &origin.captured, node);
-        let flow = match (head, server) {
-            (Ok(None), _) => return,
-            (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
-            (Ok(Some(head)), Some(server)) => housed(|| turn.served(client, &head, server, entry)).await,
-            (Ok(Some(head)), None) => housed(|| turn.undeclared(client, &head, &mut passing, entry)).await,
+        let target = declared(resources, origin, node);
+        let flow = match (head, target, &mut beyond) {
+            (Ok(None), _, _) => return,
+            (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
+            (Ok(Some(head)), Some(target), _) => housed(|| turn.served(client, &head, target, entry)).await,
+            (Ok(Some(head)), None, Some((passing, to))) => {
+                housed(|| turn.undeclared(client, &head, (passing, *to), entry)).await
+            }
+            (Ok(Some(_)), None, None) => turn.gone(client, entry).await,
         };
         if flow != Flow::Continue {
             return;
@@ -195,18 +217,18 @@ impl Turn<'_> {
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
-        server: &Server,
+        target: Target<'_>,
         mut entry: Entry,
     ) -> Flow {
-        entry.target(&server.identity);
+        entry.target(&target.server.identity);
         self.name_caller(&mut entry);
         let body = match client.body(head, &self.worker.node.limits).await {
             Ok(body) => body,
-            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(target), entry).await,
         };
         let outcome = match client.request(head, &body) {
-            Ok((request, mut watch)) => self.decided(request, &mut watch, server, &mut entry).await,
-            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+            Ok((request, mut watch)) => self.decided(request, &mut watch, target, &mut entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(target), entry).await,
         };
         client.done(head, &body); // from here on the request's bytes are forgotten
         match outcome {
@@ -215,7 +237,7 @@ impl Turn<'_> {
                 self.unreachable(client, head, &error, &expected, &mut entry).await
             }
             Outcome::Sent { upstream, leg, expected, stream } => {
-                let flow = self.reply(client, head, upstream, leg, &expected, server, &mut entry).await;
+                let flow = self.reply(client, head, upstream, leg, &expected, target, &mut entry).await;
                 drop(stream); // it counts as long as it is open
                 flow
             }
@@ -227,10 +249,10 @@ impl Turn<'_> {
         &self,
         request: Request<'_>,
         watch: &mut Watch<'_, S>,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Outcome {
-        let node = &*self.worker.node;
+        let (node, server) = (&*self.worker.node, target.server);
         let asked = match parse::asked(request, server, &node.limits) {
             Ok(asked) => asked,
             Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
@@ -239,7 +261,7 @@ impl Turn<'_> {
         let caller = self.caller.as_ref();
         let named = caller.map(|caller| self.named(caller, server, &asked, entry)).unwrap_or_default();
         let policies = &self.resources.policies;
-        let decision = decision::decide(caller, server, &asked, named.ids(), policies, node.mode);
+        let decision = decision::decide(caller, target, &asked, named.ids(), policies, node.mode);
         let (permitted, caller) = match (decision, caller) {
             (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
             (Decision::Permitted(_), Err(unidentified)) => {
@@ -316,10 +338,10 @@ impl Turn<'_> {
         mut upstream: Upstream,
         leg: Leg,
         expected: &Expected,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Flow {
-        let node = &*self.worker.node;
+        let (node, Target { server, ends }) = (&*self.worker.node, target);
         if !expected.ends_by_itself {
             self.working.take(); // nobody waits for the end of a stream
             entry.opened();
@@ -330,6 +352,7 @@ impl Turn<'_> {
             mcp: Some(McpExchange {
                 caller: &leg.caller,
                 server,
+                ends,
                 resources: self.resources,
                 owed: expected.owed(),
                 pins: self.pinned(server, &findings),
@@ -337,7 +360,7 @@ impl Turn<'_> {
                 expected,
                 others_tasks: &findings.others_tasks,
                 observe,
-                may_ask: &|asking| self.may_ask(&leg.caller, server, expected, asking),
+                may_ask: &|asking| self.may_ask(&leg.caller, target, expected, asking),
             }),
             upgrade: false,
             close: !head.keep_alive,
@@ -416,6 +439,14 @@ impl Turn<'_> {
         self.answer(client, &answer, true).await;
     }
 
+    /// Another agent asks for a server that has been here when it connected.
+    async fn gone<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) -> Flow {
+        self.name_caller(&mut entry);
+        let denied = Denied::because(Reason::Undeclared).with_detail("the server is declared here no more");
+        let answer = deny(&denied, Shape::Connection, &mut entry);
+        self.answer(client, &answer, true).await
+    }
+
     /// The target is down.
     async fn unreachable<S: Stream>(
         &self,
@@ -444,11 +475,11 @@ impl Turn<'_> {
         &self,
         client: &mut Client<S>,
         broken: &Broken,
-        server: Option<&Server>,
+        target: Option<Target<'_>>,
         mut entry: Entry,
     ) -> Flow {
-        if let Some(server) = server {
-            entry.target(&server.identity);
+        if let Some(target) = target {
+            entry.target(&target.server.identity);
         }
         self.name_caller(&mut entry);
         let refused = match broken {
@@ -475,8 +506,8 @@ impl Turn<'_> {
         let opened = self.worker.node.record.open(self.origin, self.resources.generation);
         let mut entry = opened.inspect_err(|error| tracing::error!(%error, "connection closed")).ok()?;
         entry.method("connection");
-        if let Some(server) = declared(self.resources, &self.origin.captured, &self.worker.node) {
-            entry.target(&server.identity);
+        if let Some(target) = declared(self.resources, self.origin, &self.worker.node) {
+            entry.target(&target.server.identity);
         }
         self.name_caller(&mut entry);
         say(&mut entry);

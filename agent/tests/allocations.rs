@@ -23,11 +23,12 @@ use toolgate::pins::Pins;
 use toolgate::record::{self, AuditPlan, Recorder};
 use toolgate::respond::{self, Exchange, McpExchange};
 use toolgate::room::housed;
-use toolgate::shares::Shares;
+use toolgate::shares::{Sharer, Shares};
 use toolgate_core::decision::{self, Decision, Ids, Mode, Use};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::Message;
 use toolgate_core::pin::{self, Definition, HiddenCharacters, Pinning, Seen, Verdict};
+use toolgate_core::policy::Ends;
 
 thread_local! {
     static HERE: Cell<u64> = const { Cell::new(0) };
@@ -169,7 +170,7 @@ impl Scene {
         let mut program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         // It reads when the call is over.
         socket2::SockRef::from(&program).set_recv_buffer_size(REPLY_BYTES_MAX).unwrap();
-        let share = Shares::new(&Limits::default()).of(1);
+        let share = Shares::new(&Limits::default()).of(&Sharer::Cgroup(1));
         let accepted = listener.accept().await.unwrap().0;
         accepted.set_nodelay(true).unwrap();
         let mut client = Client::new(accepted, Arc::clone(&share));
@@ -240,7 +241,8 @@ impl Scene {
         let ids = Ids { session: found.unwrap_or_default().whose, ..Ids::default() };
         assert_ne!(ids.session, Use::Unknown);
         let policies = &self.resources.policies;
-        let decision = decision::decide(Ok(&self.caller), server, &asked, ids, policies, Mode::default());
+        let decision =
+            decision::decide(Ok(&self.caller), server.captured(), &asked, ids, policies, Mode::default());
         let Decision::Permitted(permitted) = decision else { panic!("it is permitted") };
         entry.permitted(&permitted);
         let Some(Message::Request(request)) = asked.message() else { panic!("it is a call") };
@@ -259,6 +261,7 @@ impl Scene {
             mcp: Some(McpExchange {
                 caller: &self.caller,
                 server,
+                ends: Ends::Both,
                 resources: &self.resources,
                 owed: expected.owed(),
                 pins: None,

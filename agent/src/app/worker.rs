@@ -199,7 +199,7 @@ impl Worker {
             }
         };
         self.accepted.inc();
-        let share = self.node.shares.of(self.node.identify.sharer(&captured.process));
+        let share = self.node.shares.of(&self.node.identify.sharer(&captured.process));
         let counted = match share.take(Use::Connection, 1) {
             Ok(counted) => counted,
             Err(exceeded) => {

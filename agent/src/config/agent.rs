@@ -105,6 +105,8 @@ pub enum Destinations {
 pub struct Listen {
     /// The port that captured connections are redirected to.
     pub outbound: u16,
+    /// Where other agents come to servers behind this one; `None`: nowhere.
+    pub peer: Option<SocketAddr>,
     /// The socket of the admin API.
     pub admin: PathBuf,
     /// Where metrics are served.
@@ -150,6 +152,7 @@ impl Default for AgentConfig {
             },
             listen: Listen {
                 outbound: 15001,
+                peer: None,
                 admin: "/run/toolgate/admin.sock".into(),
                 metrics: loopback(15020),
                 ready: loopback(15021),
@@ -300,7 +303,7 @@ fn cgroup(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<Cgrou
 }
 
 fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings: &mut Findings) {
-    let later = [("peer", &file.peer), ("authority", &file.authority), ("invoke", &file.invoke)];
+    let later = [("authority", &file.authority), ("invoke", &file.invoke)];
     findings.refuse_later(source, &later);
     if let Some(port) = &file.outbound {
         if port.value == 0 {
@@ -309,6 +312,9 @@ fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings
             );
         }
         listen.outbound = port.value;
+    }
+    if let Some(word) = &file.peer {
+        listen.peer = findings.keep(words::listening(source, word));
     }
     if let Some(admin) = &file.admin {
         listen.admin = findings.keep(words::file_path(source, admin)).unwrap_or_default();

@@ -59,7 +59,7 @@ keys! {
     /// `listen:`
     struct ListenFile {
         outbound: Given<u16>,
-        peer: Later,
+        peer: Given<Scalar>,
         authority: Later,
         invoke: Later,
         admin: Given<String>,
@@ -107,7 +107,7 @@ keys! {
     struct ServerSpec {
         app_id: Given<String>,
         local: Given<LocalSpec>,
-        peer: Later,
+        peer: Given<PeerSpec>,
         external: Later,
         hosts: Option<Vec<Spanned<String>>>,
         path: Given<String>,
@@ -124,6 +124,12 @@ keys! {
         address: Given<String>,
         workload: Given<String>,
         unix: Later,
+    }
+
+    /// `peer:`
+    struct PeerSpec {
+        address: Given<String>,
+        endpoints: Given<Vec<Spanned<String>>>,
     }
 
     /// `spec:` of a Policy.

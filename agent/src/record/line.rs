@@ -11,7 +11,7 @@ use toolgate_core::mcp::{Call, Method};
 
 use super::json::{Clock, Json};
 use super::name::Name;
-use crate::identify::Origin;
+use crate::identify::{Origin, Remote, Source};
 use crate::shares::Held;
 
 /// Whether the message went on.
@@ -294,6 +294,10 @@ impl Shown {
 
 /// Who connected, and where to: the same for all messages of a connection.
 fn of_origin(origin: &Origin) -> [Box<str>; 2] {
+    let origin = match &origin.source {
+        Source::Process(connecting) => connecting,
+        Source::Peer(remote) => return of_remote(remote),
+    };
     let recorded = &origin.captured.process;
     let cgroup = origin.process.as_ref().map(|process| process.cgroup.as_str());
     let who = text(|json| {
@@ -304,6 +308,17 @@ fn of_origin(origin: &Origin) -> [Box<str>; 2] {
     });
     let where_to = text(|json| {
         json.raw(r#","address":"#).string(&origin.captured.original.to_string());
+    });
+    [who, where_to]
+}
+
+/// The same of a caller of another node.
+fn of_remote(remote: &Remote) -> [Box<str>; 2] {
+    let who = text(|json| {
+        json.raw(r#","svid":"#).string(&remote.serial).raw("}");
+    });
+    let where_to = text(|json| {
+        json.raw(r#","peer":"#).string(&remote.address.to_string());
     });
     [who, where_to]
 }

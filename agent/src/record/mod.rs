@@ -41,7 +41,7 @@ use queue::{Item, Queue, Slots};
 use serde::Serialize;
 
 /// No entry can be opened: the message must be denied (`audit.on_failure: deny`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoSlot {
     /// `audit_entries_max` entries are open or wait for the writer.
     #[error("{} is reached: all {entries_max} entries are in use", Limit::AuditEntries)]
