@@ -10,7 +10,8 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`events`],
+//! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
+//! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`events`],
 //! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
@@ -20,6 +21,7 @@ pub mod bindings;
 pub mod body;
 mod bounded;
 pub mod buffer;
+pub mod ca;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -42,3 +44,4 @@ pub mod respond;
 pub mod room;
 pub mod shares;
 mod sockdiag;
+pub mod svid;

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 
 use super::{HandoverError, LockError, PlanError};
 use crate::admin::AdminError;
+use crate::ca::CaError;
 use crate::capture::CaptureError;
 use crate::config::Diagnostic;
 use crate::config::watch::WatchError;
 use crate::netns::NetnsError;
 use crate::pins::StoreError;
 use crate::record::AuditError;
+use crate::svid::SvidError;
 
 /// The agent's own errors, each with the next step. The cause stands in the text.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,12 @@ pub enum AppError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The authority.
+    #[error(transparent)]
+    Authority(#[from] CaError),
+    /// The SVIDs.
+    #[error(transparent)]
+    Svids(#[from] SvidError),
     /// Reload on change.
     #[error(transparent)]
     Watch(#[from] WatchError),

@@ -29,6 +29,7 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use bypass::Bypasses;
@@ -41,8 +42,12 @@ use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
 use crate::bindings::Bindings;
+use crate::ca::{self, Authority, CaError};
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
-use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
+use crate::config::{
+    self, AgentConfig, AgentLoss, Diagnostic, IdentityConfig, IdentitySource, OnFailure, Resources, RootKey,
+    Severity,
+};
 use crate::discovered::Discovered;
 use crate::given::Given;
 use crate::identify::Identify;
@@ -52,6 +57,7 @@ use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::shares::Shares;
+use crate::svid::{Source, Svids};
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -89,6 +95,8 @@ pub struct Node {
     pub discovered: Discovered,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
+    /// The identities that this node can show, and whom it believes.
+    pub svids: Svids,
     /// Where entries are opened.
     pub record: Recorder,
     /// Whether policy is only observed.
@@ -279,6 +287,27 @@ fn raise_descriptor_limit() {
     }
 }
 
+fn source(agent: &AgentConfig) -> Result<Source, CaError> {
+    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, clock_skew, root_key, source } =
+        agent.identity;
+    let IdentitySource::Embedded = source;
+    let lives = ca::Lives {
+        svid: svid_ttl,
+        issuing: issuing_ttl,
+        root: root_ttl,
+        overlap,
+        skew: clock_skew,
+        root_is_credential: root_key == RootKey::Credential,
+    };
+    let plan = ca::Plan {
+        state_directory: agent.store.clone(),
+        trust_domain: agent.trust_domain.clone(),
+        lives,
+        credentials: config::credentials(),
+    };
+    Ok(Source::Embedded(Box::new(Authority::open(plan, SystemTime::now())?)))
+}
+
 fn build(
     options: &Options,
     agent: AgentConfig,
@@ -289,6 +318,7 @@ fn build(
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = machine::fit(&agent.limits);
     let pins = Pins::open(&agent.store, &limits)?;
+    let svids = Svids::start(source(&agent)?)?;
     let (recorder, writer) = record::start(&AuditPlan {
         file: agent.audit.file.clone(),
         sync: agent.audit.sync,
@@ -312,6 +342,7 @@ fn build(
         given: Given::new(limits.given_max, limits.given_time_max),
         discovered: Discovered::new(&limits),
         pins,
+        svids,
         record: recorder,
         mode,
         limits,

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use toolgate_core::decision::{Undeclared, Unrecognised};
 use toolgate_core::policy::Glob;
+use toolgate_core::spiffe::is_trust_domain;
 
 use super::diagnostic::Diagnostic;
+use super::identity::{self, IdentityConfig};
 use super::limits;
 use super::schema::{AgentFile, AuditFile, CaptureFile, ListenFile, Words};
 use super::source::Source;
@@ -21,6 +23,8 @@ pub struct AgentConfig {
     pub trust_domain: String,
     /// What is captured, and what becomes of what policy does not speak of.
     pub capture: Capture,
+    /// Who issues its SVIDs.
+    pub identity: IdentityConfig,
     /// Where the agent listens.
     pub listen: Listen,
     /// Where it keeps its state.
@@ -150,6 +154,7 @@ impl Default for AgentConfig {
                 existing: Existing::Report,
                 canary: Duration::from_secs(30),
             },
+            identity: IdentityConfig::default(),
             listen: Listen {
                 outbound: 15001,
                 peer: None,
@@ -218,10 +223,8 @@ pub(super) fn parse(source: &Source) -> Result<AgentConfig, Vec<Diagnostic>> {
 
 fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConfig {
     let mut config = AgentConfig::default();
-    findings.refuse_later(source, &[("identity", &file.identity)]);
     if let Some(domain) = file.trust_domain {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
-        if domain.value.is_empty() || domain.value.len() > 255 || !domain.value.chars().all(allowed) {
+        if !is_trust_domain(&domain.value) {
             let fault = source.error(&domain, format!("`{}` is no trust domain", domain.value));
             findings.push(fault.help("use a-z, 0-9, `.`, `-` and `_`, as in `example.org`"));
         }
@@ -229,6 +232,9 @@ fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConf
     }
     if let Some(capture) = &file.capture {
         read_capture(source, capture, &mut config.capture, findings);
+    }
+    if let Some(identity) = &file.identity {
+        config.identity = identity::read(source, identity, findings);
     }
     if let Some(listen) = &file.listen {
         read_listen(source, listen, &mut config.listen, findings);

@@ -36,7 +36,7 @@ keys! {
     struct AgentFile {
         trust_domain: Given<String>,
         capture: Option<CaptureFile>,
-        identity: Later,
+        identity: Option<IdentityFile>,
         listen: Option<ListenFile>,
         store: Option<StoreFile>,
         audit: Option<AuditFile>,
@@ -54,6 +54,17 @@ keys! {
         agent_loss: Given<String>,
         existing: Given<String>,
         canary: Given<String>,
+    }
+
+    /// `identity:`
+    struct IdentityFile {
+        source: Given<String>,
+        svid_ttl: Given<String>,
+        issuing_ttl: Given<String>,
+        root_ttl: Given<String>,
+        overlap: Given<String>,
+        clock_skew: Given<String>,
+        root_key: Given<String>,
     }
 
     /// `listen:`
