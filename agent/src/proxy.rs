@@ -85,6 +85,13 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Sha
     client.close(&worker.node.limits).await;
 }
 
+/// A connection of another agent, which speaks for its caller: requests alone, and to one server.
+pub async fn remote<S: Stream>(stream: S, origin: Origin, worker: &Worker) {
+    let mut client = Client::new(stream, Arc::clone(&origin.share));
+    requests(&mut client, &Arc::new(origin), None, worker).await;
+    client.close(&worker.node.limits).await;
+}
+
 /// Tells one connection too many that it may come again, if it speaks HTTP at once. It is no message, so there is no
 /// entry.
 pub async fn one_too_many<S: Stream>(stream: S, share: Arc<Share>, limits: &Limits) {
@@ -280,8 +287,8 @@ impl Turn<'_> {
         };
         let leg = forward::leg(caller, server);
         let sent = {
-            let (pool, home) = (&self.worker.pool, node.namespaces.home());
-            let sending = pin!(forward::send(permitted, &leg, pool, home, &node.limits));
+            let ways = self.worker.ways();
+            let sending = pin!(forward::send(permitted, &leg, &server.place, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {

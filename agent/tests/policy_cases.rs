@@ -311,6 +311,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::Batch
         | Reason::TooLarge
         | Reason::ServerUnreachable
+        | Reason::PeerUnproven
         | Reason::ServerTimeout
         | Reason::ServerFault
         | Reason::Overload

@@ -15,6 +15,7 @@
 //! - `port_range`: the host's ephemeral ports
 //! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
+//! - `node`: a host of its own, as far as an agent sees one
 //! - `sdk`: the official Python SDK, as server and as client
 //! - `setting`: a setting of the kernel's, put back whatever becomes of the test
 //! - `stopped`: threads that stand still while the other ones of their process go on
@@ -29,6 +30,7 @@ mod held;
 pub mod host;
 pub mod http;
 pub mod netns;
+mod node;
 mod peer;
 pub mod pid_max;
 pub mod pinned;
@@ -51,6 +53,7 @@ pub use held::Held;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
 pub use netns::Netns;
+pub use node::Node;
 pub use peer::Peer;
 pub use pid_max::PidMax;
 pub use port_range::PortRange;

@@ -11,6 +11,7 @@ mod life;
 mod lock;
 mod machine;
 mod older;
+mod peers;
 mod plan;
 mod systemd;
 mod upgrade;

@@ -1,0 +1,64 @@
+//! Two hosts, an agent on each: from a caller on one to a server on the other it is mutual TLS, and both agents decide.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use serde_json::json;
+use toolgate_tests::scene::{call, resources, text};
+use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, free_address};
+
+/// A word that must not be seen between the hosts.
+const MARKER: &str = "a-word-that-only-the-two-ends-may-see";
+
+/// A host with a server, and another with its callers. The first one's authority is the other's, too.
+struct Hosts {
+    callers: Node,
+    servers: Agent,
+    server: Server,
+}
+
+impl Hosts {
+    fn set(policy_of_callers: &str) -> Result<Self> {
+        let host = Host::turn()?;
+        let netns = Netns::new()?;
+        let [here, _] = netns.link()?;
+        let server = Server::at(SocketAddr::new(here, 0))?;
+        let peer = SocketAddr::new(here, free_address()?.port());
+        let of_servers = resources(server.address);
+        let servers =
+            Agent::start_in(host, Setup { resources: &of_servers, peer: Some(peer), ..Setup::default() })?;
+        let address = server.address;
+        let of_callers = format!(
+            "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: docs }}\n\
+             spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n{policy_of_callers}"
+        );
+        let authority_of = Some(servers.config());
+        let setup = Setup { resources: &of_callers, authority_of, ..Setup::default() };
+        let callers = Node::start(netns, setup)?;
+        Ok(Self { callers, servers, server })
+    }
+}
+
+#[test]
+fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
+    let hosts = Hosts::set("")?;
+    let mut caller = hosts.callers.caller("reader")?;
+    let mut connection = Connection::new(caller.connect(hosts.server.address)?.stream, hosts.server.address)?;
+    let answered = connection.post(&call(1, "echo", &json!({ "message": MARKER })))?;
+    assert_eq!(answered.status, 200);
+    let reached = hosts.server.request()?;
+    assert!(String::from_utf8_lossy(&reached.body).contains(MARKER));
+    let denied = connection.post(&call(2, "delete_everything", &json!({})))?;
+    assert!(denied.text().contains("policy does not permit this"), "{}", denied.text());
+
+    let there = hosts.servers.audit(2)?;
+    let decided: Vec<_> = there.iter().map(|line| (text(line, "tool"), text(line, "decision"))).collect();
+    assert_eq!(decided, [("echo", "permit"), ("delete_everything", "deny")]);
+    for line in &there {
+        assert_eq!(text(line, "caller/spiffe_id"), "spiffe://example.org/ns/default/reader");
+        assert!(line.pointer("/caller/pid").is_none(), "{line}");
+    }
+    let here = hosts.callers.agent.audit(2)?;
+    assert!(here.iter().all(|line| text(line, "decision") == "permit"), "{here:#?}");
+    Ok(())
+}
