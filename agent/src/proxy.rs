@@ -287,8 +287,10 @@ impl Turn<'_> {
         };
         let leg = forward::leg(caller, server);
         let sent = {
+            let traceparent = self.traceparent(target, &asked, entry);
             let ways = self.worker.ways();
-            let sending = pin!(forward::send(permitted, &leg, &server.place, &ways, &node.limits));
+            let sending =
+                pin!(forward::send(permitted, &leg, &server.place, &traceparent, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {

@@ -258,7 +258,7 @@ impl Scene {
         let expected = Expected::of(&asked, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
-            let sending = pin!(forward::send(permitted, &leg, &server.place, ways, limits));
+            let sending = pin!(forward::send(permitted, &leg, &server.place, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()
         };
         client.done(&head, &body);
@@ -290,7 +290,7 @@ impl Scene {
 
 /// Of a node that nobody else is trusted by.
 fn svids(folder: &std::path::Path) -> Svids {
-    let hours = |hours| Duration::from_secs(3600 * hours);
+    let hours = |hours: u64| Duration::from_secs(3600 * hours);
     let (svid, issuing, root, overlap, skew) = (hours(1), hours(10), hours(100), hours(1), hours(0));
     let lives = Lives { svid, issuing, root, overlap, skew, root_is_credential: false };
     let (state_directory, trust_domain) = (folder.to_owned(), "example.org".to_owned());

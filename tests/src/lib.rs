@@ -18,6 +18,7 @@
 //! - `node`: a host of its own, as far as an agent sees one
 //! - `sdk`: the official Python SDK, as server and as client
 //! - `setting`: a setting of the kernel's, put back whatever becomes of the test
+//! - `sniffer`: what goes over a device
 //! - `stopped`: threads that stand still while the other ones of their process go on
 //! - `vrf`: a VRF of a test's own
 //! - `witness`: a server that tells who reached it, by every family and address
@@ -41,6 +42,7 @@ pub mod scene;
 mod sdk;
 pub mod server;
 mod setting;
+mod sniffer;
 mod stopped;
 mod vrf;
 pub mod wait;
@@ -62,6 +64,7 @@ pub use refusal::{kernel, refusal};
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer, fixture, packages};
 pub use server::{Request, Server};
+pub use sniffer::Sniffer;
 pub use stopped::Stopped;
 pub use vrf::Vrf;
 pub use witness::{Arrival, Witness};

@@ -1,11 +1,13 @@
 //! Two hosts, an agent on each: from a caller on one to a server on the other it is mutual TLS, and both agents decide.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
+use toolgate::peer::server_name;
+use toolgate_core::identity::Identity;
 use toolgate_tests::scene::{call, resources, text};
-use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, free_address};
+use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, Sniffer, free_address};
 
 /// A word that must not be seen between the hosts.
 const MARKER: &str = "a-word-that-only-the-two-ends-may-see";
@@ -42,6 +44,7 @@ impl Hosts {
 #[test]
 fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
     let hosts = Hosts::set("")?;
+    let wire = Sniffer::on(hosts.callers.netns.device())?;
     let mut caller = hosts.callers.caller("reader")?;
     let mut connection = Connection::new(caller.connect(hosts.server.address)?.stream, hosts.server.address)?;
     let answered = connection.post(&call(1, "echo", &json!({ "message": MARKER })))?;
@@ -51,6 +54,9 @@ fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
     let denied = connection.post(&call(2, "delete_everything", &json!({})))?;
     assert!(denied.text().contains("policy does not permit this"), "{}", denied.text());
 
+    // What the handshake says in the clear shows that something was seen.
+    wire.sees(server_name(&Identity::new("example.org", "default", "docs")?).as_bytes())?;
+    assert!(!wire.saw(MARKER.as_bytes()), "it was on the wire");
     let there = hosts.servers.audit(2)?;
     let decided: Vec<_> = there.iter().map(|line| (text(line, "tool"), text(line, "decision"))).collect();
     assert_eq!(decided, [("echo", "permit"), ("delete_everything", "deny")]);
@@ -60,5 +66,22 @@ fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
     }
     let here = hosts.callers.agent.audit(2)?;
     assert!(here.iter().all(|line| text(line, "decision") == "permit"), "{here:#?}");
+    let traces =
+        |lines: &[Value]| lines.iter().map(|line| text(line, "trace_id").to_owned()).collect::<Vec<_>>();
+    assert_eq!(traces(&here), traces(&there), "both agents' lines are of one trace");
+    assert_ne!(text(&here[0], "trace_id"), text(&here[1], "trace_id"));
     Ok(())
+}
+
+#[test]
+fn without_tls_the_same_would_be_seen() -> Result<()> {
+    let _host = Host::turn()?;
+    let netns = Netns::new()?;
+    let [here, _] = netns.link()?;
+    let server = Server::at(SocketAddr::new(here, 0))?;
+    let wire = Sniffer::on(netns.device())?;
+    let mut connection =
+        netns.within(|| Ok(Connection::new(TcpStream::connect(server.address)?, server.address)?))?;
+    connection.post(&call(1, "echo", &json!({ "message": MARKER })))?;
+    wire.sees(MARKER.as_bytes())
 }

@@ -26,6 +26,7 @@ pub mod mcp;
 pub mod pin;
 pub mod policy;
 pub mod spiffe;
+pub mod trace;
 pub mod workload;
 
 mod words;

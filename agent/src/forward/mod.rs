@@ -21,7 +21,7 @@ use tokio::io::AsyncWrite as _;
 use tokio::net::TcpSocket;
 use toolgate_core::decision::{Passage, Permitted, Place, Server};
 use toolgate_core::denial::Reason;
-use toolgate_core::http1;
+use toolgate_core::http1::{self, Changes, Outgoing};
 use toolgate_core::identity::Identity;
 
 use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
@@ -254,7 +254,7 @@ pub struct Upstream {
 }
 
 /// Sends a permitted request over a connection of this caller to this server, and returns that connection: the
-/// reply is the next that it says.
+/// reply is the next that it says. `traceparent` comes in the place of the caller's, unless it is empty.
 ///
 /// # Errors
 /// [`ForwardError`]; the request may have reached the server in the case of `Send`.
@@ -262,6 +262,7 @@ pub async fn send(
     permitted: Permitted<&Asked<'_>>,
     leg: &Leg,
     place: &Place,
+    traceparent: &str,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
@@ -271,7 +272,8 @@ pub async fn send(
         (None, Place::Peer(endpoints)) => connect_peer(leg, endpoints, ways, limits).await?,
     };
     let asked = permitted.into_inner();
-    upstream.write_request(&asked.request, asked.last_event.is_some(), limits).await?;
+    let changes = Changes { resumes: asked.last_event.is_some(), traceparent };
+    upstream.write_request(&asked.request, changes, limits).await?;
     Ok(upstream)
 }
 
@@ -286,7 +288,7 @@ pub async fn send_undeclared(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = still_open(own, to, limits).await?;
-    upstream.write_request(permitted.into_inner(), false, limits).await?;
+    upstream.write_request(permitted.into_inner(), Changes::default(), limits).await?;
     Ok(upstream)
 }
 
@@ -378,21 +380,16 @@ impl Upstream {
     }
 
     /// Writes a request with exactly one framing, head and body in one system call.
-    /// `resumes`: it is a GET of the caller's own stream.
     async fn write_request(
         &mut self,
         request: &Request<'_>,
-        resumes: bool,
+        changes: Changes<'_>,
         limits: &Limits,
     ) -> Result<(), ForwardError> {
         let mut head = Scratch::default();
         let has_body = !request.body.is_empty() || matches!(request.head.method, "POST" | "PUT" | "PATCH");
-        let length = has_body.then_some(request.body.len() as u64);
-        if resumes {
-            http1::write_resuming_head(head.vec(), &request.head);
-        } else {
-            http1::write_request_head(head.vec(), &request.head, length, false);
-        }
+        let framing = if has_body { Outgoing::Length(request.body.len() as u64) } else { Outgoing::None };
+        http1::write_request_head(head.vec(), &request.head, framing, changes);
         self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)], limits).await?;
         self.speaking = self.cut;
         Ok(())

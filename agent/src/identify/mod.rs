@@ -45,6 +45,7 @@ pub struct Origin {
 
 /// Who connected.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every connection is of a captured process")]
 pub enum Source {
     /// A captured process of this node.
     Process(Connecting),

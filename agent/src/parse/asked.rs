@@ -8,6 +8,8 @@ use toolgate_core::denial::{METHOD_NOT_FOUND_CODE, Reason, Shape};
 use toolgate_core::http1::{Framing, Headers, HttpError, Name, RequestHead};
 use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, Revision, json};
 
+use toolgate_core::trace::TraceId;
+
 use super::Request;
 use crate::limits::{Limit, Limits};
 
@@ -23,6 +25,8 @@ pub struct Asked<'b> {
     pub session: Option<&'b str>,
     /// The last event of the stream that it resumes.
     pub last_event: Option<&'b [u8]>,
+    /// The trace that it is a part of, as it says.
+    pub trace: Option<TraceId>,
     what: What<'b>,
 }
 
@@ -187,8 +191,9 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
     }
     let session = head.headers.only(Name::McpSessionId).map_err(|error| Refused::from(&error))?;
     head.headers.only_bytes(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
+    let trace = TraceId::of(&head.headers);
     if head.path != server.path {
-        return Ok(Asked { request, session, last_event: None, what: What::OtherPath });
+        return Ok(Asked { request, session, last_event: None, trace, what: What::OtherPath });
     }
     let what = match head.method {
         "POST" => What::Message(message(&request, limits)?),
@@ -204,7 +209,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
         }
         What::Message(_) | What::EndSession | What::OtherPath => None,
     };
-    Ok(Asked { request, session, last_event, what })
+    Ok(Asked { request, session, last_event, trace, what })
 }
 
 fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Refused> {

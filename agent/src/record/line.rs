@@ -8,6 +8,7 @@ use toolgate_core::decision::ShadowVerdict;
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Method};
+use toolgate_core::trace::TraceId;
 
 use super::json::{Clock, Json};
 use super::name::Name;
@@ -124,6 +125,7 @@ impl Clone for Place {
 #[derive(Debug, Clone)]
 pub struct Line {
     id: u64,
+    trace: TraceId,
     time: SystemTime,
     origin: Arc<Origin>,
     generation: u64,
@@ -143,9 +145,15 @@ pub struct Line {
 }
 
 impl Line {
-    pub(super) fn new(id: u64, origin: Arc<Origin>, generation: u64, place: Held) -> Self {
+    pub(super) fn new(
+        (id, trace): (u64, TraceId),
+        origin: Arc<Origin>,
+        generation: u64,
+        place: Held,
+    ) -> Self {
         Self {
             id,
+            trace,
             time: SystemTime::now(),
             origin,
             generation,
@@ -188,6 +196,15 @@ impl Line {
         self.place.0 = None;
     }
 
+    /// It is a part of a trace that others know.
+    pub(super) fn traced(&mut self, trace: TraceId) {
+        self.trace = trace;
+    }
+
+    pub(super) fn trace(&self) -> (TraceId, u64) {
+        (self.trace, self.id)
+    }
+
     pub(super) fn request_id(&self) -> String {
         format!("{:x}", self.id)
     }
@@ -198,7 +215,8 @@ impl Line {
         let mut json = Json(out);
         json.raw(r#"{"time":""#);
         clock.show(self.time, &mut json);
-        json.raw(r#"","request_id":""#).hex_number(self.id).raw("\"");
+        json.raw(r#"","request_id":""#).hex_number(self.id);
+        json.raw(r#"","trace_id":""#).hex(&self.trace.bytes()).raw("\"");
         match self.phase {
             Phase::Whole => {}
             Phase::Opened => {
