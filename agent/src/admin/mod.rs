@@ -1,9 +1,10 @@
-//! What the operator asks: status, `exec`, `bypass`, `upgrade` and `tools` on a Unix socket, metrics and readiness on TCP.
+//! What the operator asks: status, `exec`, `bypass`, `upgrade`, `tools` and `ca` on a Unix socket, metrics and readiness on TCP.
 //!
 //! Whoever may open the socket is root (mode 0600), and no captured process may use it, root or not. The TCP ports
 //! are refused to captured processes in the kernel.
 
 mod api;
+mod authority;
 pub mod client;
 mod definitions;
 mod exec;

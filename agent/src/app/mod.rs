@@ -287,10 +287,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn source(agent: &AgentConfig) -> Result<Source, CaError> {
-    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, clock_skew, root_key, source } =
+/// Where the authority of a configuration is, and how it is to be.
+#[must_use]
+pub fn authority_plan(agent: &AgentConfig) -> ca::Plan {
+    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, clock_skew, root_key, .. } =
         agent.identity;
-    let IdentitySource::Embedded = source;
     let lives = ca::Lives {
         svid: svid_ttl,
         issuing: issuing_ttl,
@@ -299,13 +300,17 @@ fn source(agent: &AgentConfig) -> Result<Source, CaError> {
         skew: clock_skew,
         root_is_credential: root_key == RootKey::Credential,
     };
-    let plan = ca::Plan {
+    ca::Plan {
         state_directory: agent.store.clone(),
         trust_domain: agent.trust_domain.clone(),
         lives,
         credentials: config::credentials(),
-    };
-    Ok(Source::Embedded(Box::new(Authority::open(plan, SystemTime::now())?)))
+    }
+}
+
+fn source(agent: &AgentConfig) -> Result<Source, CaError> {
+    let IdentitySource::Embedded = agent.identity.source;
+    Ok(Source::Embedded(Box::new(Authority::open(authority_plan(agent), SystemTime::now())?)))
 }
 
 fn build(

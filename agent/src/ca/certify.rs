@@ -70,6 +70,11 @@ impl Signer {
     pub(super) fn key(&self) -> &KeyPair {
         self.issuer.key()
     }
+
+    #[cfg(test)]
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
 }
 
 /// A new key.

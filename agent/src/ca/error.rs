@@ -114,6 +114,14 @@ pub enum CaError {
         /// Its folder.
         path: PathBuf,
     },
+    /// No backup of an authority.
+    #[error("`{}` is no backup of an authority: {problem}", path.display())]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A rotation is under way.
     #[error("root {id} is prepared already, and signs from {at} on")]
     Prepared {

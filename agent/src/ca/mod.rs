@@ -4,6 +4,7 @@
 //! - [`folder`]: its files, and who may use them
 //! - [`state`]: what there is
 //! - [`rotation`]: what is due
+//! - [`operate`]: what the operator sees, asks and keeps elsewhere
 //!
 //! `authority.json` is what counts: keys are written before it names them, and removed after it does no more. Agents that
 //! hand over to each other read it anew, under a lock, before they change it.
@@ -11,6 +12,7 @@
 mod certify;
 mod error;
 mod folder;
+mod operate;
 mod rotation;
 mod state;
 #[cfg(test)]
@@ -18,6 +20,7 @@ mod tests;
 
 pub use self::certify::{CertifyError, Validity};
 pub use self::error::CaError;
+pub use self::operate::{Level, restore};
 pub use self::rotation::Lives;
 
 use std::path::PathBuf;
@@ -34,7 +37,7 @@ pub(crate) use self::certify::random;
 use self::certify::Signer;
 use self::folder::{Folder, Kind};
 use self::rotation::{Step, due};
-use self::state::{Entry, FORMAT, Level, Stage, State, new_id, seconds};
+use self::state::{Entry, FORMAT, Stage, State, new_id, seconds};
 use crate::svid::{Bundle, Serial};
 
 /// Below the state directory.
@@ -56,6 +59,14 @@ pub struct Plan {
     pub lives: Lives,
     /// Where the service manager puts credentials, if it does.
     pub credentials: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Where its files are.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.state_directory.join(FOLDER)
+    }
 }
 
 /// What was issued.
@@ -81,7 +92,7 @@ impl Authority {
     /// # Errors
     /// [`CaError`]: its files are left as they are.
     pub fn open(plan: Plan, now: SystemTime) -> Result<Self, CaError> {
-        let folder = Folder::new(plan.state_directory.join(FOLDER));
+        let folder = Folder::new(plan.folder());
         let lock = folder.lock()?;
         if folder.is_empty()? {
             let state = State::new(&plan.trust_domain);
@@ -90,8 +101,22 @@ impl Authority {
         let (state, signer, bundle) = load(&plan, &folder)?;
         drop(lock);
         let mut authority = Self { plan, folder, state, signer, bundle };
+        authority.doubt_the_clock(now);
         authority.rotate(now)?;
         Ok(authority)
+    }
+
+    /// What is issued by a clock that has gone back begins so early that only who has the same clock takes it for valid.
+    fn doubt_the_clock(&self, now: SystemTime) {
+        let newest = self.state.all().map(|(_, entry)| entry.made_at()).max();
+        if let Some(newest) = newest.filter(|newest| now + self.plan.lives.skew < *newest) {
+            tracing::error!(
+                file = %self.folder.file(STATE_FILE).display(),
+                made = %humantime::format_rfc3339_seconds(newest),
+                now = %humantime::format_rfc3339_seconds(now),
+                "this clock is before the authority's newest certificate: set it right; until then peers may refuse what is issued"
+            );
+        }
     }
 
     /// Takes the steps of rotations that are due. True: the bundle, or who signs, has changed.
@@ -282,6 +307,20 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 /// Reads and checks all of it: an authority that is half there must not sign.
 fn load(plan: &Plan, folder: &Folder) -> Result<(State, Signer, Arc<Bundle>), CaError> {
+    let (state, bundle) = read_state(plan, folder)?;
+    let mut active = None;
+    for (level, entry) in state.all().filter(|(_, entry)| entry.stage != Stage::Retired) {
+        let signer = signer(plan, folder, level, entry)?;
+        if level == Level::Issuing {
+            active = Some(signer);
+        }
+    }
+    let problem = "no issuing certificate is active".to_owned();
+    let active = active.ok_or_else(|| CaError::Damaged { path: folder.file(STATE_FILE), problem })?;
+    Ok((state, active, Arc::new(bundle)))
+}
+
+fn read_state(plan: &Plan, folder: &Folder) -> Result<(State, Bundle), CaError> {
     let path = folder.file(STATE_FILE);
     let damaged = |problem: String| CaError::Damaged { path: path.clone(), problem };
     let text = folder.read(STATE_FILE, Kind::Public)?;
@@ -296,15 +335,7 @@ fn load(plan: &Plan, folder: &Folder) -> Result<(State, Signer, Arc<Bundle>), Ca
     }
     let roots = state.roots.iter().map(Entry::der).collect::<Result<_, _>>().map_err(damaged)?;
     let bundle = Bundle::new(roots).map_err(|problem| damaged(problem.to_string()))?;
-    let mut active = None;
-    for (level, entry) in state.all().filter(|(_, entry)| entry.stage != Stage::Retired) {
-        let signer = signer(plan, folder, level, entry)?;
-        if level == Level::Issuing {
-            active = Some(signer);
-        }
-    }
-    let active = active.ok_or_else(|| damaged("no issuing certificate is active".to_owned()))?;
-    Ok((state, active, Arc::new(bundle)))
+    Ok((state, bundle))
 }
 
 /// The key of an entry, proven to be its own.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use super::certify;
-use super::certify::CertifyError;
+use super::certify::{self, CertifyError};
+use super::operate::Level;
 use crate::svid;
 
 /// Of the file below.
@@ -35,13 +35,6 @@ impl Stage {
             Self::Retired => "retired",
         }
     }
-}
-
-/// Which certificates one is among.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    Root,
-    Issuing,
 }
 
 impl Level {

@@ -10,10 +10,11 @@ mod trust;
 mod verify;
 
 pub use self::error::{SvidError, VerifyError};
-pub use self::owner::Source;
+pub use self::owner::{Operation, Source};
 pub use self::trust::{Bundle, Revoked, Serial, Trust};
 pub use self::verify::{Peer, Role, verify};
 
+pub(crate) use self::trust::hex;
 pub(crate) use self::verify::system_time;
 
 use std::collections::HashMap;
@@ -131,6 +132,14 @@ impl Svids {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.published.changed.subscribe()
+    }
+
+    /// What an operator asks of the authority, and its answer.
+    ///
+    /// # Errors
+    /// This agent is no authority, or why it does not do it.
+    pub async fn operate(&self, operation: Operation) -> Result<serde_json::Value, SvidError> {
+        self.ask(|answer| Order::Operate { operation, answer }).await?
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, SvidError> {

@@ -9,12 +9,13 @@ use rcgen::KeyPair;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use toolgate_core::identity::Identity;
 use toolgate_core::spiffe::SpiffeId;
 
 use super::{Known, Published, Revoked, Svid, SvidError, Trust};
-use crate::ca::{self, Authority, CertifyError, Issued, Validity};
+use crate::ca::{self, Authority, CertifyError, Issued, Level, Validity};
 
 /// The clock may be set at any time: how late that is noticed at most.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -44,9 +45,21 @@ impl Source {
     }
 }
 
+/// What an operator asks of the authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// What there is.
+    Status,
+    /// Rotate now.
+    Rotate(Level),
+    /// All of it in one text, under `backup`.
+    Backup,
+}
+
 /// What is asked of the thread.
 pub(super) enum Order {
     Issue { identity: Identity, answer: oneshot::Sender<Result<Arc<Svid>, SvidError>> },
+    Operate { operation: Operation, answer: oneshot::Sender<Result<Value, SvidError>> },
 }
 
 pub(super) fn start(
@@ -97,7 +110,43 @@ impl Owner {
                 };
                 let _ = answer.send(issued);
             }
+            Order::Operate { operation, answer } => {
+                let _ = answer.send(self.operate(&operation, SystemTime::now()));
+            }
         }
+    }
+
+    fn operate(&mut self, operation: &Operation, now: SystemTime) -> Result<Value, SvidError> {
+        let Source::Embedded(authority) = &mut self.source;
+        match operation {
+            Operation::Status => {}
+            Operation::Backup => return Ok(json!({ "backup": authority.backup(now)? })),
+            Operation::Rotate(level) => {
+                authority.rotate_now(*level, now)?;
+                self.publish_trust();
+            }
+        }
+        self.status()
+    }
+
+    fn status(&self) -> Result<Value, SvidError> {
+        let Source::Embedded(authority) = &self.source;
+        let mut status = authority.status()?;
+        let shown = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let known = self.published.svids.load();
+        let mut svids: Vec<&Arc<Svid>> = known.values().collect();
+        svids.sort_by_key(|svid| &svid.identity);
+        let svids = svids.into_iter().map(|svid| {
+            json!({
+                "spiffe_id": svid.identity.spiffe_id(),
+                "serial": svid.serial.to_string(),
+                "not_after": shown(svid.not_after),
+                "renewed_at": shown(svid.renew_at),
+            })
+        });
+        status["source"] = "embedded".into();
+        status["svids"] = svids.collect();
+        Ok(status)
     }
 
     /// Rotates what is due, renews what is half over, and forgets what nobody used.
