@@ -1,5 +1,7 @@
 //! What the operator asks of the authority.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::unix::UCred;
@@ -19,6 +21,21 @@ pub enum AuthorityRequest {
     Rotate(Level),
     /// All of it in one text.
     Backup,
+    /// A node may join.
+    Token {
+        /// Its name.
+        node: String,
+        /// What it may have SVIDs of.
+        app_ids: Vec<String>,
+        /// How long it may take to join.
+        ttl: Duration,
+        /// Where it finds the authority; `None`: where that listens.
+        address: Option<String>,
+    },
+    /// Who has joined.
+    Nodes,
+    /// A node, or a serial number, is not believed any more.
+    Revoke(String),
 }
 
 /// Why it is not done.
@@ -26,6 +43,11 @@ pub enum AuthorityRequest {
 pub(super) enum AuthorityError {
     #[error(transparent)]
     Svids(#[from] SvidError),
+    #[error(
+        "no node could join: this agent does not listen for any; write `listen: {{ authority: ADDRESS:15012 }}` into toolgate.yaml, \
+         with an address that nodes reach"
+    )]
+    DoesNotListen,
     #[error("it cannot be recorded, and is not done: {0}")]
     Audit(#[from] NoSlot),
 }
@@ -36,6 +58,11 @@ struct Event<'e> {
     event: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     level: Option<Level>,
+    /// The node, or the serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'e str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    app_ids: &'e [String],
     by: &'e str,
 }
 
@@ -46,18 +73,33 @@ pub(super) async fn answer(
     context: &Context,
 ) -> Result<Value, AuthorityError> {
     let by = exec::who(peer);
-    let (operation, event) = match wanted {
-        AuthorityRequest::Status => (Operation::Status, None),
-        AuthorityRequest::Rotate(level) => (
-            Operation::Rotate(level),
-            Some(Event { event: "authority_rotated", level: Some(level), by: &by }),
-        ),
-        AuthorityRequest::Backup => {
-            (Operation::Backup, Some(Event { event: "authority_backed_up", level: None, by: &by }))
+    let event = |event| Event { event, level: None, subject: None, app_ids: &[], by: &by };
+    let event = match &wanted {
+        AuthorityRequest::Status | AuthorityRequest::Nodes => None,
+        AuthorityRequest::Rotate(level) => Some(Event { level: Some(*level), ..event("authority_rotated") }),
+        AuthorityRequest::Backup => Some(event("authority_backed_up")),
+        AuthorityRequest::Token { node, app_ids, .. } => {
+            Some(Event { subject: Some(node), app_ids, ..event("token_made") })
         }
+        AuthorityRequest::Revoke(what) => Some(Event { subject: Some(what), ..event("revoked") }),
     };
+    let listens = context.node.agent.listen.authority;
+    if matches!(wanted, AuthorityRequest::Token { address: None, .. }) && listens.is_none() {
+        return Err(AuthorityError::DoesNotListen);
+    }
     if let Some(event) = event {
         context.node.record.event(&event)?;
     }
+    let operation = match wanted {
+        AuthorityRequest::Status => Operation::Status,
+        AuthorityRequest::Rotate(level) => Operation::Rotate(level),
+        AuthorityRequest::Backup => Operation::Backup,
+        AuthorityRequest::Token { node, app_ids, ttl, address } => {
+            let here = || listens.map(|address| address.to_string()).unwrap_or_default();
+            Operation::Token { node, app_ids, ttl, address: address.unwrap_or_else(here) }
+        }
+        AuthorityRequest::Nodes => Operation::Nodes,
+        AuthorityRequest::Revoke(what) => Operation::Revoke(what),
+    };
     Ok(context.node.svids.operate(operation).await?)
 }

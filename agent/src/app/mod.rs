@@ -42,7 +42,7 @@ use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
 use crate::bindings::Bindings;
-use crate::ca::{self, Authority, CaError};
+use crate::ca::{self, Authority};
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{
     self, AgentConfig, AgentLoss, Diagnostic, IdentityConfig, IdentitySource, OnFailure, Resources, RootKey,
@@ -57,7 +57,7 @@ use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::shares::Shares;
-use crate::svid::{Source, Svids};
+use crate::svid::{JoinPlan, Joined, Source, SvidError, Svids};
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -308,9 +308,22 @@ pub fn authority_plan(agent: &AgentConfig) -> ca::Plan {
     }
 }
 
-fn source(agent: &AgentConfig) -> Result<Source, CaError> {
-    let IdentitySource::Embedded = agent.identity.source;
-    Ok(Source::Embedded(Box::new(Authority::open(authority_plan(agent), SystemTime::now())?)))
+fn source(agent: &AgentConfig) -> Result<Source, AppError> {
+    let now = SystemTime::now();
+    match agent.identity.source {
+        IdentitySource::Embedded => {
+            let authority = Authority::open(authority_plan(agent), now);
+            Ok(Source::Embedded(Box::new(authority.map_err(SvidError::Authority)?)))
+        }
+        IdentitySource::Join => {
+            let plan = JoinPlan {
+                state_directory: agent.store.clone(),
+                trust_domain: agent.trust_domain.clone(),
+                token_file: agent.identity.token_file.clone(),
+            };
+            Ok(Source::Joined(Box::new(Joined::open(plan, now).map_err(SvidError::Join)?)))
+        }
+    }
 }
 
 fn build(

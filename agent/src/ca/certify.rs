@@ -78,7 +78,7 @@ impl Signer {
 }
 
 /// A new key.
-pub(super) fn key() -> Result<KeyPair, CertifyError> {
+pub(crate) fn new_key() -> Result<KeyPair, CertifyError> {
     Ok(KeyPair::generate()?)
 }
 

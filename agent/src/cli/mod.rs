@@ -98,7 +98,7 @@ enum Command {
     /// What servers offer: list it, see what changed, approve and revoke (Servers with `pins`)
     #[command(subcommand, after_help = "Example: toolgate tools approve docs --all")]
     Tools(tools::Tools),
-    /// The authority of this node: its certificates, their rotation, its backup
+    /// The authority of this node: its certificates and their rotation, the nodes that join it, its backup
     #[command(subcommand, after_help = "Example: toolgate ca status")]
     Ca(ca::Ca),
     /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
