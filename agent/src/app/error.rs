@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use super::{HandoverError, LockError, PlanError};
 use crate::admin::AdminError;
-use crate::ca::CaError;
 use crate::capture::CaptureError;
 use crate::config::Diagnostic;
 use crate::config::watch::WatchError;
@@ -39,10 +38,7 @@ pub enum AppError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The authority.
-    #[error(transparent)]
-    Authority(#[from] CaError),
-    /// The SVIDs.
+    /// SVIDs, and who issues them.
     #[error(transparent)]
     Svids(#[from] SvidError),
     /// Reload on change.

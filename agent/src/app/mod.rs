@@ -43,7 +43,7 @@ use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
 use crate::bindings::Bindings;
-use crate::ca::{self, Authority, CaError};
+use crate::ca::{self, Authority};
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{
     self, AgentConfig, AgentLoss, Diagnostic, IdentityConfig, IdentitySource, OnFailure, Resources, RootKey,
@@ -58,7 +58,7 @@ use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::shares::Shares;
-use crate::svid::{Source, Svids};
+use crate::svid::{JoinPlan, Joined, Source, SvidError, Svids};
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -288,10 +288,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn source(agent: &AgentConfig) -> Result<Source, CaError> {
-    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, clock_skew, root_key, source } =
+/// Where the authority of a configuration is, and how it is to be.
+#[must_use]
+pub fn authority_plan(agent: &AgentConfig) -> ca::Plan {
+    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, clock_skew, root_key, .. } =
         agent.identity;
-    let IdentitySource::Embedded = source;
     let lives = ca::Lives {
         svid: svid_ttl,
         issuing: issuing_ttl,
@@ -300,13 +301,30 @@ fn source(agent: &AgentConfig) -> Result<Source, CaError> {
         skew: clock_skew,
         root_is_credential: root_key == RootKey::Credential,
     };
-    let plan = ca::Plan {
+    ca::Plan {
         state_directory: agent.store.clone(),
         trust_domain: agent.trust_domain.clone(),
         lives,
         credentials: config::credentials(),
-    };
-    Ok(Source::Embedded(Box::new(Authority::open(plan, SystemTime::now())?)))
+    }
+}
+
+fn source(agent: &AgentConfig) -> Result<Source, AppError> {
+    let now = SystemTime::now();
+    match agent.identity.source {
+        IdentitySource::Embedded => {
+            let authority = Authority::open(authority_plan(agent), now);
+            Ok(Source::Embedded(Box::new(authority.map_err(SvidError::Authority)?)))
+        }
+        IdentitySource::Join => {
+            let plan = JoinPlan {
+                state_directory: agent.store.clone(),
+                trust_domain: agent.trust_domain.clone(),
+                token_file: agent.identity.token_file.clone(),
+            };
+            Ok(Source::Joined(Box::new(Joined::open(plan, now).map_err(SvidError::Join)?)))
+        }
+    }
 }
 
 fn build(

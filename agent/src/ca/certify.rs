@@ -70,10 +70,15 @@ impl Signer {
     pub(super) fn key(&self) -> &KeyPair {
         self.issuer.key()
     }
+
+    #[cfg(test)]
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
 }
 
 /// A new key.
-pub(super) fn key() -> Result<KeyPair, CertifyError> {
+pub(crate) fn new_key() -> Result<KeyPair, CertifyError> {
     Ok(KeyPair::generate()?)
 }
 

@@ -9,7 +9,7 @@ use super::certify::CertifyError;
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// The file system.
-    #[error("cannot use `{}` of the authority: {cause}", path.display())]
+    #[error("cannot use `{}`: {cause}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -18,7 +18,7 @@ pub enum CaError {
     },
     /// Others may read a key, or write what is believed.
     #[error(
-        "`{}` of the authority has mode {mode:o}, which others may use: see who did, `toolgate ca rotate` if a key was read, \
+        "`{}` has mode {mode:o}, which others may use: see who did, `toolgate ca rotate` if a key was read, \
          then chmod {wanted:o}", path.display()
     )]
     Mode {
@@ -30,7 +30,7 @@ pub enum CaError {
         wanted: u32,
     },
     /// Somebody else's.
-    #[error("`{}` of the authority belongs to uid {owner}, not to {ours}: see who made it, then chown it", path.display())]
+    #[error("`{}` belongs to uid {owner}, not to {ours}: see who made it, then chown it", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
@@ -114,6 +114,14 @@ pub enum CaError {
         /// Its folder.
         path: PathBuf,
     },
+    /// No backup of an authority.
+    #[error("`{}` is no backup of an authority: {problem}", path.display())]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A rotation is under way.
     #[error("root {id} is prepared already, and signs from {at} on")]
     Prepared {
@@ -122,6 +130,9 @@ pub enum CaError {
         /// When.
         at: String,
     },
+    /// A node, token or revocation that cannot be.
+    #[error(transparent)]
+    Unregistrable(super::Unregistrable),
     /// The certificates.
     #[error(transparent)]
     Certify(#[from] CertifyError),

@@ -1,4 +1,4 @@
-//! The authority's folder: who may use its files, and how they are written: whole or not at all, on disk before anything
+//! The folder of an authority or of a node that has joined one: who may use its files, and how they are written: whole or not at all, on disk before anything
 //! is said.
 
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +14,7 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// What a file may let others do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Nothing: a key.
     Secret,
     /// Read it.
@@ -40,16 +40,16 @@ impl Kind {
 
 /// A folder that root alone uses.
 #[derive(Debug, Clone)]
-pub(super) struct Folder {
-    pub(super) path: PathBuf,
+pub(crate) struct Folder {
+    pub(crate) path: PathBuf,
 }
 
 impl Folder {
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -57,7 +57,7 @@ impl Folder {
     ///
     /// # Errors
     /// It cannot be read, or is another's.
-    pub(super) fn is_empty(&self) -> Result<bool, CaError> {
+    pub(crate) fn is_empty(&self) -> Result<bool, CaError> {
         match fs::read_dir(&self.path) {
             Ok(mut entries) => {
                 let folder = File::open(&self.path).map_err(|cause| failed(&self.path, cause))?;
@@ -74,7 +74,7 @@ impl Folder {
     ///
     /// # Errors
     /// The folder around it cannot be made or locked.
-    pub(super) fn lock(&self) -> Result<File, CaError> {
+    pub(crate) fn lock(&self) -> Result<File, CaError> {
         let around = self.path.parent().unwrap_or(&self.path);
         fs::create_dir_all(around).map_err(|cause| failed(around, cause))?;
         let locked = File::open(around).and_then(|around| around.lock().map(|()| around));
@@ -85,7 +85,7 @@ impl Folder {
     ///
     /// # Errors
     /// It is another's, others may use it, or it cannot be read.
-    pub(super) fn read(&self, name: &str, kind: Kind) -> Result<Option<String>, CaError> {
+    pub(crate) fn read(&self, name: &str, kind: Kind) -> Result<Option<String>, CaError> {
         read(&self.file(name), kind)
     }
 
@@ -93,7 +93,7 @@ impl Folder {
     ///
     /// # Errors
     /// It cannot be written; then the one before is still there.
-    pub(super) fn write(&self, name: &str, kind: Kind, text: &str) -> Result<(), CaError> {
+    pub(crate) fn write(&self, name: &str, kind: Kind, text: &str) -> Result<(), CaError> {
         let path = self.file(name);
         let new = self.file(&format!(".{name}.new"));
         let written = || {
@@ -113,7 +113,7 @@ impl Folder {
     }
 
     /// Removes a file; one that is gone already is as good.
-    pub(super) fn remove(&self, name: &str) -> Result<(), CaError> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), CaError> {
         match fs::remove_file(self.file(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&self.file(name), error)),
             Ok(()) | Err(_) => Ok(()),
@@ -124,7 +124,7 @@ impl Folder {
     ///
     /// # Errors
     /// Something is there already, or it cannot be written.
-    pub(super) fn make(&self, fill: impl FnOnce(&Self) -> Result<(), CaError>) -> Result<(), CaError> {
+    pub(crate) fn make(&self, fill: impl FnOnce(&Self) -> Result<(), CaError>) -> Result<(), CaError> {
         let around = self.path.parent().unwrap_or(&self.path);
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let new = Self::new(around.join(format!(".{name}.new")));
@@ -148,7 +148,7 @@ impl Folder {
 }
 
 /// Reads a file that nobody else may have written, or read where it is a secret.
-pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<String>, CaError> {
+pub(crate) fn read(path: &Path, kind: Kind) -> Result<Option<String>, CaError> {
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)

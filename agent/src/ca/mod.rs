@@ -4,37 +4,50 @@
 //! - [`folder`]: its files, and who may use them
 //! - [`state`]: what there is
 //! - [`rotation`]: what is due
+//! - [`operate`]: what the operator sees, asks and keeps elsewhere
+//! - [`registry`], [`nodes`], [`listener`], [`wire`]: other nodes, that join by a token
 //!
 //! `authority.json` is what counts: keys are written before it names them, and removed after it does no more. Agents that
 //! hand over to each other read it anew, under a lock, before they change it.
 
 mod certify;
 mod error;
-mod folder;
+pub(crate) mod folder;
+pub(crate) mod listener;
+pub(crate) mod nodes;
+mod operate;
+mod registry;
 mod rotation;
 mod state;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wire;
 
 pub use self::certify::{CertifyError, Validity};
 pub use self::error::CaError;
+pub use self::listener::Listener;
+pub use self::nodes::NodeError;
+pub use self::operate::{Level, restore};
+pub use self::registry::{Refusal, Unregistrable};
 pub use self::rotation::Lives;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use toolgate_core::spiffe::SpiffeId;
 
-pub(crate) use self::certify::random;
+pub(crate) use self::certify::{new_key, random};
 
 use self::certify::Signer;
 use self::folder::{Folder, Kind};
+use self::nodes::Own;
+use self::registry::Registry;
 use self::rotation::{Step, due};
-use self::state::{Entry, FORMAT, Level, Stage, State, new_id, seconds};
+use self::state::{Entry, FORMAT, Stage, State, new_id, seconds};
 use crate::svid::{Bundle, Serial};
 
 /// Below the state directory.
@@ -58,6 +71,14 @@ pub struct Plan {
     pub credentials: Option<PathBuf>,
 }
 
+impl Plan {
+    /// Where its files are.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.state_directory.join(FOLDER)
+    }
+}
+
 /// What was issued.
 pub(crate) struct Issued {
     /// Leaf first, without the root.
@@ -73,6 +94,9 @@ pub struct Authority {
     state: State,
     signer: Signer,
     bundle: Arc<Bundle>,
+    registry: Registry,
+    /// What it shows of itself.
+    own: Option<Own>,
 }
 
 impl Authority {
@@ -81,7 +105,7 @@ impl Authority {
     /// # Errors
     /// [`CaError`]: its files are left as they are.
     pub fn open(plan: Plan, now: SystemTime) -> Result<Self, CaError> {
-        let folder = Folder::new(plan.state_directory.join(FOLDER));
+        let folder = Folder::new(plan.folder());
         let lock = folder.lock()?;
         if folder.is_empty()? {
             let state = State::new(&plan.trust_domain);
@@ -89,9 +113,25 @@ impl Authority {
         }
         let (state, signer, bundle) = load(&plan, &folder)?;
         drop(lock);
-        let mut authority = Self { plan, folder, state, signer, bundle };
+        let registry = Registry::default();
+        let mut authority = Self { plan, folder, state, signer, bundle, registry, own: None };
+        authority.registry = authority.read_registry()?;
+        authority.doubt_the_clock(now);
         authority.rotate(now)?;
         Ok(authority)
+    }
+
+    /// What is issued by a clock that has gone back begins so early that only who has the same clock takes it for valid.
+    fn doubt_the_clock(&self, now: SystemTime) {
+        let newest = self.state.all().map(|(_, entry)| entry.made_at()).max();
+        if let Some(newest) = newest.filter(|newest| now + self.plan.lives.skew < *newest) {
+            tracing::error!(
+                file = %self.folder.file(STATE_FILE).display(),
+                made = %humantime::format_rfc3339_seconds(newest),
+                now = %humantime::format_rfc3339_seconds(now),
+                "this clock is before the authority's newest certificate: set it right; until then peers may refuse what is issued"
+            );
+        }
     }
 
     /// Takes the steps of rotations that are due. True: the bundle, or who signs, has changed.
@@ -99,11 +139,12 @@ impl Authority {
     /// # Errors
     /// [`CaError`]: what there was goes on.
     pub fn rotate(&mut self, now: SystemTime) -> Result<bool, CaError> {
+        let is_new = self.refresh()?;
         let damaged = |problem| self.damaged(problem);
         if due(&self.state, &self.plan.lives, now).map_err(damaged)?.is_none() {
-            return Ok(false);
+            return Ok(is_new);
         }
-        self.change(now, |_| Ok(()))
+        self.change(now, |_| Ok(())).map(|is_changed| is_changed || is_new)
     }
 
     /// Changes the state under the lock, and takes what is due then.
@@ -149,7 +190,18 @@ impl Authority {
         key: &impl PublicKeyData,
         now: SystemTime,
     ) -> Result<Issued, CaError> {
-        let Lives { svid, skew, .. } = self.plan.lives;
+        self.issue_for(id, node, key, self.plan.lives.svid, now)
+    }
+
+    fn issue_for(
+        &self,
+        id: &SpiffeId,
+        node: Option<&str>,
+        key: &impl PublicKeyData,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, CaError> {
+        let skew = self.plan.lives.skew;
         let active = self.state.at(Level::Issuing, Stage::Active);
         let active = active.ok_or_else(|| self.damaged("no issuing certificate is active".to_owned()))?;
         let ends = active.validity().map_err(|problem| self.damaged(problem))?.not_after;
@@ -157,7 +209,7 @@ impl Authority {
             let id = active.root.clone().unwrap_or_default();
             return Err(CaError::RootEnded { id });
         }
-        let validity = Validity::new(now, svid, skew, Some(ends));
+        let validity = Validity::new(now, life, skew, Some(ends));
         let (leaf, serial) = certify::svid(id, node, key, &self.signer, validity)?;
         Ok(Issued { chain: vec![leaf, self.signer.certificate.clone()], validity, serial })
     }
@@ -231,7 +283,7 @@ impl Change<'_> {
         let Plan { lives, trust_domain, .. } = self.plan;
         let id = new_id()?;
         let is_credential = lives.root_is_credential;
-        let key = if is_credential { credential(self.plan, &id)? } else { certify::key()? };
+        let key = if is_credential { credential(self.plan, &id)? } else { new_key()? };
         let validity = Validity::new(self.now, lives.root, lives.skew, None);
         let certificate = certify::root(trust_domain, &id, &key, validity)?;
         if !is_credential {
@@ -250,7 +302,7 @@ impl Change<'_> {
         let root = root.ok_or_else(|| damaged("no root is active".to_owned()))?;
         let signer = signer(self.plan, self.folder, Level::Root, &root)?;
         let ends = root.validity().map_err(damaged)?.not_after;
-        let (id, key) = (new_id()?, certify::key()?);
+        let (id, key) = (new_id()?, new_key()?);
         let validity = Validity::new(self.now, lives.issuing, lives.skew, Some(ends));
         let certificate = certify::issuing(trust_domain, &id, &key, &signer, validity)?;
         self.folder.write(&Level::Issuing.key_file(&id), Kind::Secret, &key.serialize_pem())?;
@@ -270,18 +322,39 @@ impl Change<'_> {
 }
 
 /// Strings and numbers: that always serialises.
-fn json(value: &impl Serialize) -> String {
+pub(crate) fn json(value: &impl Serialize) -> String {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
     text
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+/// The bytes of hexadecimal digits.
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let byte = |at| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let is_whole = text.len().is_multiple_of(2) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_whole.then(|| (0..text.len()).step_by(2).map_while(byte).collect())
+}
+
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     ::pem::encode(&::pem::Pem::new(label, der))
 }
 
 /// Reads and checks all of it: an authority that is half there must not sign.
 fn load(plan: &Plan, folder: &Folder) -> Result<(State, Signer, Arc<Bundle>), CaError> {
+    let (state, bundle) = read_state(plan, folder)?;
+    let mut active = None;
+    for (level, entry) in state.all().filter(|(_, entry)| entry.stage != Stage::Retired) {
+        let signer = signer(plan, folder, level, entry)?;
+        if level == Level::Issuing {
+            active = Some(signer);
+        }
+    }
+    let problem = "no issuing certificate is active".to_owned();
+    let active = active.ok_or_else(|| CaError::Damaged { path: folder.file(STATE_FILE), problem })?;
+    Ok((state, active, Arc::new(bundle)))
+}
+
+fn read_state(plan: &Plan, folder: &Folder) -> Result<(State, Bundle), CaError> {
     let path = folder.file(STATE_FILE);
     let damaged = |problem: String| CaError::Damaged { path: path.clone(), problem };
     let text = folder.read(STATE_FILE, Kind::Public)?;
@@ -296,15 +369,7 @@ fn load(plan: &Plan, folder: &Folder) -> Result<(State, Signer, Arc<Bundle>), Ca
     }
     let roots = state.roots.iter().map(Entry::der).collect::<Result<_, _>>().map_err(damaged)?;
     let bundle = Bundle::new(roots).map_err(|problem| damaged(problem.to_string()))?;
-    let mut active = None;
-    for (level, entry) in state.all().filter(|(_, entry)| entry.stage != Stage::Retired) {
-        let signer = signer(plan, folder, level, entry)?;
-        if level == Level::Issuing {
-            active = Some(signer);
-        }
-    }
-    let active = active.ok_or_else(|| damaged("no issuing certificate is active".to_owned()))?;
-    Ok((state, active, Arc::new(bundle)))
+    Ok((state, bundle))
 }
 
 /// The key of an entry, proven to be its own.
@@ -318,12 +383,21 @@ fn signer(plan: &Plan, folder: &Folder, level: Level, entry: &Entry) -> Result<S
         (read_key(&file)?, file)
     };
     let signer = Signer::new(certificate, key)?;
-    let anchor = webpki::anchor_from_trusted_cert(&signer.certificate);
-    let spki = anchor.map(|anchor| webpki::spki_for_anchor(&anchor));
-    if !spki.is_ok_and(|spki| *spki == *signer.key().subject_public_key_info()) {
+    if public_key(&signer.certificate) != Some(public_key_of(signer.key())) {
         return Err(CaError::Mismatch { path, id: entry.id.clone() });
     }
     Ok(signer)
+}
+
+/// The public key of a certificate (SubjectPublicKeyInfo).
+pub(crate) fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let anchor = webpki::anchor_from_trusted_cert(certificate).ok()?;
+    Some(webpki::spki_for_anchor(&anchor).to_vec())
+}
+
+/// The same of a key.
+pub(crate) fn public_key_of(key: &KeyPair) -> Vec<u8> {
+    key.subject_public_key_info()
 }
 
 fn credential_path(plan: &Plan) -> Result<PathBuf, CaError> {

@@ -6,7 +6,8 @@
 use std::time::{Duration, SystemTime};
 
 use super::certify::Validity;
-use super::state::{Entry, Level, Stage, State};
+use super::operate::Level;
+use super::state::{Entry, Stage, State};
 
 /// Retired certificates that are kept of each level: a clock that jumps to and fro must not fill the bundle.
 const RETIRED_MAX: usize = 16;

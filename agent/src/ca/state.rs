@@ -5,11 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer as _;
 
-use super::certify;
-use super::certify::CertifyError;
+use super::certify::{self, CertifyError};
+use super::operate::Level;
 use crate::svid;
 
 /// Of the file below.
@@ -35,13 +33,6 @@ impl Stage {
             Self::Retired => "retired",
         }
     }
-}
-
-/// Which certificates one is among.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    Root,
-    Issuing,
 }
 
 impl Level {
@@ -92,12 +83,7 @@ impl Entry {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn validity(&self) -> Result<certify::Validity, String> {
-        let der = self.der()?;
-        let (_, parsed) = X509Certificate::from_der(&der)
-            .map_err(|problem| format!("the certificate of {} cannot be read: {problem}", self.id))?;
-        let at = |time: x509_parser::time::ASN1Time| svid::system_time(time.timestamp());
-        let validity = parsed.validity();
-        Ok(certify::Validity { not_before: at(validity.not_before), not_after: at(validity.not_after) })
+        svid::validity(&self.der()?).map_err(|problem| format!("{}: {problem}", self.id))
     }
 }
 

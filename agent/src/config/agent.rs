@@ -9,7 +9,7 @@ use toolgate_core::policy::Glob;
 use toolgate_core::spiffe::is_trust_domain;
 
 use super::diagnostic::Diagnostic;
-use super::identity::{self, IdentityConfig};
+use super::identity::{self, IdentityConfig, IdentitySource};
 use super::limits;
 use super::schema::{AgentFile, AuditFile, CaptureFile, ListenFile, Words};
 use super::source::Source;
@@ -117,6 +117,8 @@ pub struct Listen {
     pub metrics: SocketAddr,
     /// Where readiness is served.
     pub ready: SocketAddr,
+    /// Where nodes join this node's authority, if they may.
+    pub authority: Option<SocketAddr>,
 }
 
 /// `audit:`
@@ -161,6 +163,7 @@ impl Default for AgentConfig {
                 admin: "/run/toolgate/admin.sock".into(),
                 metrics: loopback(15020),
                 ready: loopback(15021),
+                authority: None,
             },
             store: "/var/lib/toolgate".into(),
             audit: Audit {
@@ -238,6 +241,12 @@ fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConf
     }
     if let Some(listen) = &file.listen {
         read_listen(source, listen, &mut config.listen, findings);
+        if config.identity.source == IdentitySource::Join
+            && let Some(word) = &listen.authority
+        {
+            let fault = source.error(word, "with `identity: { source: join }` this node is no authority");
+            findings.push(fault.help("leave it out: nodes join where the authority is"));
+        }
     }
     if let Some(store) = file.store.and_then(|store| store.embedded) {
         config.store = findings.keep(words::file_path(source, &store)).unwrap_or(config.store);
@@ -309,7 +318,7 @@ fn cgroup(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<Cgrou
 }
 
 fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings: &mut Findings) {
-    let later = [("authority", &file.authority), ("invoke", &file.invoke)];
+    let later = [("invoke", &file.invoke)];
     findings.refuse_later(source, &later);
     if let Some(port) = &file.outbound {
         if port.value == 0 {
@@ -324,6 +333,9 @@ fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings
     }
     if let Some(admin) = &file.admin {
         listen.admin = findings.keep(words::file_path(source, admin)).unwrap_or_default();
+    }
+    if let Some(word) = &file.authority {
+        listen.authority = findings.keep(words::address(source, word));
     }
     for (word, address) in [(&file.metrics, &mut listen.metrics), (&file.ready, &mut listen.ready)] {
         if let Some(word) = word {

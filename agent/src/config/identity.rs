@@ -32,6 +32,8 @@ pub struct IdentityConfig {
     pub clock_skew: Duration,
     /// Where the root's key is.
     pub root_key: RootKey,
+    /// Where the token is that this node joins by.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Who issues SVIDs.
@@ -39,6 +41,8 @@ pub struct IdentityConfig {
 pub enum IdentitySource {
     /// This agent is an authority.
     Embedded,
+    /// Another one, that this node joins.
+    Join,
 }
 
 /// Where the key of the authority's root is.
@@ -61,6 +65,7 @@ impl Default for IdentityConfig {
             overlap: hours(1),
             clock_skew: Duration::from_secs(300),
             root_key: RootKey::File,
+            token_file: None,
         }
     }
 }
@@ -73,9 +78,9 @@ pub fn credentials() -> Option<PathBuf> {
 
 pub(super) fn read(source: &Source, file: &IdentityFile, findings: &mut Findings) -> IdentityConfig {
     let mut identity = IdentityConfig::default();
-    let built = [("embedded", IdentitySource::Embedded)];
+    let built = [("embedded", IdentitySource::Embedded), ("join", IdentitySource::Join)];
     let default = ("source", identity.source);
-    let later = ["join", "workload-api"];
+    let later = ["workload-api"];
     identity.source =
         findings.keep(choice(source, &file.source, default, &built, &later)).unwrap_or(default.1);
     let built = [("file", RootKey::File), ("credential", RootKey::Credential)];
@@ -94,6 +99,9 @@ pub(super) fn read(source: &Source, file: &IdentityFile, findings: &mut Findings
             *place = findings.keep(time(source, word, min)).unwrap_or(*place);
         }
     }
+    if let Some(word) = &file.token_file {
+        identity.token_file = findings.keep(words::file_path(source, word));
+    }
     relations(source, file, &identity, findings);
     identity
 }
@@ -107,9 +115,21 @@ fn time(source: &Source, word: &Spanned<String>, min: Duration) -> Result<Durati
     Ok(time)
 }
 
-/// What signs must outlive what it signs, also when half of its own life is over.
+/// What signs must outlive what it signs, also when half of its own life is over. A node that joins is told all lives.
 fn relations(source: &Source, file: &IdentityFile, identity: &IdentityConfig, findings: &mut Findings) {
-    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, .. } = *identity;
+    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, .. } = identity.clone();
+    if identity.source == IdentitySource::Join {
+        let ours = [&file.svid_ttl, &file.issuing_ttl, &file.root_ttl, &file.overlap, &file.clock_skew];
+        for word in ours.into_iter().chain([&file.root_key]).flatten() {
+            let fault = source.error(word, "with `source: join` that is the authority's to say");
+            findings.push(fault.help("leave it out, and write it on the authority's node"));
+        }
+        return;
+    }
+    if let Some(word) = &file.token_file {
+        let fault = source.error(word, "`token_file` is for nodes that join: this one is its own authority");
+        findings.push(fault.help("write `source: join`, or leave it out"));
+    }
     let given = |words: &[&Given<String>]| words.iter().find_map(|word| (*word).clone());
     if svid_ttl > issuing_ttl / 2
         && let Some(word) = given(&[&file.svid_ttl, &file.issuing_ttl])

@@ -65,13 +65,14 @@ keys! {
         overlap: Given<String>,
         clock_skew: Given<String>,
         root_key: Given<String>,
+        token_file: Given<String>,
     }
 
     /// `listen:`
     struct ListenFile {
         outbound: Given<u16>,
         peer: Given<Scalar>,
-        authority: Later,
+        authority: Given<String>,
         invoke: Later,
         admin: Given<String>,
         metrics: Given<String>,

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use toolgate_core::identity::Identity;
 use toolgate_core::spiffe::{InvalidSpiffeId, SpiffeId};
 
-use crate::ca::CaError;
+use super::join::JoinError;
+use crate::ca::{CaError, NodeError};
 
 /// Why a workload or server of this node has no SVID.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,24 @@ pub enum SvidError {
         /// What is wrong.
         cause: String,
     },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {cause}")]
+    Tls {
+        /// What rustls said.
+        cause: String,
+    },
+    /// A node is not answered as it wishes.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// This agent has joined another's authority.
+    #[error("this agent is no authority (identity.source: join): ask it of the one at {authority}")]
+    NoAuthority {
+        /// Where it is.
+        authority: String,
+    },
+    /// It has not joined, or its authority does not answer.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The authority.
     #[error(transparent)]
     Authority(#[from] CaError),
@@ -91,6 +110,20 @@ pub enum VerifyError {
         /// Whose it says that it is.
         id: SpiffeId,
     },
+    /// Somebody else, however well proven.
+    #[error("it is `{id}`, and not `{expected}`")]
+    Unexpected {
+        /// Who it is.
+        id: SpiffeId,
+        /// Who was to be there.
+        expected: SpiffeId,
+    },
+    /// Not the authority that a token names.
+    #[error(
+        "it shows no root with the token's fingerprint: it is another authority, or its root was changed since the token was \
+         made; `toolgate ca token` makes another"
+    )]
+    Unpinned,
     /// Over.
     #[error(
         "the SVID of `{id}` ended {}, and this clock says {}: it was not renewed, or a clock is wrong",

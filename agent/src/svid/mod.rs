@@ -5,16 +5,23 @@
 //! workload that is new waits for its first SVID alone.
 
 mod error;
+mod join;
 mod owner;
+mod source;
+pub(crate) mod tls;
 mod trust;
 mod verify;
 
 pub use self::error::{SvidError, VerifyError};
-pub use self::owner::Source;
+pub use self::join::{JoinError, JoinPlan, Joined};
+pub use self::source::{Operation, Source};
 pub use self::trust::{Bundle, Revoked, Serial, Trust};
 pub use self::verify::{Peer, Role, verify};
 
-pub(crate) use self::verify::system_time;
+pub(crate) use self::source::{NodeAsk, Own};
+pub(crate) use self::tls::{PeerVerifier, provider};
+pub(crate) use self::trust::hex;
+pub(crate) use self::verify::{shown_by, validity};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -131,6 +138,24 @@ impl Svids {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.published.changed.subscribe()
+    }
+
+    /// What an operator asks of the authority, and its answer.
+    ///
+    /// # Errors
+    /// This agent is no authority, or why it does not do it.
+    pub async fn operate(&self, operation: Operation) -> Result<serde_json::Value, SvidError> {
+        self.ask(|answer| Order::Operate { operation, answer }).await?
+    }
+
+    /// What a node asks of this authority.
+    pub(crate) async fn node(&self, ask: NodeAsk) -> Result<serde_json::Value, SvidError> {
+        self.ask(|answer| Order::Node { ask, answer }).await?
+    }
+
+    /// What this authority shows to nodes.
+    pub(crate) async fn own(&self) -> Result<Own, SvidError> {
+        self.ask(|answer| Order::Own { answer }).await?
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, SvidError> {

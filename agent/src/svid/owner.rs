@@ -1,6 +1,5 @@
 //! The thread that owns the source of SVIDs: it issues what is asked for, and renews before it is over.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -9,12 +8,13 @@ use rcgen::KeyPair;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use toolgate_core::identity::Identity;
-use toolgate_core::spiffe::SpiffeId;
 
-use super::{Known, Published, Revoked, Svid, SvidError, Trust};
-use crate::ca::{self, Authority, CertifyError, Issued, Validity};
+use super::source::{NodeAsk, Operation, Own, Source};
+use super::{Known, Published, Svid, SvidError, Trust};
+use crate::ca::{self, Issued, Validity};
 
 /// The clock may be set at any time: how late that is noticed at most.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -23,30 +23,12 @@ const LOOK_EVERY_MIN: Duration = Duration::from_millis(200);
 /// A part of an SVID's half life by which renewals are spread.
 const JITTER: u32 = 8;
 
-/// Who issues.
-pub enum Source {
-    /// This node's own authority.
-    Embedded(Box<Authority>),
-}
-
-impl Source {
-    /// Whom it says to believe.
-    #[must_use]
-    pub(super) fn trust(&self) -> Trust {
-        match self {
-            Self::Embedded(authority) => {
-                let trust_domain: Box<str> = authority.trust_domain().into();
-                let revoked = Revoked { trust_domain: trust_domain.clone(), ..Revoked::default() };
-                let bundles = BTreeMap::from([(trust_domain, Arc::clone(authority.bundle()))]);
-                Trust { generation: 1, bundles, revoked: Arc::new(revoked) }
-            }
-        }
-    }
-}
-
 /// What is asked of the thread.
 pub(super) enum Order {
     Issue { identity: Identity, answer: oneshot::Sender<Result<Arc<Svid>, SvidError>> },
+    Operate { operation: Operation, answer: oneshot::Sender<Result<Value, SvidError>> },
+    Node { ask: NodeAsk, answer: oneshot::Sender<Result<Value, SvidError>> },
+    Own { answer: oneshot::Sender<Result<Own, SvidError>> },
 }
 
 pub(super) fn start(
@@ -58,7 +40,9 @@ pub(super) fn start(
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(Owner { source, published }.run(orders)),
+            Ok(runtime) => {
+                runtime.block_on(Owner { source, published, looked: Default::default() }.run(orders))
+            }
             Err(error) => tracing::error!(%error, "SVIDs are not issued: no runtime"),
         }
     };
@@ -68,68 +52,121 @@ pub(super) fn start(
 struct Owner {
     source: Source,
     published: Arc<Published>,
+    /// Why the last look did not do what was due, as it was logged.
+    looked: Option<String>,
 }
 
 impl Owner {
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        // One that has joined learns at once what changed meanwhile.
+        self.look(SystemTime::now()).await;
         loop {
             let wait = self.until_the_next(SystemTime::now());
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(order) => self.obey(order),
+                    Some(order) => self.obey(order).await,
                     None => return,
                 },
-                () = tokio::time::sleep(wait) => self.look(SystemTime::now()),
+                () = tokio::time::sleep(wait) => self.look(SystemTime::now()).await,
             }
         }
     }
 
     /// Who asked may have left: then nobody misses the answer.
-    fn obey(&mut self, order: Order) {
+    async fn obey(&mut self, order: Order) {
+        let now = SystemTime::now();
         match order {
             Order::Issue { identity, answer } => {
                 let known = self.published.svids.load().get(&identity).cloned();
-                let now = SystemTime::now();
                 // Another thread may have asked for the same a moment ago.
                 let issued = match known.filter(|svid| svid.is_valid(now)) {
                     Some(svid) => Ok(svid),
-                    None => self.issue(&identity, now).inspect(|svid| self.publish(vec![Arc::clone(svid)])),
+                    None => self.issue(&identity, now).await,
                 };
+                if let Ok(svid) = &issued {
+                    self.publish(vec![Arc::clone(svid)]);
+                }
                 let _ = answer.send(issued);
+            }
+            Order::Operate { operation, answer } => {
+                let mut done = self.source.operate(operation, now);
+                if let Ok(status) = &mut done
+                    && status.get("source").is_some()
+                {
+                    status["svids"] = self.svids();
+                }
+                self.publish_trust();
+                let _ = answer.send(done);
+            }
+            Order::Node { ask, answer } => {
+                let _ = answer.send(self.source.node(ask, now));
+            }
+            Order::Own { answer } => {
+                let _ = answer.send(self.source.own(now));
             }
         }
     }
 
-    /// Rotates what is due, renews what is half over, and forgets what nobody used.
-    fn look(&mut self, now: SystemTime) {
-        let Source::Embedded(authority) = &mut self.source;
-        match authority.rotate(now) {
-            Ok(false) => {}
-            Ok(true) => self.publish_trust(),
-            Err(error) => tracing::error!(%error, "the authority does not rotate: what there is goes on"),
+    /// The SVIDs that there are, for the operator.
+    fn svids(&self) -> Value {
+        let shown = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let known = self.published.svids.load();
+        let mut svids: Vec<&Arc<Svid>> = known.values().collect();
+        svids.sort_by_key(|svid| &svid.identity);
+        let told = svids.into_iter().map(|svid| {
+            json!({
+                "spiffe_id": svid.identity.spiffe_id(),
+                "serial": svid.serial.to_string(),
+                "not_after": shown(svid.not_after),
+                "renewed_at": shown(svid.renew_at),
+            })
+        });
+        told.collect()
+    }
+
+    /// Rotates and fetches what is due, renews what is half over, and forgets what nobody used.
+    async fn look(&mut self, now: SystemTime) {
+        match self.source.look(now).await {
+            Ok(is_new) => {
+                self.looked = None;
+                if is_new {
+                    self.publish_trust();
+                }
+            }
+            Err(error) => self.fails("what is due of this node's identity is not done", &error),
         }
         let known = self.published.svids.load_full();
         let due = known.values().filter(|svid| svid.renew_at <= now || now < svid.not_before);
         let (used, unused): (Vec<_>, Vec<_>) = due.partition(|svid| svid.is_used.load(Ordering::Relaxed));
         let mut renewed = Vec::new();
         for svid in used {
-            match self.issue(&svid.identity, now) {
+            match self.issue(&svid.identity, now).await {
                 Ok(svid) => renewed.push(svid),
-                Err(error) => tracing::error!(identity = %svid.identity, %error, "an SVID is not renewed"),
+                Err(error) => {
+                    self.fails(&format!("the SVID of {} is not renewed", svid.identity), &error);
+                    break;
+                }
             }
         }
         let is_over = |svid: &&&Arc<Svid>| !svid.is_valid(now);
         let forgotten: Vec<Identity> =
             unused.iter().filter(is_over).map(|svid| svid.identity.clone()).collect();
         if !forgotten.is_empty() {
-            self.published.svids.rcu(|known| {
-                let mut known = Known::clone(known);
-                known.retain(|identity, _| !forgotten.contains(identity));
-                known
-            });
+            let mut known = Known::clone(&known);
+            known.retain(|identity, _| !forgotten.contains(identity));
+            self.published.svids.store(Arc::new(known));
         }
         if !renewed.is_empty() {
             self.publish(renewed);
+        }
+    }
+
+    /// Says once what stays the same.
+    fn fails(&mut self, what: &str, error: &SvidError) {
+        let text = format!("{what}: {error}");
+        if self.looked.as_ref() != Some(&text) {
+            tracing::error!("{text}; what there is goes on");
+            self.looked = Some(text);
         }
     }
 
@@ -144,15 +181,8 @@ impl Owner {
         next.clamp(LOOK_EVERY_MIN, LOOK_EVERY)
     }
 
-    fn issue(&self, identity: &Identity, now: SystemTime) -> Result<Arc<Svid>, SvidError> {
-        let Source::Embedded(authority) = &self.source;
-        if identity.trust_domain() != authority.trust_domain() {
-            let (identity, ours) = (identity.clone(), authority.trust_domain().to_owned());
-            return Err(SvidError::Foreign { identity, ours });
-        }
-        let key =
-            KeyPair::generate().map_err(|error| SvidError::Authority(CertifyError::from(error).into()))?;
-        let issued = authority.issue(&SpiffeId::from(identity), None, &key, now)?;
+    async fn issue(&mut self, identity: &Identity, now: SystemTime) -> Result<Arc<Svid>, SvidError> {
+        let (issued, key) = self.source.issue(identity, now).await?;
         svid(identity.clone(), issued, &key, now).map(Arc::new)
     }
 
@@ -163,9 +193,18 @@ impl Owner {
         self.published.changed.send_modify(|count| *count += 1);
     }
 
+    /// If anything of it is new.
     fn publish_trust(&self) {
-        let generation = self.published.trust.load().generation + 1;
-        self.published.trust.store(Arc::new(Trust { generation, ..self.source.trust() }));
+        let before = self.published.trust.load();
+        let trust = self.source.trust();
+        let roots = |trust: &Trust| -> Vec<_> {
+            trust.bundles.iter().map(|(name, bundle)| (name.clone(), bundle.roots.clone())).collect()
+        };
+        if roots(&trust) == roots(&before) && trust.revoked == before.revoked {
+            return;
+        }
+        let generation = before.generation + 1;
+        self.published.trust.store(Arc::new(Trust { generation, ..trust }));
         self.published.changed.send_modify(|count| *count += 1);
     }
 }

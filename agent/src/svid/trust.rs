@@ -25,7 +25,10 @@ impl Serial {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let digits: String = text.chars().filter(|c| *c != ':').collect();
-        if digits.is_empty() || !digits.len().is_multiple_of(2) || !digits.is_ascii() {
+        if digits.is_empty()
+            || !digits.len().is_multiple_of(2)
+            || !digits.bytes().all(|b| b.is_ascii_hexdigit())
+        {
             return None;
         }
         let byte = |at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
@@ -36,8 +39,13 @@ impl Serial {
 /// In hexadecimal digits.
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
+}
+
+/// Two digits for each byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The roots of one trust domain.

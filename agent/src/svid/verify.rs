@@ -10,6 +10,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
 use super::{Serial, Trust, VerifyError};
+use crate::ca::Validity;
 
 /// What the other end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +45,12 @@ pub fn verify(
     now: SystemTime,
 ) -> Result<Peer, VerifyError> {
     let (leaf, rest) = chain.split_first().ok_or(VerifyError::None)?;
-    let unreadable = |cause: String| VerifyError::Unreadable { cause };
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|cause| unreadable(format!("{cause}")))?;
-    let peer = read(&parsed)?;
+    let unreadable = |cause: webpki::Error| VerifyError::Unreadable { cause: cause.to_string() };
+    let peer = read(&parsed(leaf)?)?;
     let id = peer.id.clone();
     let bundle =
         trust.bundle(id.trust_domain()).ok_or_else(|| VerifyError::UnknownTrustDomain { id: id.clone() })?;
-    let end_entity = EndEntityCert::try_from(leaf).map_err(|cause| unreadable(cause.to_string()))?;
+    let end_entity = EndEntityCert::try_from(leaf).map_err(unreadable)?;
     let usage = match role {
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
@@ -67,8 +67,26 @@ pub fn verify(
     Ok(peer)
 }
 
+/// Who a chain that was proven already says that it is.
+pub(crate) fn shown_by(chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
+    read(&parsed(chain.first().ok_or(VerifyError::None)?)?)
+}
+
+/// From when to when a certificate is valid.
+pub(crate) fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, VerifyError> {
+    let parsed = parsed(certificate)?;
+    let at = |time: x509_parser::time::ASN1Time| system_time(time.timestamp());
+    let validity = parsed.validity();
+    Ok(Validity { not_before: at(validity.not_before), not_after: at(validity.not_after) })
+}
+
+fn parsed<'c>(certificate: &'c CertificateDer<'_>) -> Result<X509Certificate<'c>, VerifyError> {
+    let parsed = X509Certificate::from_der(certificate);
+    parsed.map(|(_, parsed)| parsed).map_err(|cause| VerifyError::Unreadable { cause: cause.to_string() })
+}
+
 /// Reads what an X509-SVID must say of itself (X509-SVID, 2 and 4).
-pub(crate) fn read(leaf: &X509Certificate<'_>) -> Result<Peer, VerifyError> {
+fn read(leaf: &X509Certificate<'_>) -> Result<Peer, VerifyError> {
     let unreadable =
         |cause: x509_parser::error::X509Error| VerifyError::Unreadable { cause: cause.to_string() };
     let names = leaf.subject_alternative_name().map_err(unreadable)?;
@@ -106,7 +124,7 @@ pub(crate) fn read(leaf: &X509Certificate<'_>) -> Result<Peer, VerifyError> {
 }
 
 /// Of seconds since 1970.
-pub(crate) fn system_time(seconds: i64) -> SystemTime {
+fn system_time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
 }
 
