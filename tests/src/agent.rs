@@ -29,6 +29,8 @@ pub struct Setup<'t> {
     pub audit: &'t str,
     /// Its `limits` section, as a flow mapping; empty: the default.
     pub limits: &'t str,
+    /// Where nodes join its authority, if they may.
+    pub authority: Option<SocketAddr>,
     /// Run with `--observe`.
     pub observe: bool,
     /// Run with `--stay-attached`.
@@ -369,8 +371,9 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
         "" => format!("{{ file: {} }}", file("audit.jsonl")),
         given => given.replace("FOLDER", &folder.display().to_string()),
     };
+    let authority = setup.authority.map(|address| format!(", authority: \"{address}\"")).unwrap_or_default();
     let mut text = format!(
-        "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+        "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\"{authority} }}\n\
          store: {{ embedded: {} }}\n\
          audit: {audit}\n",
         outbound.port(),

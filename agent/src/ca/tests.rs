@@ -35,7 +35,7 @@ fn trust(authority: &Authority) -> Trust {
 
 fn issue(authority: &Authority, now: SystemTime) -> Issued {
     let id = SpiffeId::parse(NAME).unwrap();
-    authority.issue(&id, None, &certify::new_key().unwrap(), now).unwrap()
+    authority.issue(&id, None, &new_key().unwrap(), now).unwrap()
 }
 
 fn proven(issued: &Issued, trust: &Trust, now: SystemTime) -> Result<Peer, VerifyError> {
@@ -278,7 +278,7 @@ fn a_root_whose_key_is_a_credential_is_nowhere_else() {
         fs::write(given.path().join(CREDENTIAL), key.serialize_pem()).unwrap();
         set_mode(&given.path().join(CREDENTIAL), 0o400);
     };
-    give(&certify::new_key().unwrap());
+    give(&new_key().unwrap());
     let mut authority = Authority::open(plan.clone(), at(0)).unwrap();
     assert!(proven(&issue(&authority, at(1)), &trust(&authority), at(1)).is_ok());
     authority.rotate(at(4000)).unwrap();
@@ -287,7 +287,7 @@ fn a_root_whose_key_is_a_credential_is_nowhere_else() {
         let name = entry.unwrap().file_name();
         !name.to_string_lossy().starts_with("root-")
     }));
-    give(&certify::new_key().unwrap());
+    give(&new_key().unwrap());
     assert!(refused(&plan).contains("is not that of certificate"));
     set_mode(&given.path().join(CREDENTIAL), 0o644);
     assert!(refused(&plan).contains("has mode 644"));
@@ -307,7 +307,7 @@ fn forged(
     let validity = Validity::new(at(0), Duration::from_secs(60), Duration::ZERO, None);
     (params.not_before, params.not_after) = (validity.not_before.into(), validity.not_after.into());
     change(&mut params);
-    let leaf = params.signed_by(&certify::new_key().unwrap(), authority.signer.issuer()).unwrap();
+    let leaf = params.signed_by(&new_key().unwrap(), authority.signer.issuer()).unwrap();
     vec![leaf.into(), authority.signer.certificate.clone()]
 }
 
@@ -408,11 +408,11 @@ fn what_is_no_svid_of_its_trust_domain_is_not_believed() {
     }
     assert_eq!(verify(&[], &trust, Role::Client, at(10)), Err(VerifyError::None));
     // A leaf that signs another.
-    let (id, key) = (SpiffeId::parse(NAME).unwrap(), certify::new_key().unwrap());
+    let (id, key) = (SpiffeId::parse(NAME).unwrap(), new_key().unwrap());
     let leaf = authority.issue(&id, None, &key, at(0)).unwrap();
     let signer = Signer::new(leaf.chain[0].clone(), key).unwrap();
     let validity = Validity::new(at(0), Duration::from_secs(60), Duration::ZERO, None);
-    let (below, _) = certify::svid(&id, None, &certify::new_key().unwrap(), &signer, validity).unwrap();
+    let (below, _) = certify::svid(&id, None, &new_key().unwrap(), &signer, validity).unwrap();
     let chain = [vec![below], leaf.chain].concat();
     assert!(verify(&chain, &trust, Role::Client, at(10)).is_err());
 }
@@ -422,7 +422,7 @@ fn what_was_revoked_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(plan(folder.path(), lives(60, 600, 6000, 10)), at(0)).unwrap();
     let id = SpiffeId::parse(NAME).unwrap();
-    let issued = authority.issue(&id, Some("node-a"), &certify::new_key().unwrap(), at(0)).unwrap();
+    let issued = authority.issue(&id, Some("node-a"), &new_key().unwrap(), at(0)).unwrap();
     let ours: Box<str> = "example.org".into();
     let table = [
         ("nothing", Revoked::default(), true),
