@@ -440,3 +440,51 @@ fn what_was_revoked_is_not_believed() {
     let trust = Trust { revoked: foreign.into(), ..trust(&authority) };
     assert!(proven(&issued, &trust, at(1)).is_ok(), "another trust domain's list says nothing of ours");
 }
+
+#[test]
+fn a_list_of_revocations_is_the_authoritys_own_or_none() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let lives = lives(60, 600, 6000, 10);
+    let mut authority = Authority::open(plan(here.path(), lives), at(0)).unwrap();
+    let joined = |authority: &mut Authority| {
+        let token =
+            authority.token(("node-a", &["docs".to_owned()]), lives.svid, String::new(), at(0)).unwrap();
+        let csr = nodes::csr(&new_key().unwrap()).unwrap();
+        authority.join(&wire::JoinRequest { node: token.node, secret: token.secret, csr }, at(0)).unwrap();
+        authority.revoke("0a0b", at(0)).unwrap();
+        authority.trust_answer("node-a", at(1)).unwrap().revoked
+    };
+    let signed = joined(&mut authority);
+    let trust = trust(&authority);
+    let read = |signed: &wire::Signed, second| nodes::proven(signed, &trust, "example.org", at(second));
+    assert_eq!(read(&signed, 1).unwrap().serials.len(), 1);
+    let other = joined(&mut Authority::open(plan(there.path(), lives), at(0)).unwrap());
+    // By a key that the authority has given to a workload.
+    let key = new_key().unwrap();
+    let issued = authority.issue(&SpiffeId::parse(NAME).unwrap(), None, &key, at(0)).unwrap();
+    let workloads = wire::Signed {
+        signature: svid_signature(&key, &signed.list),
+        chain: issued.chain.iter().map(|one| pem("CERTIFICATE", one)).collect(),
+        list: signed.list.clone(),
+    };
+    let table = [
+        ("another list", wire::Signed { list: signed.list.replace("0a0b", "0a0c"), ..signed.clone() }, 1),
+        (
+            "without the serial",
+            wire::Signed { list: signed.list.replace("\"0a0b\"", ""), ..signed.clone() },
+            1,
+        ),
+        ("no signature", wire::Signed { signature: String::new(), ..signed.clone() }, 1),
+        ("by another authority of this name", other, 1),
+        ("by a workload", workloads, 1),
+        ("by who signs no more", signed, 100),
+    ];
+    for (name, signed, second) in table {
+        assert!(read(&signed, second).is_err(), "{name}");
+    }
+}
+
+fn svid_signature(key: &KeyPair, list: &str) -> String {
+    use rcgen::SigningKey as _;
+    crate::svid::hex(&key.sign(format!("{}{list}", wire::SIGNED_AS).as_bytes()).unwrap())
+}
