@@ -1,12 +1,13 @@
 //! An agent on a configuration of the test's own: free ports, its own socket, its own audit file.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -15,6 +16,8 @@ use tempfile::TempDir;
 use crate::scene::text;
 use crate::{Caller, Host, PATIENCE, Process, wait};
 
+/// Where it finds the token that it joins by.
+const TOKEN: &str = "join.token";
 /// What the agent says once it serves.
 const READY: &str = "toolgate: ready";
 
@@ -31,8 +34,10 @@ pub struct Setup<'t> {
     pub limits: &'t str,
     /// Where other agents come to.
     pub peer: Option<SocketAddr>,
-    /// The configuration of another agent, whose authority this one has a copy of.
-    pub authority_of: Option<&'t Path>,
+    /// Where nodes join its authority, if they may.
+    pub authority: Option<SocketAddr>,
+    /// The token by which it joins another agent's authority; empty: it has its own.
+    pub token: &'t str,
     /// More of `toolgate.yaml`.
     pub more: &'t str,
     /// Run with `--observe`.
@@ -119,11 +124,11 @@ impl Agent {
     ) -> Result<Self> {
         let settings = settings(folder.path(), [outbound, metrics, ready], setup);
         write_config(folder.path(), &settings, setup.resources)?;
-        if let Some(other) = setup.authority_of {
-            let store = folder.path().join("store");
-            fs::create_dir_all(&store).context("cannot make a folder")?;
-            let copied = Command::new("cp").arg("-a").arg(other.join("store/ca")).arg(&store).status();
-            ensure!(copied.context("cannot copy")?.success(), "the authority is not copied");
+        if !setup.token.is_empty() {
+            let mut file = OpenOptions::new();
+            let file = file.write(true).create_new(true).mode(0o600).open(folder.path().join(TOKEN));
+            file.and_then(|mut file| file.write_all(setup.token.as_bytes()))
+                .context("cannot keep a token")?;
         }
         let given = [(setup.observe, "--observe"), (setup.stay_attached, "--stay-attached")];
         let flags: Vec<&str> = given.iter().filter(|(given, _)| *given).map(|(_, flag)| *flag).collect();
@@ -395,9 +400,11 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
         "" => format!("{{ file: {} }}", file("audit.jsonl")),
         given => given.replace("FOLDER", &folder.display().to_string()),
     };
-    let peer = setup.peer.map(|at| format!("peer: \"{at}\", ")).unwrap_or_default();
+    let listener =
+        |key: &str, at: Option<SocketAddr>| at.map(|at| format!("{key}: \"{at}\", ")).unwrap_or_default();
+    let others = listener("peer", setup.peer) + &listener("authority", setup.authority);
     let mut text = format!(
-        "listen: {{ {peer}outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+        "listen: {{ {others}outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
          store: {{ embedded: {} }}\n\
          audit: {audit}\n",
         outbound.port(),
@@ -409,6 +416,9 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     }
     if !setup.limits.is_empty() {
         text += &format!("limits: {}\n", setup.limits);
+    }
+    if !setup.token.is_empty() {
+        text += &format!("identity: {{ source: join, token_file: {} }}\n", file(TOKEN));
     }
     text + setup.more
 }

@@ -2,17 +2,26 @@
 
 use std::net::{SocketAddr, TcpStream};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use toolgate::peer::server_name;
 use toolgate_core::identity::Identity;
 use toolgate_tests::scene::{call, resources, text};
-use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, Sniffer, free_address};
+use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, Sniffer, free_address, toolgate};
 
 /// A word that must not be seen between the hosts.
 const MARKER: &str = "a-word-that-only-the-two-ends-may-see";
 
-/// A host with a server, and another with its callers. The first one's authority is the other's, too.
+/// A token by which a node of that name joins the agent's authority, for callers of these App IDs.
+fn token(agent: &Agent, node: &str, app_ids: &str) -> Result<String> {
+    let mut command = toolgate();
+    command.args(["ca", "token", "--node", node, "--app-ids", app_ids, "--config"]).arg(agent.config());
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A host with a server and an authority, and another with callers, which has joined it.
 struct Hosts {
     callers: Node,
     servers: Agent,
@@ -20,22 +29,23 @@ struct Hosts {
 }
 
 impl Hosts {
-    fn set(policy_of_callers: &str) -> Result<Self> {
+    fn set(policy_of_callers: &str, more: &str) -> Result<Self> {
         let host = Host::turn()?;
         let netns = Netns::new()?;
         let [here, _] = netns.link()?;
         let server = Server::at(SocketAddr::new(here, 0))?;
-        let peer = SocketAddr::new(here, free_address()?.port());
+        let [peer, authority] = [free_address()?, free_address()?].map(|at| SocketAddr::new(here, at.port()));
         let of_servers = resources(server.address);
-        let servers =
-            Agent::start_in(host, Setup { resources: &of_servers, peer: Some(peer), ..Setup::default() })?;
+        let (peers, nodes) = (Some(peer), Some(authority));
+        let setup = Setup { resources: &of_servers, peer: peers, authority: nodes, more, ..Setup::default() };
+        let servers = Agent::start_in(host, setup)?;
         let address = server.address;
         let of_callers = format!(
             "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: docs }}\n\
              spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n{policy_of_callers}"
         );
-        let authority_of = Some(servers.config());
-        let setup = Setup { resources: &of_callers, authority_of, ..Setup::default() };
+        let token = token(&servers, "callers", "reader,writer")?;
+        let setup = Setup { resources: &of_callers, token: &token, ..Setup::default() };
         let callers = Node::start(netns, setup)?;
         Ok(Self { callers, servers, server })
     }
@@ -43,7 +53,7 @@ impl Hosts {
 
 #[test]
 fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
-    let hosts = Hosts::set("")?;
+    let hosts = Hosts::set("", "")?;
     let wire = Sniffer::on(hosts.callers.netns.device())?;
     let mut caller = hosts.callers.caller("reader")?;
     let mut connection = Connection::new(caller.connect(hosts.server.address)?.stream, hosts.server.address)?;

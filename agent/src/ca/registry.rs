@@ -314,3 +314,129 @@ pub(super) fn identity(trust_domain: &str, text: &str) -> Result<Identity, Inval
 pub(super) fn time(seconds: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    /// With a token of `node-a` for a minute.
+    fn registry() -> Registry {
+        let mut registry = Registry::default();
+        let app_ids = ["docs".to_owned(), "agent.team".to_owned(), "chat.default".to_owned()];
+        registry.add(("node-a", &app_ids), "secret".to_owned(), Duration::from_secs(60), at(0)).unwrap();
+        registry
+    }
+
+    #[test]
+    fn a_token_is_good_once_in_time_for_its_node() {
+        type Before = fn(&mut Registry);
+        let joined: Before = |r| r.redeem(("node-a", "secret"), "key", at(1)).unwrap();
+        let revoked: Before = |r| {
+            r.redeem(("node-a", "secret"), "key", at(1)).unwrap();
+            r.revoke("node-a", at(100), at(2)).unwrap();
+        };
+        let table: &[(&str, Before, (&str, &str, &str, u64), Option<&str>)] = &[
+            ("the first", |_| {}, ("node-a", "secret", "key", 59), None),
+            ("the same key again, whose answer was lost", joined, ("node-a", "secret", "key", 2), None),
+            ("replayed by another", joined, ("node-a", "secret", "other", 2), Some("this token was used")),
+            (
+                "replayed by another, later",
+                joined,
+                ("node-a", "secret", "other", 99),
+                Some("this token was used"),
+            ),
+            ("expired", |_| {}, ("node-a", "secret", "key", 60), Some("this token ended")),
+            (
+                "expired for the same key, too",
+                joined,
+                ("node-a", "secret", "key", 60),
+                Some("this token ended"),
+            ),
+            (
+                "of another node",
+                |_| {},
+                ("node-b", "secret", "key", 1),
+                Some("of another node than `node-b`"),
+            ),
+            ("guessed", |_| {}, ("node-a", "guess", "key", 1), Some("is not known here")),
+            ("of a revoked node", revoked, ("node-a", "secret", "key", 3), Some("is not known here")),
+        ];
+        for (name, before, (node, secret, key, second), expected) in table {
+            let mut registry = registry();
+            before(&mut registry);
+            let kept = registry.clone();
+            let error =
+                registry.redeem((node, secret), key, at(*second)).err().map(|error| error.to_string());
+            match expected {
+                None => assert_eq!(error, None, "{name}"),
+                Some(text) => {
+                    assert!(error.as_ref().is_some_and(|error| error.contains(text)), "{name}: {error:?}");
+                    assert_eq!(registry, kept, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_has_its_app_ids_and_no_others() {
+        let mut registry = registry();
+        let table = [
+            ("node-a", "docs", None),
+            ("node-a", "agent.team", None),
+            ("node-a", "chat", None),
+            ("node-a", "agent", Some("is registered for `agent.team`, `chat`, `docs`, not for `agent`")),
+            ("node-a", "docs.team", Some("not for `docs.team`")),
+            ("node-a", "other", Some("not for `other`")),
+            ("node-b", "docs", Some("is not registered here")),
+        ];
+        let permits = |registry: &Registry, node: &str, app_id: &str| {
+            let identity = identity("example.org", app_id).unwrap();
+            registry.permits(node, &identity).err().map(|refusal| refusal.to_string())
+        };
+        assert!(permits(&registry, "node-a", "docs").is_some(), "it has not joined yet");
+        registry.redeem(("node-a", "secret"), "key", at(1)).unwrap();
+        for (node, app_id, expected) in table {
+            let refused = permits(&registry, node, app_id);
+            match expected {
+                None => assert_eq!(refused, None, "{app_id}"),
+                Some(text) => {
+                    assert!(refused.as_ref().is_some_and(|refused| refused.contains(text)), "{refused:?}");
+                }
+            }
+        }
+        registry.revoke("node-a", at(100), at(2)).unwrap();
+        assert_eq!(permits(&registry, "node-a", "docs").as_deref(), Some("node `node-a` was revoked"));
+        let again =
+            registry.add(("node-a", &["docs".to_owned()]), "new".to_owned(), Duration::from_secs(60), at(3));
+        assert!(again.is_err_and(|error| error.to_string().contains("choose another name")));
+    }
+
+    #[test]
+    fn what_cannot_be_registered_or_revoked_is_refused() {
+        let docs = || vec!["docs".to_owned()];
+        let table = [
+            ("Node A", docs(), 60, "`Node A` is no valid App ID"),
+            ("node-b", vec![], 60, "from 1 to 256 App IDs"),
+            ("node-b", vec!["docs".to_owned(); 257], 60, "from 1 to 256 App IDs"),
+            ("node-b", vec!["a.b.c".to_owned()], 60, "`b.c` is no valid App ID"),
+            ("node-b", vec!["*".to_owned()], 60, "`*` is no valid App ID"),
+            ("node-b", docs(), 0, "a token lasts from a second"),
+            ("node-b", docs(), 31 * 24 * 3600, "a token lasts from a second"),
+        ];
+        for (node, app_ids, ttl, expected) in table {
+            let mut registry = registry();
+            let added = registry.add((node, &app_ids), "s".to_owned(), Duration::from_secs(ttl), at(0));
+            assert!(added.unwrap_err().to_string().contains(expected), "{expected}");
+        }
+        let mut registry = registry();
+        assert!(registry.revoke("node-x", at(9), at(1)).is_err(), "neither a node nor a serial number");
+        registry.revoke("0A:0b", at(9), at(1)).unwrap();
+        assert_eq!((registry.revocations, registry.serials.contains_key("0a0b")), (1, true));
+        registry.revoke("0c", at(20), at(9)).unwrap();
+        assert!(!registry.serials.contains_key("0a0b"), "its certificate has ended by itself");
+    }
+}

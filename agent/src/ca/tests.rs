@@ -35,7 +35,7 @@ fn trust(authority: &Authority) -> Trust {
 
 fn issue(authority: &Authority, now: SystemTime) -> Issued {
     let id = SpiffeId::parse(NAME).unwrap();
-    authority.issue(&id, None, &certify::new_key().unwrap(), now).unwrap()
+    authority.issue(&id, None, &new_key().unwrap(), now).unwrap()
 }
 
 fn proven(issued: &Issued, trust: &Trust, now: SystemTime) -> Result<Peer, VerifyError> {
@@ -278,7 +278,7 @@ fn a_root_whose_key_is_a_credential_is_nowhere_else() {
         fs::write(given.path().join(CREDENTIAL), key.serialize_pem()).unwrap();
         set_mode(&given.path().join(CREDENTIAL), 0o400);
     };
-    give(&certify::new_key().unwrap());
+    give(&new_key().unwrap());
     let mut authority = Authority::open(plan.clone(), at(0)).unwrap();
     assert!(proven(&issue(&authority, at(1)), &trust(&authority), at(1)).is_ok());
     authority.rotate(at(4000)).unwrap();
@@ -287,7 +287,7 @@ fn a_root_whose_key_is_a_credential_is_nowhere_else() {
         let name = entry.unwrap().file_name();
         !name.to_string_lossy().starts_with("root-")
     }));
-    give(&certify::new_key().unwrap());
+    give(&new_key().unwrap());
     assert!(refused(&plan).contains("is not that of certificate"));
     set_mode(&given.path().join(CREDENTIAL), 0o644);
     assert!(refused(&plan).contains("has mode 644"));
@@ -307,7 +307,7 @@ fn forged(
     let validity = Validity::new(at(0), Duration::from_secs(60), Duration::ZERO, None);
     (params.not_before, params.not_after) = (validity.not_before.into(), validity.not_after.into());
     change(&mut params);
-    let leaf = params.signed_by(&certify::new_key().unwrap(), authority.signer.issuer()).unwrap();
+    let leaf = params.signed_by(&new_key().unwrap(), authority.signer.issuer()).unwrap();
     vec![leaf.into(), authority.signer.certificate.clone()]
 }
 
@@ -408,11 +408,11 @@ fn what_is_no_svid_of_its_trust_domain_is_not_believed() {
     }
     assert_eq!(verify(&[], &trust, Role::Client, at(10)), Err(VerifyError::None));
     // A leaf that signs another.
-    let (id, key) = (SpiffeId::parse(NAME).unwrap(), certify::new_key().unwrap());
+    let (id, key) = (SpiffeId::parse(NAME).unwrap(), new_key().unwrap());
     let leaf = authority.issue(&id, None, &key, at(0)).unwrap();
     let signer = Signer::new(leaf.chain[0].clone(), key).unwrap();
     let validity = Validity::new(at(0), Duration::from_secs(60), Duration::ZERO, None);
-    let (below, _) = certify::svid(&id, None, &certify::new_key().unwrap(), &signer, validity).unwrap();
+    let (below, _) = certify::svid(&id, None, &new_key().unwrap(), &signer, validity).unwrap();
     let chain = [vec![below], leaf.chain].concat();
     assert!(verify(&chain, &trust, Role::Client, at(10)).is_err());
 }
@@ -422,7 +422,7 @@ fn what_was_revoked_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(plan(folder.path(), lives(60, 600, 6000, 10)), at(0)).unwrap();
     let id = SpiffeId::parse(NAME).unwrap();
-    let issued = authority.issue(&id, Some("node-a"), &certify::new_key().unwrap(), at(0)).unwrap();
+    let issued = authority.issue(&id, Some("node-a"), &new_key().unwrap(), at(0)).unwrap();
     let ours: Box<str> = "example.org".into();
     let table = [
         ("nothing", Revoked::default(), true),
@@ -439,4 +439,52 @@ fn what_was_revoked_is_not_believed() {
     let foreign = Revoked { trust_domain: "other.org".into(), ids: [id].into(), ..Revoked::default() };
     let trust = Trust { revoked: foreign.into(), ..trust(&authority) };
     assert!(proven(&issued, &trust, at(1)).is_ok(), "another trust domain's list says nothing of ours");
+}
+
+#[test]
+fn a_list_of_revocations_is_the_authoritys_own_or_none() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let lives = lives(60, 600, 6000, 10);
+    let mut authority = Authority::open(plan(here.path(), lives), at(0)).unwrap();
+    let joined = |authority: &mut Authority| {
+        let token =
+            authority.token(("node-a", &["docs".to_owned()]), lives.svid, String::new(), at(0)).unwrap();
+        let csr = nodes::csr(&new_key().unwrap()).unwrap();
+        authority.join(&wire::JoinRequest { node: token.node, secret: token.secret, csr }, at(0)).unwrap();
+        authority.revoke("0a0b", at(0)).unwrap();
+        authority.trust_answer("node-a", at(1)).unwrap().revoked
+    };
+    let signed = joined(&mut authority);
+    let trust = trust(&authority);
+    let read = |signed: &wire::Signed, second| nodes::proven(signed, &trust, "example.org", at(second));
+    assert_eq!(read(&signed, 1).unwrap().serials.len(), 1);
+    let other = joined(&mut Authority::open(plan(there.path(), lives), at(0)).unwrap());
+    // By a key that the authority has given to a workload.
+    let key = new_key().unwrap();
+    let issued = authority.issue(&SpiffeId::parse(NAME).unwrap(), None, &key, at(0)).unwrap();
+    let workloads = wire::Signed {
+        signature: svid_signature(&key, &signed.list),
+        chain: issued.chain.iter().map(|one| pem("CERTIFICATE", one)).collect(),
+        list: signed.list.clone(),
+    };
+    let table = [
+        ("another list", wire::Signed { list: signed.list.replace("0a0b", "0a0c"), ..signed.clone() }, 1),
+        (
+            "without the serial",
+            wire::Signed { list: signed.list.replace("\"0a0b\"", ""), ..signed.clone() },
+            1,
+        ),
+        ("no signature", wire::Signed { signature: String::new(), ..signed.clone() }, 1),
+        ("by another authority of this name", other, 1),
+        ("by a workload", workloads, 1),
+        ("by who signs no more", signed, 100),
+    ];
+    for (name, signed, second) in table {
+        assert!(read(&signed, second).is_err(), "{name}");
+    }
+}
+
+fn svid_signature(key: &KeyPair, list: &str) -> String {
+    use rcgen::SigningKey as _;
+    crate::svid::hex(&key.sign(format!("{}{list}", wire::SIGNED_AS).as_bytes()).unwrap())
 }

@@ -55,8 +55,8 @@ pub struct Joined {
     client: Option<Client>,
     fetched: Option<Instant>,
     failed: Option<(Instant, String)>,
-    /// A token that the authority does not take: only another one is worth a try.
-    refused: Option<String>,
+    /// The secret of a token that the authority does not take, and why: only another one is worth a try.
+    refused: Option<(String, String)>,
 }
 
 impl Joined {
@@ -144,8 +144,8 @@ impl Joined {
         let wanted = JoinRequest { node: token.node.clone(), secret: token.secret.clone(), csr };
         let answered = self.call::<IssuedAnswer>(JOIN, Some(&wanted)).await;
         let answered = answered.inspect_err(|error| {
-            if matches!(error, JoinError::Refused { .. }) {
-                self.refused = Some(token.secret.clone());
+            if let JoinError::Refused { why, .. } = error {
+                self.refused = Some((token.secret.clone(), why.clone()));
             }
         })?;
         let roots = self.client.as_ref().map(Client::roots).unwrap_or_default();
@@ -171,8 +171,10 @@ impl Joined {
             let (found, wanted) = (token.trust_domain, self.plan.trust_domain.clone());
             return Err(JoinError::TrustDomain { found, wanted });
         }
-        if self.refused.as_ref() == Some(&token.secret) {
-            return Err(no_token("the authority does not take it, as the log says; put another one there"));
+        if let Some((secret, why)) = &self.refused
+            && *secret == token.secret
+        {
+            return Err(no_token(&format!("the authority does not take it: {why}")));
         }
         Ok(token)
     }
