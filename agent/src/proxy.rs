@@ -6,6 +6,7 @@
 mod content;
 mod identified;
 mod ids;
+mod opening;
 mod undeclared;
 
 use std::cell::Cell;
@@ -13,8 +14,6 @@ use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
 
-use crate::deadline::timeout;
-use tokio::io::AsyncWriteExt as _;
 use toolgate_core::decision::{self, Decision, Denied, Target};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
@@ -36,7 +35,8 @@ use crate::respond::{self, Exchange, McpExchange, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
-use undeclared::{Passing, Way};
+use opening::{Opening, canary, opening};
+use undeclared::Passing;
 
 /// Whether a connection goes on after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,16 +103,6 @@ pub async fn one_too_many<S: Stream>(stream: S, share: Arc<Share>, limits: &Limi
     client.close(limits).await;
 }
 
-/// Proves to who connected that it is captured. It is no message, so there is no entry.
-async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
-    let answered = async {
-        stream.write_all(b"toolgate\n").await?;
-        stream.shutdown().await
-    };
-    // Who did not wait for the answer did not want it.
-    let _ = timeout(limits.client_write_max, answered).await;
-}
-
 /// The declared server that a connection goes to, and which ends of its calls are here. Loopback is the caller's own: in
 /// another network namespace than the agent's, no Server is there. Other agents get to local servers alone.
 fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Option<Target<'r>> {
@@ -127,47 +117,6 @@ fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Optio
     let is_own = captured.original.ip().to_canonical().is_loopback();
     let server = if !at_home && is_own { None } else { resources.server_at(captured.original) };
     server.map(|server| server.captured())
-}
-
-/// What a connection turned out to be.
-enum Opening {
-    Http(Passing),
-    Relay(Way),
-    Ended,
-}
-
-/// Looks at the first bytes: requests that can be decided one by one, or something else.
-async fn opening<S: Stream>(
-    client: &mut Client<S>,
-    origin: &Arc<Origin>,
-    captured: &Captured,
-    worker: &Worker,
-) -> Opening {
-    let node = &*worker.node;
-    let Identified { resources, caller } = &identified(None, origin, node).await;
-    let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
-    let decision = match declared(resources, origin, node) {
-        Some(target) => decision::opaque(caller.as_ref(), target.server),
-        // The guard lets the agent pass: what is not decided as for that server must not.
-        None if node.namespaces.guards(captured.process.netns_cookie, captured.original) => {
-            Decision::Denied(Denied::because(Reason::Undeclared))
-        }
-        None => decision::unrecognised(node.unrecognised),
-    };
-    match decision {
-        Decision::Denied(denied) => match (client.guess(node.limits.silence_time_max).await, denied.reason) {
-            (Some(Guess::Yes), _) => Opening::Http(Err(denied)),
-            // It said nothing, to a server of which nothing is known.
-            (None, reason) if reason != Reason::Unrecognised => Opening::Ended,
-            (Some(Guess::No | Guess::Maybe) | None, _) => {
-                turn.record_connection(|entry| entry.denied(&denied, 0));
-                Opening::Ended
-            }
-        },
-        Decision::Permitted(passage) => {
-            turn.on_the_way(client, passage, undeclared::beyond(captured, worker)).await
-        }
-    }
 }
 
 /// One request after another, until either side has enough.
