@@ -172,12 +172,13 @@ impl Owner {
 
     fn until_the_next(&self, now: SystemTime) -> Duration {
         let known = self.published.svids.load();
-        let in_time = |svid: &Arc<Svid>| {
+        let lives = known.values().map(|svid| (svid.renew_at, svid.not_after)).chain(self.source.own_life());
+        let in_time = |(renew_at, not_after): (SystemTime, SystemTime)| {
             // One whose time has come and that is still there is not used, or could not be renewed.
-            let again = || svid.not_after.duration_since(now).unwrap_or(LOOK_EVERY) / 4;
-            svid.renew_at.duration_since(now).unwrap_or_else(|_| again())
+            let again = || not_after.duration_since(now).unwrap_or(LOOK_EVERY) / 4;
+            renew_at.duration_since(now).unwrap_or_else(|_| again())
         };
-        let next = known.values().map(in_time).min().unwrap_or(LOOK_EVERY);
+        let next = lives.map(in_time).min().unwrap_or(LOOK_EVERY);
         next.clamp(LOOK_EVERY_MIN, LOOK_EVERY)
     }
 

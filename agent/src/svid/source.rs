@@ -113,6 +113,14 @@ impl Source {
         }
     }
 
+    /// When what the node itself is known by at its authority is to be renewed, and ends.
+    pub(super) fn own_life(&self) -> Option<(SystemTime, SystemTime)> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Joined(joined) => joined.own_life(),
+        }
+    }
+
     fn authority(&mut self) -> Result<&mut Authority, SvidError> {
         match self {
             Self::Embedded(authority) => Ok(authority),

@@ -106,6 +106,11 @@ impl Joined {
         })
     }
 
+    /// When its certificate is to be renewed, and ends.
+    pub(super) fn own_life(&self) -> Option<(SystemTime, SystemTime)> {
+        self.member.as_ref().map(|member| (member.renew_at, member.not_after))
+    }
+
     /// Joins, renews and fetches what is due. True: it is believed otherwise now.
     pub(super) async fn look(&mut self, now: SystemTime) -> Result<bool, JoinError> {
         let has_joined = self.member.is_some();

@@ -1,70 +1,29 @@
 //! Two hosts, an agent on each: from a caller on one to a server on the other it is mutual TLS, and both agents decide.
 
+mod attacks;
+mod hosts;
+mod life;
+
 use std::net::{SocketAddr, TcpStream};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde_json::{Value, json};
 use toolgate::peer::server_name;
 use toolgate_core::identity::Identity;
-use toolgate_tests::scene::{call, resources, text};
-use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, Sniffer, free_address, toolgate};
+use toolgate_tests::scene::{call, text};
+use toolgate_tests::{Connection, Host, Netns, SdkClient, SdkServer, Server, Sniffer};
+
+use hosts::{Hosts, decided};
 
 /// A word that must not be seen between the hosts.
 const MARKER: &str = "a-word-that-only-the-two-ends-may-see";
-
-/// A token by which a node of that name joins the agent's authority, for callers of these App IDs.
-fn token(agent: &Agent, node: &str, app_ids: &str) -> Result<String> {
-    let mut command = toolgate();
-    command.args(["ca", "token", "--node", node, "--app-ids", app_ids, "--config"]).arg(agent.config());
-    let output = command.output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// A host with a server and an authority, and another with callers, which has joined it.
-struct Hosts {
-    callers: Node,
-    servers: Agent,
-    server: Server,
-}
-
-impl Hosts {
-    fn set(policy_of_callers: &str, more: &str) -> Result<Self> {
-        let host = Host::turn()?;
-        let netns = Netns::new()?;
-        let [here, _] = netns.link()?;
-        let server = Server::at(SocketAddr::new(here, 0))?;
-        let [peer, authority] = [free_address()?, free_address()?].map(|at| SocketAddr::new(here, at.port()));
-        let of_servers = resources(server.address);
-        let (peers, nodes) = (Some(peer), Some(authority));
-        let setup = Setup { resources: &of_servers, peer: peers, authority: nodes, more, ..Setup::default() };
-        let servers = Agent::start_in(host, setup)?;
-        let address = server.address;
-        let of_callers = format!(
-            "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: docs }}\n\
-             spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n{policy_of_callers}"
-        );
-        let token = token(&servers, "callers", "reader,writer")?;
-        let setup = Setup { resources: &of_callers, token: &token, ..Setup::default() };
-        let callers = Node::start(netns, setup)?;
-        Ok(Self { callers, servers, server })
-    }
-}
-
-/// The first lines of messages, which the operator's own acts stand between.
-fn decided(agent: &Agent, count: usize) -> Result<Vec<Value>> {
-    let is_message = |line: &&Value| line.get("decision").is_some();
-    let what = format!("{count} decided messages");
-    let lines = agent.audit_until(&what, |lines| lines.iter().filter(is_message).count() >= count)?;
-    Ok(lines.iter().filter(is_message).cloned().collect())
-}
 
 #[test]
 fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
     let hosts = Hosts::set("", "")?;
     let wire = Sniffer::on(hosts.callers.netns.device())?;
     let mut caller = hosts.callers.caller("reader")?;
-    let mut connection = Connection::new(caller.connect(hosts.server.address)?.stream, hosts.server.address)?;
+    let mut connection = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
     let answered = connection.post(&call(1, "echo", &json!({ "message": MARKER })))?;
     assert_eq!(answered.status, 200);
     let reached = hosts.server.request()?;
@@ -102,4 +61,40 @@ fn without_tls_the_same_would_be_seen() -> Result<()> {
         netns.within(|| Ok(Connection::new(TcpStream::connect(server.address)?, server.address)?))?;
     connection.post(&call(1, "echo", &json!({ "message": MARKER })))?;
     wire.sees(MARKER.as_bytes())
+}
+
+#[test]
+fn an_unmodified_client_notices_nothing() -> Result<()> {
+    let start = |here| SdkServer::at(here).map(|server| (server.address, server));
+    let policy = "---
+apiVersion: toolgate/v1
+kind: Policy
+metadata: { name: outgoing }
+spec:
+  at: caller
+  rules:
+  - { name: no-files, effect: deny, callers: [\"*\"], servers: [docs], tools: [read_file] }
+  - { name: the-rest, effect: allow, callers: [\"*\"], servers: [docs], tools: [\"*\"] }
+";
+    let mut hosts = Hosts::with(start, policy, "")?;
+    let mut client = SdkClient::start(hosts.callers.exec("reader"), &hosts.server.url())?;
+    client.call("add", &json!({ "a": 1, "b": 2 }))?;
+    assert_eq!(client.answer("result")?, "3");
+    // The server's end has a rule for it, and the caller's end none; and the other way round.
+    client.call("read_file", &json!({ "path": "/srv/docs/a" }))?;
+    let denied = client.answer("error")?;
+    assert!(denied.as_str().is_some_and(|text| text.contains("policy does not permit")), "{denied}");
+    client.call("add", &json!({ "a": 1, "b": 2000 }))?;
+    let denied = client.answer("error")?;
+    assert!(denied.as_str().is_some_and(|text| text.contains("these arguments")), "{denied}");
+    assert_eq!(client.tools()?, ["echo", "add", "slow_count"], "what both ends show");
+    client.call("slow_count", &json!({ "steps": 2 }))?;
+    for step in 1..=2 {
+        // Each is seen before the server is let go on to the next.
+        assert_eq!(client.answer("progress")?.as_f64(), Some(f64::from(step)));
+        hosts.server.release()?;
+    }
+    assert_eq!(client.answer("result")?, "counted to 2");
+    assert_eq!(hosts.server.calls()?, ["add", "slow_count"]);
+    Ok(())
 }
