@@ -175,7 +175,7 @@ fn a_node_joins_once_and_has_svids_of_its_app_ids_alone() {
         );
         assert!(a.svid(&identity("docs")).is_some_and(|known| known.serial == docs.serial), "kept");
         let team = Identity::new("example.org", "team", "agent").unwrap();
-        assert!(is_believed(&*a.obtain(&team).await.unwrap(), &home.svids));
+        assert!(is_believed(&a.obtain(&team).await.unwrap(), &home.svids));
         for foreign in ["agent", "other", "node-a"] {
             let error = refused(&a, foreign).await;
             assert!(
@@ -186,7 +186,7 @@ fn a_node_joins_once_and_has_svids_of_its_app_ids_alone() {
         drop(a);
         // Started again, without the token.
         let again = node(&here, None).unwrap();
-        assert!(is_believed(&*again.obtain(&identity("docs")).await.unwrap(), &home.svids));
+        assert!(is_believed(&again.obtain(&identity("docs")).await.unwrap(), &home.svids));
         // The same token elsewhere, once and again.
         let there = tempfile::tempdir().unwrap();
         let thief = node(&there, Some(&token)).unwrap();
