@@ -175,7 +175,7 @@ fn a_node_joins_once_and_has_svids_of_its_app_ids_alone() {
         );
         assert!(a.svid(&identity("docs")).is_some_and(|known| known.serial == docs.serial), "kept");
         let team = Identity::new("example.org", "team", "agent").unwrap();
-        assert!(is_believed(&*a.obtain(&team).await.unwrap(), &home.svids));
+        assert!(is_believed(&a.obtain(&team).await.unwrap(), &home.svids));
         for foreign in ["agent", "other", "node-a"] {
             let error = refused(&a, foreign).await;
             assert!(
@@ -186,7 +186,7 @@ fn a_node_joins_once_and_has_svids_of_its_app_ids_alone() {
         drop(a);
         // Started again, without the token.
         let again = node(&here, None).unwrap();
-        assert!(is_believed(&*again.obtain(&identity("docs")).await.unwrap(), &home.svids));
+        assert!(is_believed(&again.obtain(&identity("docs")).await.unwrap(), &home.svids));
         // The same token elsewhere, once and again.
         let there = tempfile::tempdir().unwrap();
         let thief = node(&there, Some(&token)).unwrap();
@@ -413,5 +413,53 @@ fn who_is_no_node_gets_nothing() {
         assert!(!stolen.contains("200 OK"), "a stolen certificate after its revocation: {stolen}");
         home.accepting.abort();
         other.accepting.abort();
+    });
+}
+
+/// OpenSSL's server; ended when dropped.
+struct Impostor(std::process::Child);
+
+impl Impostor {
+    fn start(address: SocketAddr, flags: Vec<String>) -> Self {
+        let mut server = Command::new("openssl");
+        server.args(["s_server", "-quiet", "-tls1_3", "-accept", &address.to_string()]).args(flags);
+        let started =
+            Self(server.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let since = Instant::now();
+        while std::net::TcpStream::connect(address).is_err() {
+            assert!(since.elapsed() < Duration::from_secs(30), "OpenSSL does not listen");
+        }
+        started
+    }
+}
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_node_believes_nobody_else_in_its_authoritys_place() {
+    run(async {
+        let home = Home::start().await;
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let a = node(&here, Some(&home.token("node-a", &["docs"]).await)).unwrap();
+        let b = node(&there, Some(&home.token("node-b", &["docs"]).await)).unwrap();
+        a.obtain(&identity("docs")).await.unwrap();
+        b.obtain(&identity("docs")).await.unwrap();
+        drop(b);
+        // A node of the same authority, at another address.
+        let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let _impostor = Impostor::start(place, shows(&here));
+        let kept = there.path().join("node/node.json");
+        let text = std::fs::read_to_string(&kept).unwrap();
+        std::fs::write(&kept, text.replace(&home.address.to_string(), &place.to_string())).unwrap();
+        let b = node(&there, None).unwrap();
+        let error = refused(&b, "docs").await;
+        let expected = "it is `spiffe://example.org/toolgate/node/node-a`, and not `spiffe://example.org/toolgate/authority`";
+        assert!(error.contains(expected), "{error}");
+        home.accepting.abort();
     });
 }

@@ -46,13 +46,14 @@ fn an_authority_is_made_rotated_backed_up_and_restored() -> Result<()> {
     let mut agent = Agent::start(Setup::default())?;
     let config = agent.config().to_owned();
     let folder = config.join("store/ca");
+    ensure!(!folder.exists(), "nothing is made before it is needed");
+    let first = done(&config, &["status"])?;
     ensure!(fs::metadata(&folder)?.mode() & 0o777 == 0o700);
     for file in fs::read_dir(&folder)? {
         let file = file?;
         let is_key = file.file_name().to_string_lossy().ends_with(".key");
         ensure!(!is_key || file.metadata()?.mode() & 0o777 == 0o600, "{file:?}");
     }
-    let first = done(&config, &["status"])?;
     ensure!(
         (stages(&first, "roots"), stages(&first, "issuing"))
             == (vec!["active".into()], vec!["active".into()])

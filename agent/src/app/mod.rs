@@ -309,12 +309,18 @@ pub fn authority_plan(agent: &AgentConfig) -> ca::Plan {
     }
 }
 
-fn source(agent: &AgentConfig) -> Result<Source, AppError> {
-    let now = SystemTime::now();
+/// An authority that is there is opened now, so that what is wrong with it is said at the start. One that is not is made
+/// when it is first needed.
+fn svids(agent: &AgentConfig) -> Result<Svids, SvidError> {
     match agent.identity.source {
         IdentitySource::Embedded => {
-            let authority = Authority::open(authority_plan(agent), now);
-            Ok(Source::Embedded(Box::new(authority.map_err(SvidError::Authority)?)))
+            let plan = authority_plan(agent);
+            let is_there = plan.folder().symlink_metadata().is_ok();
+            let open = move || {
+                let authority = Authority::open(plan.clone(), SystemTime::now())?;
+                Ok(Source::Embedded(Box::new(authority)))
+            };
+            if is_there { Svids::start(open()?) } else { Svids::on_demand(open) }
         }
         IdentitySource::Join => {
             let plan = JoinPlan {
@@ -322,7 +328,7 @@ fn source(agent: &AgentConfig) -> Result<Source, AppError> {
                 trust_domain: agent.trust_domain.clone(),
                 token_file: agent.identity.token_file.clone(),
             };
-            Ok(Source::Joined(Box::new(Joined::open(plan, now).map_err(SvidError::Join)?)))
+            Svids::start(Source::Joined(Box::new(Joined::open(plan, SystemTime::now())?)))
         }
     }
 }
@@ -337,7 +343,7 @@ fn build(
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = machine::fit(&agent.limits);
     let pins = Pins::open(&agent.store, &limits)?;
-    let svids = Svids::start(source(&agent)?)?;
+    let svids = svids(&agent)?;
     let (recorder, writer) = record::start(&AuditPlan {
         file: agent.audit.file.clone(),
         sync: agent.audit.sync,

@@ -145,8 +145,8 @@ pub fn restore(plan: &Plan, file: &Path) -> Result<(), CaError> {
             folder.write(name, kind, text)?;
         }
         let (state, _) = read_state(plan, folder)?;
-        let keys = state.all().filter(|(_, entry)| entry.stage != Stage::Retired && !entry.is_credential);
-        keys.map(|(level, entry)| signer(plan, folder, level, entry).map(drop)).collect()
+        let mut keys = state.all().filter(|(_, entry)| entry.stage != Stage::Retired && !entry.is_credential);
+        keys.try_for_each(|(level, entry)| signer(plan, folder, level, entry).map(drop))
     })
 }
 

@@ -334,12 +334,14 @@ mod tests {
     #[test]
     fn a_token_is_good_once_in_time_for_its_node() {
         type Before = fn(&mut Registry);
+        /// Node, secret, key, second.
+        type Asked = (&'static str, &'static str, &'static str, u64);
         let joined: Before = |r| r.redeem(("node-a", "secret"), "key", at(1)).unwrap();
         let revoked: Before = |r| {
             r.redeem(("node-a", "secret"), "key", at(1)).unwrap();
             r.revoke("node-a", at(100), at(2)).unwrap();
         };
-        let table: &[(&str, Before, (&str, &str, &str, u64), Option<&str>)] = &[
+        let table: &[(&str, Before, Asked, Option<&str>)] = &[
             ("the first", |_| {}, ("node-a", "secret", "key", 59), None),
             ("the same key again, whose answer was lost", joined, ("node-a", "secret", "key", 2), None),
             ("replayed by another", joined, ("node-a", "secret", "other", 2), Some("this token was used")),

@@ -34,7 +34,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use toolgate_core::identity::Identity;
 
-use self::owner::Order;
+use self::owner::{Begin, Order};
 
 /// Orders that wait for the thread; who has one more waits for its place.
 const ORDERS_MAX: usize = 256;
@@ -95,13 +95,29 @@ impl Svids {
     /// # Errors
     /// No thread can be had.
     pub fn start(source: Source) -> Result<Self, SvidError> {
+        let trust = source.trust();
+        Self::with(trust, Begin::With(source))
+    }
+
+    /// The same for a source that is opened when something is first asked of it, so that who uses no identity pays
+    /// nothing for it. Until then nobody is believed.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn on_demand(
+        open: impl Fn() -> Result<Source, SvidError> + Send + 'static,
+    ) -> Result<Self, SvidError> {
+        Self::with(Trust::default(), Begin::OnDemand(Box::new(open)))
+    }
+
+    fn with(trust: Trust, begin: Begin) -> Result<Self, SvidError> {
         let published = Arc::new(Published {
             svids: ArcSwap::default(),
-            trust: ArcSwap::from_pointee(source.trust()),
+            trust: ArcSwap::from_pointee(trust),
             changed: watch::Sender::new(0),
         });
         let (orders, incoming) = mpsc::channel(ORDERS_MAX);
-        owner::start(source, Arc::clone(&published), incoming)?;
+        owner::start(begin, Arc::clone(&published), incoming)?;
         Ok(Self { published, orders })
     }
 

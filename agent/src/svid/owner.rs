@@ -31,18 +31,59 @@ pub(super) enum Order {
     Own { answer: oneshot::Sender<Result<Own, SvidError>> },
 }
 
+impl Order {
+    /// Answers it with why there is no source.
+    fn refuse(self, error: SvidError) {
+        match self {
+            Self::Issue { answer, .. } => drop(answer.send(Err(error))),
+            Self::Operate { answer, .. } | Self::Node { answer, .. } => drop(answer.send(Err(error))),
+            Self::Own { answer } => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+/// What the thread begins with.
+pub(super) enum Begin {
+    /// An open source.
+    With(Source),
+    /// One that is opened by the first order.
+    OnDemand(Box<dyn Fn() -> Result<Source, SvidError> + Send>),
+}
+
+impl Begin {
+    /// The source, and the order that has opened it. `None`: nobody will ask any more.
+    fn source(self, orders: &mut mpsc::Receiver<Order>) -> Option<(Source, Option<Order>)> {
+        let open = match self {
+            Self::With(source) => return Some((source, None)),
+            Self::OnDemand(open) => open,
+        };
+        loop {
+            let order = orders.blocking_recv()?;
+            match open() {
+                Ok(source) => return Some((source, Some(order))),
+                Err(error) => order.refuse(error),
+            }
+        }
+    }
+}
+
 pub(super) fn start(
-    source: Source,
+    begin: Begin,
     published: Arc<Published>,
-    orders: mpsc::Receiver<Order>,
+    mut orders: mpsc::Receiver<Order>,
 ) -> Result<(), SvidError> {
     let thread = std::thread::Builder::new().name("toolgate-svids".to_owned());
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match runtime {
-            Ok(runtime) => {
-                runtime.block_on(Owner { source, published, looked: Default::default() }.run(orders))
-            }
+        let Some((source, first)) = begin.source(&mut orders) else { return };
+        let mut owner = Owner { source, published, looked: None };
+        owner.publish_trust();
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                if let Some(order) = first {
+                    owner.obey(order).await;
+                }
+                owner.run(orders).await;
+            }),
             Err(error) => tracing::error!(%error, "SVIDs are not issued: no runtime"),
         }
     };

@@ -212,7 +212,9 @@ impl Joined {
             Trust { bundles: BTreeMap::from([(trust_domain.into(), Arc::new(bundle))]), ..Trust::default() };
         let list = proven(&revoked, &trust, trust_domain, now).map_err(nonsense)?;
         if list.number < member.revoked.number {
-            return Err(nonsense("its list of revocations is older than the one that is known".to_owned()));
+            let problem = "its list of revocations is older than the one that is known here: if it was restored from \
+                           a backup, revoke again what was revoked since";
+            return Err(nonsense(problem.to_owned()));
         }
         let bundle = trust.bundles.into_values().next().unwrap_or_default();
         if bundle.roots == member.bundle.roots && list == *member.revoked {
