@@ -19,6 +19,9 @@ use super::words::Destination;
 pub fn explain(agent: &AgentConfig, resources: &Resources) -> String {
     let mut lines = vec!["captured:".to_owned()];
     lines.extend(capture(agent, resources).map(|line| format!("  {line}")));
+    if let Some(peer) = agent.listen.peer {
+        lines.push(format!("  agents of other nodes come to {peer} for the local servers, by mutual TLS"));
+    }
     lines.push("callers:".to_owned());
     lines.extend(section(resources.workloads.iter().map(workload), "no Workload is declared"));
     lines.push("servers:".to_owned());
