@@ -21,6 +21,8 @@ const CROWD: &str = "streams_max: 10000, streams_per_cgroup_max: 10000, connecti
                      audit_entries_max: 65536, audit_entries_per_cgroup_max: 32768";
 /// How long a peer may take until it accepts.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a peer must have started nothing more.
+const SETTLED_AFTER: Duration = Duration::from_millis(300);
 
 /// One of them, running.
 pub(super) struct Contestant {
@@ -61,7 +63,7 @@ impl Contestant {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let processes = usage::tree(process.id())?;
+        let processes = settled(process.id())?;
         let idle_mib = usage::resident_mib(&processes)?;
         Ok(Self {
             name: peer.name,
@@ -129,6 +131,20 @@ impl Contestant {
     pub(super) fn stop(self) -> Result<()> {
         self.process.map_or(Ok(()), |process| process.stop().map(|_status| ()))
     }
+}
+
+/// A process and all that it started, when it has started nothing more for a moment: it may listen before its workers are.
+fn settled(root: u32) -> Result<Vec<u32>> {
+    let mut processes = usage::tree(root)?;
+    let mut since = Instant::now();
+    while since.elapsed() < SETTLED_AFTER {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = usage::tree(root)?;
+        if now != processes {
+            (processes, since) = (now, Instant::now());
+        }
+    }
+    Ok(processes)
 }
 
 /// Writes documents into files as large as the agent takes them.
