@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_saphyr::Spanned;
-use toolgate_core::decision::{Enforcement, Place, Server, Transport};
+use toolgate_core::decision::{Enforcement, Opaque, Place, Server, Transport};
 use toolgate_core::identity::{Identity, check_name};
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::Policies;
@@ -353,7 +353,7 @@ fn read_server(
     let later = [("external", &spec.external), ("configuration", &spec.configuration)];
     findings.refuse_later(source, &later);
     let pinning = read_pinning(source, spec, findings);
-    findings.keep(choice(source, &spec.opaque, ("opaque", ()), &[("deny", ())], &["allow"]));
+    let opaque = read_opaque(source, spec, pinning, findings);
     let transports = [("streamable", Transport::Streamable)];
     let transport =
         choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &["sse"]);
@@ -379,7 +379,8 @@ fn read_server(
     let (address, place) = read_place(source, metadata, spec, findings)?;
     let identity = Identity::new("unset", "unset", "unset").ok()?;
     let transport = findings.keep(transport)?;
-    Some(Server { identity, address, place, hosts, path: path?, enforcement, transport, pinning: pinning? })
+    let (path, pinning, opaque) = (path?, pinning?, opaque?);
+    Some(Server { identity, address, place, hosts, path, enforcement, transport, pinning, opaque })
 }
 
 /// Where callers connect to, and where its process is.
@@ -432,6 +433,28 @@ fn read_place(
         }
     };
     Some((address, Place::Peer(endpoints.into())))
+}
+
+fn read_opaque(
+    source: &Source,
+    spec: &ServerSpec,
+    pinning: Option<Pinning>,
+    findings: &mut Findings,
+) -> Option<Opaque> {
+    let choices = [("deny", Opaque::Deny), ("allow", Opaque::Allow)];
+    let opaque = findings.keep(choice(source, &spec.opaque, ("opaque", Opaque::Deny), &choices, &[]))?;
+    let Some(word) = spec.opaque.as_ref().filter(|_| opaque == Opaque::Allow) else { return Some(opaque) };
+    if pinning.is_some_and(|pinning| pinning.mode.holds_back()) {
+        let fault = source.error(word, "pins cannot hold in TLS that nobody reads");
+        findings.push(fault.help("leave `pins` or `opaque` out"));
+    }
+    if spec.peer.is_some() {
+        let fault = source.error(word, "TLS of a client does not go on to another agent");
+        findings.push(fault.help("leave it out: agents speak TLS to each other by themselves"));
+    }
+    let warning = source.error(word, "which tools are called in TLS to this server is not seen").warning();
+    findings.push(warning.help("who may anything there may then call all of it: let clients use plain HTTP"));
+    Some(opaque)
 }
 
 fn read_pinning(source: &Source, spec: &ServerSpec, findings: &mut Findings) -> Option<Pinning> {

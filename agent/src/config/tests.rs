@@ -238,7 +238,7 @@ fn resources_that_are_refused() {
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: sse }\n",
             &[
                 "4:48 `unix` is designed",
-                "4:62 `opaque: allow` is designed",
+                "4:70 which tools are called in TLS to this server is not seen",
                 "4:80 `transport: sse` is designed",
             ],
         ),
