@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_saphyr::Spanned;
-use toolgate_core::decision::{Enforcement, Opaque, Place, Server, Transport};
+use toolgate_core::decision::{Enforcement, Place, Server, Transport};
 use toolgate_core::identity::{Identity, check_name};
-use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::Policies;
 use toolgate_core::workload::{Workload, proven_overlap};
 
 use super::agent::AgentConfig;
+use super::content::{read_opaque, read_pinning};
 use super::diagnostic::{Diagnostic, Severity};
 use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
@@ -433,43 +433,6 @@ fn read_place(
         }
     };
     Some((address, Place::Peer(endpoints.into())))
-}
-
-fn read_opaque(
-    source: &Source,
-    spec: &ServerSpec,
-    pinning: Option<Pinning>,
-    findings: &mut Findings,
-) -> Option<Opaque> {
-    let choices = [("deny", Opaque::Deny), ("allow", Opaque::Allow)];
-    let opaque = findings.keep(choice(source, &spec.opaque, ("opaque", Opaque::Deny), &choices, &[]))?;
-    let Some(word) = spec.opaque.as_ref().filter(|_| opaque == Opaque::Allow) else { return Some(opaque) };
-    if pinning.is_some_and(|pinning| pinning.mode.holds_back()) {
-        let fault = source.error(word, "pins cannot hold in TLS that nobody reads");
-        findings.push(fault.help("leave `pins` or `opaque` out"));
-    }
-    if spec.peer.is_some() {
-        let fault = source.error(word, "TLS of a client does not go on to another agent");
-        findings.push(fault.help("leave it out: agents speak TLS to each other by themselves"));
-    }
-    let warning = source.error(word, "which tools are called in TLS to this server is not seen").warning();
-    findings.push(warning.help("who may anything there may then call all of it: let clients use plain HTTP"));
-    Some(opaque)
-}
-
-fn read_pinning(source: &Source, spec: &ServerSpec, findings: &mut Findings) -> Option<Pinning> {
-    let modes =
-        [("off", Mode::Off), ("warn", Mode::Warn), ("enforce", Mode::Enforce), ("first_use", Mode::FirstUse)];
-    let mode = findings.keep(choice(source, &spec.pins, ("pins", Mode::Off), &modes, &[]))?;
-    let characters = [("deny", HiddenCharacters::Deny), ("allow", HiddenCharacters::Allow)];
-    let default = if mode.holds_back() { HiddenCharacters::Deny } else { HiddenCharacters::Allow };
-    let key = ("hidden_characters", default);
-    let hidden = findings.keep(choice(source, &spec.hidden_characters, key, &characters, &[]))?;
-    if let Some(word) = spec.hidden_characters.as_ref().filter(|_| !mode.holds_back()) {
-        let fault = source.error(word, "`hidden_characters` says nothing where pins deny nothing");
-        findings.push(fault.help("leave it out, or write `pins: enforce` or `pins: first_use`"));
-    }
-    Some(Pinning { mode, hidden })
 }
 
 /// The MCP path: compared byte by byte, so it must be in the form that requests have.

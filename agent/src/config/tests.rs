@@ -243,6 +243,20 @@ fn resources_that_are_refused() {
             ],
         ),
         (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, pins: enforce, opaque: allow }\n",
+            &[
+                "4:67 pins cannot hold in TLS that nobody reads",
+                "4:67 which tools are called in TLS to this server is not seen",
+            ],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\" }, opaque: allow }\n",
+            &[
+                "4:53 TLS of a client does not go on to another agent",
+                "4:53 which tools are called in TLS to this server is not seen",
+            ],
+        ),
+        (
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, pins: on }\n",
             &["4:50 `on` is no value of `pins`"],
         ),

@@ -75,13 +75,14 @@ impl Work {
         let said = match self {
             Self::Computes => {
                 let seconds = arguments.get("seconds").and_then(Value::as_u64).unwrap_or_default();
-                let computing = tokio::time::sleep(Duration::from_secs(seconds));
-                match task {
-                    None => computing.await,
-                    Some(task) => tokio::select! {
-                        () = computing => {}
-                        () = task.cancelled() => return Err(TaskExit::Cancelled),
-                    },
+                let ended = async {
+                    match task {
+                        Some(task) => task.cancelled().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                if tokio::time::timeout(Duration::from_secs(seconds), ended).await.is_ok() {
+                    return Err(TaskExit::Cancelled);
                 }
                 json!("computed")
             }
