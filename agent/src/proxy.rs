@@ -1,12 +1,14 @@
 //! The request path, whole: capture -> identify -> parse -> decide -> forward -> respond -> record.
 //!
 //! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here. The same
-//! path for what goes to no declared server is in `proxy/undeclared.rs`.
+//! path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy in `proxy/proxied.rs`; what begins as
+//! no request is in `proxy/opening.rs`.
 
 mod content;
 mod identified;
 mod ids;
 mod opening;
+mod proxied;
 mod undeclared;
 
 use std::cell::Cell;
@@ -35,15 +37,14 @@ use crate::respond::{self, Exchange, McpExchange, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
-use opening::{Opening, canary, opening};
-use undeclared::Passing;
+use opening::{Opening, Passing, canary, opening};
 
 /// Whether a connection goes on after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Continue,
     Close,
-    /// The server agreed to speak something else than HTTP from here on.
+    /// The server, or a proxy, agreed to speak something else than HTTP from here on.
     Upgraded,
 }
 
@@ -79,7 +80,7 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Sha
             let beyond = Some((passing, undeclared::beyond(&captured, worker)));
             requests(&mut client, &origin, beyond, worker).await;
         }
-        Opening::Relay(way) => undeclared::relay(&mut client, way).await,
+        Opening::Relay(way) => opening::relay(&mut client, way).await,
         Opening::Ended => {}
     }
     client.close(&worker.node.limits).await;
@@ -154,10 +155,13 @@ async fn requests<S: Stream>(
         let target = declared(resources, origin, node);
         let flow = match (head, target, &mut beyond) {
             (Ok(None), _, _) => return,
+            (Err(broken), None, Some((passing, to))) if broken.is_for_a_proxy() => {
+                housed(|| turn.proxied(client, (passing, *to), entry)).await
+            }
             (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
             (Ok(Some(head)), Some(target), _) => housed(|| turn.served(client, &head, target, entry)).await,
             (Ok(Some(head)), None, Some((passing, to))) => {
-                housed(|| turn.undeclared(client, &head, (passing, *to), entry)).await
+                housed(|| turn.undeclared(client, &head, (passing, *to), None, entry)).await
             }
             (Ok(Some(_)), None, None) => turn.gone(client, entry).await,
         };
@@ -279,7 +283,8 @@ impl Turn<'_> {
         if let Some(limit) = refused.limit {
             self.worker.node.metrics.limits.count(limit, &refused.detail);
         }
-        let shape = Shape::Broken { status: refused.status, code: refused.code };
+        let id = refused.id.as_deref().unwrap_or("null");
+        let shape = Shape::Broken { status: refused.status, code: refused.code, id };
         entry.refused(refused.reason, refused.status, refused.detail.clone());
         denial::answer(refused.reason, shape, &entry.request_id())
     }
@@ -359,6 +364,7 @@ impl Turn<'_> {
                 }
                 let flow = match (replied.status, head.keep_alive) {
                     (101, _) => Flow::Upgraded,
+                    (200..300, _) if expected.http_method == "CONNECT" => Flow::Upgraded,
                     (_, true) => Flow::Continue,
                     (_, false) => Flow::Close,
                 };

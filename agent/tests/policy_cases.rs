@@ -318,6 +318,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::AuditUnavailable
         | Reason::NoRecord
         | Reason::ShuttingDown
+        | Reason::Proxied
         | Reason::ClientLeft => false,
     }
 }

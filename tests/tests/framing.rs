@@ -244,9 +244,12 @@ fn a_declared_server_never_becomes_anything_else() -> Result<()> {
     let peer = Peer::start()?;
     let agent = Agent::start(Setup { resources: &resources(peer.address), ..Setup::default() })?;
     let mut caller = agent.caller("reader")?;
-    for (count, method, body) in [(1, "GET", Vec::new()), (2, "POST", call(1, "echo", &json!({})))] {
+    let http2 = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n";
+    for (count, method, upgrade, body) in
+        [(1, "GET", http2, Vec::new()), (2, "POST", UPGRADE, call(1, "echo", &json!({})))]
+    {
         let mut client = caller.http(peer.address)?;
-        client.request(method, UPGRADE, &body)?;
+        client.request(method, upgrade, &body)?;
         let mut server = peer.accept()?;
         let head = server.through("\r\n\r\n")?.to_lowercase();
         assert!(!head.contains("upgrade"), "{method}: {head}");

@@ -4,7 +4,9 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use toolgate_core::decision::{Action, Decision, Enforcement, Ids, Mode, Place, Server, Transport, decide};
+use toolgate_core::decision::{
+    Action, Decision, Enforcement, Ids, Mode, Opaque, Place, Server, Transport, decide,
+};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{JsonLimits, Message, Scratch, parse};
 use toolgate_core::pin::Pinning;
@@ -89,6 +91,7 @@ fn decision(criterion: &mut Criterion) {
         enforcement: Enforcement::Enforce,
         transport: Transport::Streamable,
         pinning: Pinning::OFF,
+        opaque: Opaque::Deny,
     };
     let caller = identity("caller");
     let mut group = criterion.benchmark_group("decision");

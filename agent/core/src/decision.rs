@@ -2,6 +2,12 @@
 //!
 //! [`Permitted`] can be made here alone, and `forward` takes nothing else.
 
+mod passage;
+
+pub use passage::{
+    Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unread_http2, unrecognised,
+};
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -39,6 +45,15 @@ pub enum Place {
     Peer(Arc<[SocketAddr]>),
 }
 
+/// What becomes of TLS to a server, whose content nobody reads here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opaque {
+    /// It is denied.
+    Deny,
+    /// It passes for callers that may anything on the server: which tool they call is not seen.
+    Allow,
+}
+
 /// A declared server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -59,6 +74,8 @@ pub struct Server {
     pub transport: Transport,
     /// How what it offers is pinned.
     pub pinning: Pinning,
+    /// What becomes of TLS to it.
+    pub opaque: Opaque,
 }
 
 /// Whom a call is for, as seen from here.
@@ -95,6 +112,21 @@ impl Server {
             return port_fits && self.is_own_name(name);
         }
         self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host) || one.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether a proxy that is asked for this host and port is asked for this server. Any name that it goes by counts.
+    #[must_use]
+    pub fn is_named(&self, host: &str, port: u16) -> bool {
+        let name = host.strip_suffix('.').unwrap_or(host);
+        let is_default = port == 80 && self.accepts_host(name);
+        let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        let is_address = literal.parse::<IpAddr>().is_ok_and(|address| {
+            let (address, own) = (address.to_canonical(), self.address.ip().to_canonical());
+            address == own || (own.is_loopback() && (address.is_loopback() || address.is_unspecified()))
+        });
+        is_default
+            || self.accepts_host(&format!("{name}:{port}"))
+            || (is_address && port == self.address.port())
     }
 
     fn is_own_name(&self, name: &str) -> bool {
@@ -244,14 +276,18 @@ pub struct Ids<'t> {
 }
 
 impl Ids<'_> {
-    /// Why none of this caller's requests may name them; a foreign one looks like an unknown one to its caller.
-    fn refused(self) -> Option<Reason> {
-        let session = match self.session {
+    /// Why none of this caller's requests may name its session; a foreign one looks like an unknown one to its caller.
+    fn session_refused(self) -> Option<Reason> {
+        match self.session {
             Use::None | Use::Own => None,
             Use::Foreign => Some(Reason::ForeignSession),
             Use::Unknown => Some(Reason::UnknownSession),
-        };
-        let task = || match self.task {
+        }
+    }
+
+    /// The same of the others.
+    fn refused(self) -> Option<Reason> {
+        let task = match self.task {
             Use::None | Use::Own => None,
             Use::Foreign => Some(Reason::ForeignTask),
             Use::Unknown => Some(Reason::UnknownTask),
@@ -261,7 +297,7 @@ impl Ids<'_> {
             Use::Foreign => Some(Reason::ForeignEvent),
             Use::Unknown => Some(Reason::UnknownEvent),
         };
-        session.or_else(task).or_else(event)
+        task.or_else(event)
     }
 }
 
@@ -334,20 +370,24 @@ pub fn decide<T: Asks>(
     policies: &Policies,
     mode: Mode,
 ) -> Decision<T> {
-    if let Some(reason) = ids.refused() {
+    if let Some(reason) = ids.session_refused() {
         return Decision::Denied(Denied::because(reason));
     }
     let caller = match caller {
         Ok(caller) => caller,
         Err(unidentified) => return Decision::Denied(unidentified.into()),
     };
-    if ids.is_state_unknown {
-        return Decision::Denied(Denied::because(Reason::UnknownState));
-    }
+    // What a method that is not there names is of no interest.
     if let (Action::Message(message), Some(revision)) = (asked.action(), asked.revision())
         && let Some(denied) = outside(message, revision)
     {
         return Decision::Denied(denied);
+    }
+    if let Some(reason) = ids.refused() {
+        return Decision::Denied(Denied::because(reason));
+    }
+    if ids.is_state_unknown {
+        return Decision::Denied(Denied::because(Reason::UnknownState));
     }
     let Target { server, ends } = target;
     let (verdict, shadow) = match asked.action() {
@@ -433,66 +473,6 @@ impl From<Verdict> for ShadowVerdict {
     }
 }
 
-/// A connection passed on without being read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Passage;
-
-/// What becomes of MCP to undeclared servers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Undeclared {
-    /// Denied.
-    Deny,
-    /// Passed on and recorded.
-    DangerousAllow,
-}
-
-/// What becomes of connections that are not MCP and go to no declared server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unrecognised {
-    /// Passed on.
-    Pass,
-    /// Denied.
-    Deny,
-}
-
-/// Decides on MCP, `what`, to a server that is not declared ("shadow MCP").
-#[must_use]
-pub fn undeclared<T>(
-    caller: Result<&Identity, &Unidentified>,
-    what: T,
-    rule: Undeclared,
-    mode: Mode,
-) -> Decision<T> {
-    match (caller, rule, mode.observe) {
-        (Err(unidentified), _, _) => Decision::Denied(unidentified.into()),
-        (Ok(_), Undeclared::DangerousAllow, _) => permitted(what, None),
-        (Ok(_), Undeclared::Deny, true) => permitted(what, Some(Denied::because(Reason::Undeclared))),
-        (Ok(_), Undeclared::Deny, false) => Decision::Denied(Denied::because(Reason::Undeclared)),
-    }
-}
-
-/// Decides on a connection that is not MCP and goes to no declared server, whoever makes it: a captured cgroup
-/// may hold processes that no Workload names. `--observe` does not relax it.
-#[must_use]
-pub fn unrecognised(rule: Unrecognised) -> Decision<Passage> {
-    match rule {
-        Unrecognised::Pass => permitted(Passage, None),
-        Unrecognised::Deny => Decision::Denied(Denied::because(Reason::Unrecognised)),
-    }
-}
-
-/// Decides on traffic to a declared server that cannot be read: denied, whoever sends it.
-#[must_use]
-pub fn opaque(caller: Result<&Identity, &Unidentified>, server: &Server) -> Decision<Passage> {
-    Decision::Denied(match caller {
-        Ok(_) => Denied::because(Reason::Opaque).with_detail(format!(
-            "`{}` is declared: its tools cannot be seen in this traffic",
-            server.identity
-        )),
-        Err(unidentified) => unidentified.into(),
-    })
-}
-
 fn permitted<T>(what: T, observed: Option<Denied>) -> Decision<T> {
     let observed = observed.map(Box::new);
     Decision::Permitted(Permitted { what, rules: smallvec![], observed, shadow: None })
@@ -502,7 +482,7 @@ fn permitted<T>(what: T, observed: Option<Denied>) -> Decision<T> {
 mod tests {
     use super::*;
 
-    fn server(address: &str, hosts: &[&str]) -> Server {
+    pub(super) fn server(address: &str, hosts: &[&str]) -> Server {
         Server {
             identity: Identity::new("example.org", "default", "docs").unwrap(),
             address: address.parse().unwrap(),
@@ -512,6 +492,7 @@ mod tests {
             enforcement: Enforcement::Enforce,
             transport: Transport::Streamable,
             pinning: Pinning::OFF,
+            opaque: Opaque::Deny,
         }
     }
 
@@ -549,32 +530,28 @@ mod tests {
     }
 
     #[test]
-    fn observe_relaxes_undeclared_and_nothing_of_the_caller() {
-        let caller = Identity::new("example.org", "default", "a").unwrap();
-        let (known, unknown) = (Ok(&caller), Err(&Unidentified::Unknown));
-        let (strict, observe) = (Mode::default(), Mode { observe: true });
-        let table = [
-            (known, Undeclared::Deny, strict, Err(Reason::Undeclared)),
-            (known, Undeclared::Deny, observe, Ok(Some(Reason::Undeclared))),
-            (known, Undeclared::DangerousAllow, strict, Ok(None)),
-            (unknown, Undeclared::DangerousAllow, observe, Err(Reason::UnidentifiedCaller)),
-            (unknown, Undeclared::Deny, observe, Err(Reason::UnidentifiedCaller)),
+    fn what_a_proxy_is_asked_for_is_a_server_by_any_of_its_names() {
+        let table: &[(&str, &[&str], &str, u16, bool)] = &[
+            ("127.0.0.1:8000", &[], "127.0.0.1", 8000, true),
+            ("127.0.0.1:8000", &[], "127.0.0.2", 8000, true),
+            ("127.0.0.1:8000", &[], "[::ffff:127.0.0.1]", 8000, true),
+            ("127.0.0.1:8000", &[], "0.0.0.0", 8000, true),
+            ("127.0.0.1:8000", &[], "LocalHost.", 8000, true),
+            ("127.0.0.1:8000", &[], "localhost", 8001, false),
+            ("127.0.0.1:8000", &["docs.internal"], "docs.internal", 8000, true),
+            ("127.0.0.1:8000", &["docs.internal"], "docs.internal", 80, true),
+            ("127.0.0.1:8000", &["docs.internal"], "docs.internal", 443, false),
+            ("127.0.0.1:8000", &["docs.internal"], "127.0.0.1", 8000, true),
+            ("10.0.0.5:8000", &[], "10.0.0.5", 8000, true),
+            ("10.0.0.5:8000", &[], "example.org", 8000, false),
+            ("[fd00::1]:8000", &[], "[fd00:0::1]", 8000, true),
         ];
-        for (caller, rule, mode, expected) in table {
-            let got = match undeclared(caller, (), rule, mode) {
-                Decision::Permitted(permitted) => Ok(permitted.observed().map(|denied| denied.reason)),
-                Decision::Denied(denied) => Err(denied.reason),
-            };
-            assert_eq!(got, expected, "{caller:?} {rule:?} {mode:?}");
+        for (address, hosts, host, port, expected) in table {
+            assert_eq!(
+                server(address, hosts).is_named(host, *port),
+                *expected,
+                "{host}:{port} of {address} {hosts:?}"
+            );
         }
-        assert!(matches!(unrecognised(Unrecognised::Pass), Decision::Permitted(_)));
-        assert!(
-            matches!(unrecognised(Unrecognised::Deny), Decision::Denied(d) if d.reason == Reason::Unrecognised)
-        );
-        let docs = server("127.0.0.1:1", &[]);
-        assert!(matches!(opaque(known, &docs), Decision::Denied(d) if d.reason == Reason::Opaque));
-        assert!(
-            matches!(opaque(unknown, &docs), Decision::Denied(d) if d.reason == Reason::UnidentifiedCaller)
-        );
     }
 }

@@ -73,6 +73,8 @@ reasons! {
     Undeclared = "undeclared", "this MCP server is not declared here";
     /// A connection that is not MCP, where those are denied.
     Unrecognised = "unrecognised", "only MCP may pass here";
+    /// A proxy is asked for a declared server.
+    Proxied = "proxied", "this server is reached directly here, not through a proxy";
     /// Traffic to a declared server that cannot be read.
     Opaque = "opaque", "this server takes plain HTTP only: its traffic must be readable here";
     /// A session that does not exist, or whose caller is no longer known.
@@ -177,6 +179,8 @@ pub enum Shape<'m> {
         status: u16,
         /// JSON-RPC code: -32700, -32600 or -32020.
         code: i32,
+        /// The request's id, as JSON; `null` where it is not known.
+        id: &'m str,
     },
 }
 
@@ -212,6 +216,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::ServerRequest
         | Reason::Undeclared
         | Reason::Unrecognised
+        | Reason::Proxied
         | Reason::Opaque
         | Reason::HostMismatch
         | Reason::PathNotServed
@@ -237,17 +242,16 @@ fn failure(reason: Reason) -> Failure {
 pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
     let text = format!("toolgate: {} (request {request_id})", reason.public_text());
     let id = match to {
-        Shape::ToolCall { id, .. } | Shape::Request { id, .. } => id,
+        Shape::ToolCall { id, .. } | Shape::Request { id, .. } | Shape::Broken { id, .. } => id,
         Shape::Notification
         | Shape::Response
         | Shape::Stream
         | Shape::EndSession
         | Shape::OtherPath { .. }
-        | Shape::Connection
-        | Shape::Broken { .. } => "null",
+        | Shape::Connection => "null",
     };
     match (failure(reason), to) {
-        (_, Shape::Broken { status, code }) => json(status, rpc_error("null", code, &text)).closing(),
+        (_, Shape::Broken { status, code, id }) => json(status, rpc_error(id, code, &text)).closing(),
         (Failure::Unavailable(status), _) => json(status, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
             .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
@@ -440,7 +444,7 @@ mod tests {
             ),
             (
                 Reason::MalformedMessage,
-                Shape::Broken { status: 400, code: -32700 },
+                Shape::Broken { status: 400, code: -32700, id: "null" },
                 400,
                 r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"toolgate: the JSON-RPC message is malformed (request r-1)"}}"#,
             ),
@@ -487,7 +491,7 @@ mod tests {
             Shape::EndSession,
             Shape::OtherPath { well_known: true },
             Shape::Connection,
-            Shape::Broken { status: 413, code: -32600 },
+            Shape::Broken { status: 413, code: -32600, id: "null" },
         ];
         for reason in Reason::ALL {
             for shape in shapes {

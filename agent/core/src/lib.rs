@@ -2,6 +2,7 @@
 //!
 //! - [`identity`]: App IDs and namespaces; [`spiffe`]: SPIFFE IDs
 //! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
+//! - [`tls`]: whom a TLS client means
 //! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
 //! - [`workload`]: which workload a process is
 //! - [`container`]: which container a cgroup is
@@ -26,6 +27,7 @@ pub mod mcp;
 pub mod pin;
 pub mod policy;
 pub mod spiffe;
+pub mod tls;
 pub mod trace;
 pub mod workload;
 

@@ -1,7 +1,7 @@
 //! Heads of requests and replies: what is refused and by which name, and the twins that pass.
 
 use toolgate_core::http1::{
-    Framing, Guess, HeadLimits, HttpError, Name, looks_like_http, request_head, response_head,
+    Framing, Guess, HeadLimits, HttpError, Name, looks_like_http, proxy_head, request_head, response_head,
 };
 
 /// The variant's name alone.
@@ -334,11 +334,12 @@ fn guesses() {
         "x http://",
         "M *",
         "CONNECT a:1",
-        "PRI * HTTP/2.0",
+        "PRI * HTTP/1.1",
+        "\r\nPRI * HTTP/2.0",
     ] {
         check(yes.as_bytes(), Guess::Yes);
     }
-    for maybe in ["", "P", "POST", "\r\n", "PROPFIND", "PROPFIND ", "x HTT"] {
+    for maybe in ["", "P", "POST", "\r\n", "PROPFIND", "PROPFIND ", "x HTT", "PRI * HTTP/2.0\r\n\r\nSM"] {
         check(maybe.as_bytes(), Guess::Maybe);
     }
     for no in [
@@ -355,4 +356,64 @@ fn guesses() {
         check(no.as_bytes(), Guess::No);
     }
     check(&[b'A'; 33], Guess::No);
+    check(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0", Guess::Http2);
+}
+
+#[test]
+fn what_a_proxy_is_asked_for() {
+    fn check(line: &str, expected: Result<(&str, &str, Option<&str>), &str>) {
+        let head = format!("{line} HTTP/1.1\r\nHost: elsewhere\r\n\r\n");
+        let got = match proxy_head(head.as_bytes(), &HeadLimits::default()) {
+            Ok(Some((head, whom))) => {
+                Ok((whom.to_string(), head.path.to_owned(), head.query.map(str::to_owned)))
+            }
+            Ok(None) => panic!("{line}: more"),
+            Err(error) => Err(format!("{error:?}")),
+        };
+        match (got, expected) {
+            (Ok((whom, path, query)), Ok(expected)) => {
+                assert_eq!((&*whom, &*path, query.as_deref()), expected, "{line}");
+            }
+            (Err(error), Err(expected)) => assert!(error.contains(expected), "{line}: {error}"),
+            (got, _) => panic!("{line}: {got:?}"),
+        }
+    }
+    check("CONNECT a.example:443", Ok(("a.example:443", "", None)));
+    check("CONNECT [::1]:8000", Ok(("[::1]:8000", "", None)));
+    check("GET http://a/", Ok(("a:80", "/", None)));
+    check("POST HTTP://a.example:8000/mcp?b=//c", Ok(("a.example:8000", "/mcp", Some("b=//c"))));
+    check("GET http://a", Ok(("a:80", "", None)));
+    check("GET http://a?b", Ok(("a:80", "", Some("b"))));
+    for (line, problem) in [
+        ("CONNECT a.example", "with a port"),
+        ("CONNECT a:443/x", "with a port"),
+        ("CONNECT a:0x50", "with a port"),
+        ("CONNECT a:65536", "with a port"),
+        ("CONNECT u@a:443", "with a port"),
+        ("CONNECT [::1:8000", "with a port"),
+        ("CONNECT :443", "with a port"),
+        ("connect a:443", "as it is written"),
+        ("GET http://u@a/", "with a port"),
+        ("GET http://a:/", "with a port"),
+        ("GET http:///", "with a port"),
+        ("GET http://a\\b/", "with a port"),
+        ("GET http://a%2eb/", "with a port"),
+        ("GET http://a/#b", "no path"),
+        ("GET https://a/", "scheme"),
+        ("GET ftp://a/", "scheme"),
+        ("GET /", "no host"),
+    ] {
+        check(line, Err(problem));
+    }
+    for (head, expected) in [
+        ("CONNECT a:1 HTTP/1.0\r\n\r\n", true),
+        ("CONNECT a:1 HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", false),
+        ("GET http://a/ HTTP/1.0\r\nHost: a\r\n\r\n", false),
+        ("GET http://a/ HTTP/1.1\r\n\r\n", false),
+    ] {
+        let got = proxy_head(head.as_bytes(), &HeadLimits::default());
+        assert_eq!(got.is_ok(), expected, "{head}: {got:?}");
+    }
+    let with_body = b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n";
+    assert!(proxy_head(with_body, &HeadLimits::default()).is_err());
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use toolgate_core::decision::{Enforcement, Place, Server, Undeclared, Unrecognised};
+use toolgate_core::decision::{Enforcement, Opaque, Place, Server, Undeclared, Unrecognised};
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
@@ -131,7 +131,13 @@ fn server(server: &Server, policies: &Policies) -> String {
         (true, Enforcement::Enforce) => "",
     };
     let pins = pins(server.pinning);
-    format!("{} is at {}{hosts}, path {}{policy}{pins}", server.identity, server.address, server.path)
+    let opaque = match server.opaque {
+        Opaque::Deny => "",
+        Opaque::Allow => {
+            "; TLS that names it passes unread for callers that may anything there (opaque: allow)"
+        }
+    };
+    format!("{} is at {}{hosts}, path {}{policy}{pins}{opaque}", server.identity, server.address, server.path)
 }
 
 fn pins(pinning: Pinning) -> String {

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_saphyr::Spanned;
 use toolgate_core::decision::{Enforcement, Place, Server, Transport};
 use toolgate_core::identity::{Identity, check_name};
-use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::Policies;
 use toolgate_core::workload::{Workload, proven_overlap};
 
 use super::agent::AgentConfig;
+use super::content::{read_opaque, read_pinning};
 use super::diagnostic::{Diagnostic, Severity};
 use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
@@ -353,7 +353,7 @@ fn read_server(
     let later = [("external", &spec.external), ("configuration", &spec.configuration)];
     findings.refuse_later(source, &later);
     let pinning = read_pinning(source, spec, findings);
-    findings.keep(choice(source, &spec.opaque, ("opaque", ()), &[("deny", ())], &["allow"]));
+    let opaque = read_opaque(source, spec, pinning, findings);
     let transports = [("streamable", Transport::Streamable)];
     let transport =
         choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &["sse"]);
@@ -379,7 +379,8 @@ fn read_server(
     let (address, place) = read_place(source, metadata, spec, findings)?;
     let identity = Identity::new("unset", "unset", "unset").ok()?;
     let transport = findings.keep(transport)?;
-    Some(Server { identity, address, place, hosts, path: path?, enforcement, transport, pinning: pinning? })
+    let (path, pinning, opaque) = (path?, pinning?, opaque?);
+    Some(Server { identity, address, place, hosts, path, enforcement, transport, pinning, opaque })
 }
 
 /// Where callers connect to, and where its process is.
@@ -432,21 +433,6 @@ fn read_place(
         }
     };
     Some((address, Place::Peer(endpoints.into())))
-}
-
-fn read_pinning(source: &Source, spec: &ServerSpec, findings: &mut Findings) -> Option<Pinning> {
-    let modes =
-        [("off", Mode::Off), ("warn", Mode::Warn), ("enforce", Mode::Enforce), ("first_use", Mode::FirstUse)];
-    let mode = findings.keep(choice(source, &spec.pins, ("pins", Mode::Off), &modes, &[]))?;
-    let characters = [("deny", HiddenCharacters::Deny), ("allow", HiddenCharacters::Allow)];
-    let default = if mode.holds_back() { HiddenCharacters::Deny } else { HiddenCharacters::Allow };
-    let key = ("hidden_characters", default);
-    let hidden = findings.keep(choice(source, &spec.hidden_characters, key, &characters, &[]))?;
-    if let Some(word) = spec.hidden_characters.as_ref().filter(|_| !mode.holds_back()) {
-        let fault = source.error(word, "`hidden_characters` says nothing where pins deny nothing");
-        findings.push(fault.help("leave it out, or write `pins: enforce` or `pins: first_use`"));
-    }
-    Some(Pinning { mode, hidden })
 }
 
 /// The MCP path: compared byte by byte, so it must be in the form that requests have.

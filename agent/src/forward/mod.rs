@@ -87,6 +87,12 @@ pub enum ForwardError {
         /// Why.
         source: NetnsError,
     },
+    /// The tunnel through a proxy that this client had.
+    #[error("the tunnel through the proxy at {address} has ended")]
+    TunnelEnded {
+        /// Where the proxy is.
+        address: SocketAddr,
+    },
     /// A way around what is declared.
     #[error(
         "{address} is the port of a declared server by another of its addresses; connect to the declared one"
@@ -145,7 +151,7 @@ impl ForwardError {
     #[must_use]
     pub fn reason(&self) -> (Reason, u16) {
         match self {
-            Self::Connect { .. } | Self::Send { .. } | Self::Namespace { .. } => {
+            Self::Connect { .. } | Self::Send { .. } | Self::Namespace { .. } | Self::TunnelEnded { .. } => {
                 (Reason::ServerUnreachable, 502)
             }
             Self::Exhausted { .. } => (Reason::Overload, 503),
@@ -169,6 +175,7 @@ impl ForwardError {
             | Self::Exhausted { .. }
             | Self::Peer { .. }
             | Self::Namespace { .. }
+            | Self::TunnelEnded { .. }
             | Self::Guarded { .. }
             | Self::LinkLocal { .. }
             | Self::ClientBody { .. }
@@ -223,11 +230,22 @@ pub struct Undeclared<'n> {
     pub namespace: Cookie,
     /// Those that the agent can dial from.
     pub namespaces: &'n Namespaces,
+    /// It was reached by a tunnel through a proxy: there is no other connection to it.
+    pub is_tunnel: bool,
 }
 
 impl Undeclared<'_> {
+    /// The same, through a tunnel where there is one.
+    #[must_use]
+    pub fn by(self, tunnel_to: Option<&str>) -> Self {
+        Self { is_tunnel: tunnel_to.is_some(), ..self }
+    }
+
     async fn connect(self, limits: &Limits) -> Result<Upstream, ForwardError> {
-        let Self { address, namespace, namespaces } = self;
+        let Self { address, namespace, namespaces, is_tunnel } = self;
+        if is_tunnel {
+            return Err(ForwardError::TunnelEnded { address });
+        }
         // The guard lets the agent pass: what is not decided as for that server must not.
         if namespaces.guards(namespace, address) {
             return Err(ForwardError::Guarded { address });
@@ -302,6 +320,19 @@ pub async fn dial(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     to.connect(limits).await
+}
+
+/// Dials a declared server for traffic that its rules let pass unread.
+///
+/// # Errors
+/// [`ForwardError`] when nothing answers there.
+pub async fn dial_declared(
+    _permitted: &Permitted<Passage>,
+    server: &Server,
+    home: &Namespace,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    connect(server.address, home, limits).await
 }
 
 async fn still_open(

@@ -7,7 +7,7 @@ use std::pin::pin;
 use crate::deadline::timeout;
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use toolgate_core::decision::{Passage, Permitted};
-use toolgate_core::http1::{self, Changes, Framing, Guess};
+use toolgate_core::http1::{self, Changes, Framing, Guess, Outgoing};
 
 use super::{ForwardError, Undeclared, Upstream, still_open};
 use crate::body::Body;
@@ -25,10 +25,12 @@ pub async fn first_to_speak<S: Stream>(
     limits: &Limits,
 ) -> Option<Guess> {
     let Upstream { io, buffer, .. } = upstream;
+    // Behind a proxy's answer it may have spoken already.
+    let speaking = async { if buffer.is_empty() { buffer.fill(io, BLOCK_BYTES).await } else { Ok(1) } };
     tokio::select! {
         biased;
         guess = client.guess(limits.client_idle_max) => guess,
-        spoken = buffer.fill(io, BLOCK_BYTES) => matches!(spoken, Ok(1..)).then_some(Guess::No),
+        spoken = speaking => matches!(spoken, Ok(1..)).then_some(Guess::No),
     }
 }
 
@@ -49,16 +51,17 @@ pub async fn pass<S: Stream>(
     let broken = |error: crate::parse::Broken| ForwardError::ClientBody { problem: error.to_string() };
     match body {
         None => stream_request(client, head, &mut upstream, limits).await?,
-        // Its chunks were joined, so its framing is another now.
-        Some(body @ BodyAt::Joined(_)) => {
+        // Its chunks were joined, so its framing is another now; or an offer of HTTP/2 must not go on.
+        Some(body) if head.offers_http2 || matches!(body, BodyAt::Joined(_)) => {
             let (request, mut watch) = client.request(head, &body).map_err(broken)?;
             let sent =
                 watch.unless_left(pin!(upstream.write_request(&request, Changes::default(), limits))).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);
         }
-        Some(body @ BodyAt::InPlace(length)) => {
+        Some(body) => {
             let (mut watch, buffer) = client.watched();
+            let length = if let BodyAt::InPlace(length) = body { length } else { 0 };
             let mut parts = [IoSlice::new(&buffer.bytes()[..head.bytes + length])];
             let sent = watch.unless_left(pin!(upstream.write(&mut parts, limits))).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
@@ -77,9 +80,21 @@ async fn stream_request<S: Stream>(
 ) -> Result<(), ForwardError> {
     let broken = |problem: &str| ForwardError::ClientBody { problem: problem.to_owned() };
     client.go_ahead(head, usize::MAX).await.map_err(|error| broken(&error.to_string()))?;
-    let (io, buffer) = client.parts();
     let chunked = matches!(head.framing, Framing::Chunked);
-    upstream.write(&mut [IoSlice::new(&buffer.bytes()[..head.bytes])], limits).await?;
+    // An offer of HTTP/2 does not go on.
+    let written = client.kept_head().filter(|_| head.offers_http2).map(|kept| {
+        let framing = match head.framing {
+            Framing::Length(bytes) => Outgoing::Length(bytes),
+            Framing::Chunked => Outgoing::Chunked,
+            Framing::None | Framing::UntilClose => Outgoing::None,
+        };
+        let mut written = Vec::new();
+        http1::write_request_head(&mut written, &kept, framing, Changes::default());
+        written
+    });
+    let (io, buffer) = client.parts();
+    let first = written.as_deref().unwrap_or(&buffer.bytes()[..head.bytes]);
+    upstream.write(&mut [IoSlice::new(first)], limits).await?;
     buffer.consume(head.bytes);
     let mut body = Body::new(head.framing);
     let mut out = Vec::new();

@@ -115,6 +115,8 @@ pub struct Refused {
     pub detail: String,
     /// The limit that it ran into.
     pub limit: Option<Limit>,
+    /// The request's id as JSON, where it could be read.
+    pub id: Option<String>,
 }
 
 impl Refused {
@@ -145,10 +147,12 @@ impl Refused {
         })
     }
 
-    fn mismatch(error: &HeaderMismatch) -> Self {
+    fn mismatch(error: &HeaderMismatch, message: &Message<'_>) -> Self {
+        let id = if let Message::Request(call) = message { call.id.as_ref() } else { None };
         Self {
             reason: Reason::HeaderMismatch,
             code: mcp::HEADER_MISMATCH_CODE,
+            id: id.map(|id| id.raw().to_owned()),
             ..Self::http(400, error.to_string())
         }
     }
@@ -166,7 +170,14 @@ impl Refused {
     }
 
     fn http(status: u16, detail: impl Into<String>) -> Self {
-        Self { reason: Reason::MalformedHttp, status, code: -32600, detail: detail.into(), limit: None }
+        Self {
+            reason: Reason::MalformedHttp,
+            status,
+            code: -32600,
+            detail: detail.into(),
+            limit: None,
+            id: None,
+        }
     }
 }
 
@@ -197,6 +208,12 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
     }
     let what = match head.method {
         "POST" => What::Message(message(&request, limits)?),
+        "GET" if upgrades_to(head, "websocket") => {
+            return Err(Refused::http(
+                400,
+                "an upgrade to WebSocket, in which messages are not read here: use plain HTTP",
+            ));
+        }
         "GET" if request.body.is_empty() => What::OpenStream,
         "DELETE" if request.body.is_empty() => What::EndSession,
         "GET" | "DELETE" => return Err(Refused::http(400, format!("{} with a body", head.method))),
@@ -228,9 +245,11 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
             .map_err(|error| Refused::unknown(&error, version).unwrap_or_else(|| Refused::malformed(&error)))
     })?;
     let mirrored = mcp::Mirrored { version, method: header(Name::McpMethod)?, name: header(Name::McpName)? };
-    mcp::mirrors(&message, mirrored).map_err(|error| Refused::mismatch(&error))?;
+    mcp::mirrors(&message, mirrored).map_err(|error| Refused::mismatch(&error, &message))?;
     match &message {
-        Message::Request(call) | Message::Notification(call) => params(headers, call)?,
+        Message::Request(call) | Message::Notification(call) => {
+            params(headers, call).map_err(|error| Refused::mismatch(&error, &message))?;
+        }
         Message::Response(_) if version.is_some_and(mcp::is_stateless) => {
             let detail = "an answer to a server, which there is not in the revision that the request names";
             return Err(Refused { reason: Reason::UnexpectedResponse, ..Refused::http(400, detail) });
@@ -241,13 +260,13 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
 }
 
 /// Holds the headers that repeat arguments to them.
-fn params(headers: &Headers<'_>, call: &Call<'_>) -> Result<(), Refused> {
+fn params(headers: &Headers<'_>, call: &Call<'_>) -> Result<(), HeaderMismatch> {
     if headers.count(Name::McpParam) == 0 {
         return Ok(()); // as nearly always
     }
     let params = headers.iter().filter(|header| mcp::is_param(header.name));
     let params: SmallVec<[_; 4]> = params.map(|header| (header.name, header.value)).collect();
-    mcp::repeats(call.arguments, &params).map_err(|error| Refused::mismatch(&error))
+    mcp::repeats(call.arguments, &params)
 }
 
 /// `application/json`, with or without `charset=utf-8`: MCP is UTF-8.
@@ -285,9 +304,27 @@ fn content_type(head: &RequestHead<'_>) -> String {
 }
 
 fn has_mcp_header(head: &RequestHead<'_>) -> bool {
-    head.headers
-        .iter()
-        .any(|header| header.name.get(..4).is_some_and(|name| name.eq_ignore_ascii_case("mcp-")))
+    let is_mcp = |name: &str| name.get(..4).is_some_and(|name| name.eq_ignore_ascii_case("mcp-"));
+    head.headers.iter().any(|header| is_mcp(header.name)) || opens_mcp_websocket(head)
+}
+
+/// Whether it asks for a WebSocket with MCP in it, as official SDKs open one.
+#[must_use]
+pub fn opens_mcp_websocket(head: &RequestHead<'_>) -> bool {
+    upgrades_to(head, "websocket") && has_token(head, "sec-websocket-protocol", "mcp")
+}
+
+/// Whether it asks to go on in another protocol.
+pub(super) fn upgrades_to(head: &RequestHead<'_>, protocol: &str) -> bool {
+    // Nearly no request does.
+    head.headers.count(Name::HopByHop) > 0 && has_token(head, "upgrade", protocol)
+}
+
+/// Whether a header that is a list has this in it.
+fn has_token(head: &RequestHead<'_>, name: &str, token: &str) -> bool {
+    let lists = head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+    let mut tokens = lists.flat_map(|list| list.value.split(|byte| *byte == b','));
+    tokens.any(|one| one.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// What a request to no declared server is.

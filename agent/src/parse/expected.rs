@@ -6,7 +6,7 @@ use toolgate_core::denial::Shape;
 use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed, Revision};
 use toolgate_core::pin;
 
-use super::Asked;
+use super::{Asked, HeadAt};
 use crate::events::Owes;
 
 /// What outlives the request's bytes.
@@ -117,8 +117,8 @@ impl Expected {
 
     /// Of a request that is not MCP: what it asks for may be another protocol.
     #[must_use]
-    pub fn passing(method: &str) -> Self {
-        Self { may_upgrade: true, ..Self::unread(method) }
+    pub fn passing(head: &HeadAt) -> Self {
+        Self { may_upgrade: !head.offers_http2, ..Self::unread(head.http_method) }
     }
 
     /// What the reply may say.

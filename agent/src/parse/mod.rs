@@ -3,9 +3,11 @@
 //! The body stays where it was read; everything parsed from it borrows it.
 
 mod asked;
+mod broken;
 mod expected;
 
-pub use asked::{Asked, Refused, Shadow, asked, shadow};
+pub use asked::{Asked, Refused, Shadow, asked, opens_mcp_websocket, shadow};
+pub use broken::{Broken, http_limit};
 pub use expected::Expected;
 
 use std::future::poll_fn;
@@ -19,70 +21,15 @@ use crate::deadline::timeout;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use toolgate_core::denial::Answer;
 use toolgate_core::http1::{self, ChunkedDecoder, Framing, Guess, HttpError, KeptHead, RequestHead};
+use toolgate_core::tls::{self, Hello};
 
 use crate::buffer::{BLOCK_BYTES, Buffer, PARKED_BYTES};
 use crate::limits::{Limit, Limits};
-use crate::shares::{Charge, Exceeded, Share};
+use crate::shares::{Charge, Share};
 
 /// Both directions of a connection: TCP today, TLS or a Unix socket as well.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
-
-/// Why no whole request came from a client.
-#[derive(Debug, thiserror::Error)]
-pub enum Broken {
-    /// Not the HTTP/1.1 that this agent forwards.
-    #[error(transparent)]
-    Http(#[from] HttpError),
-    /// The body exceeds `body_bytes_max`.
-    #[error("the body exceeds {bytes_max} bytes ({})", Limit::BodyBytes)]
-    BodyTooLarge {
-        /// The limit.
-        bytes_max: usize,
-    },
-    /// The head or the body did not arrive in time.
-    #[error("the request's {what} did not arrive within {time_max:?} ({limit})")]
-    Slow {
-        /// Head or body.
-        what: &'static str,
-        /// The limit.
-        time_max: Duration,
-        /// Which.
-        limit: Limit,
-    },
-    /// There is no memory left for what waits.
-    #[error("no memory for the request: {0}")]
-    NoRoom(#[from] Exceeded),
-    /// The client closed or failed in the middle of a request.
-    #[error("the client left in the middle of a request")]
-    ClientLeft,
-}
-
-impl Broken {
-    /// The limit that it ran into.
-    #[must_use]
-    pub fn limit(&self) -> Option<Limit> {
-        match self {
-            Self::Http(error) => http_limit(error),
-            Self::BodyTooLarge { .. } => Some(Limit::BodyBytes),
-            Self::Slow { limit, .. } => Some(*limit),
-            Self::NoRoom(exceeded) => Some(exceeded.limit),
-            Self::ClientLeft => None,
-        }
-    }
-}
-
-/// The limit that a head or its chunks ran into.
-#[must_use]
-pub fn http_limit(error: &HttpError) -> Option<Limit> {
-    let limits = [
-        (matches!(error, HttpError::HeadTooLarge { .. }), Limit::HeadBytes),
-        (matches!(error, HttpError::TargetTooLong { .. }), Limit::TargetBytes),
-        (matches!(error, HttpError::TooManyHeaders { .. }), Limit::Headers),
-        (matches!(error, HttpError::ChunkOverhead { .. }), Limit::ChunkOverhead),
-    ];
-    limits.into_iter().find_map(|(is_it, limit)| is_it.then_some(limit))
-}
 
 /// A request's head lies in the buffer: what of it does not borrow.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +42,8 @@ pub struct HeadAt {
     pub keep_alive: bool,
     /// The method, of those that matter for a reply's framing.
     pub http_method: &'static str,
+    /// The client offers to go on in HTTP/2 without TLS, which is not read here: a server may leave that alone.
+    pub offers_http2: bool,
     expect_continue: bool,
 }
 
@@ -103,6 +52,23 @@ impl HeadAt {
     #[must_use]
     pub fn going_on_if(self, condition: bool) -> Self {
         Self { keep_alive: self.keep_alive && condition, ..self }
+    }
+}
+
+/// Whom a proxy is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whom {
+    /// A name, or an address; of IPv6 in brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// By CONNECT: what follows is a connection to it.
+    pub by_tunnel: bool,
+}
+
+impl std::fmt::Display for Whom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
     }
 }
 
@@ -198,21 +164,37 @@ impl<S: Stream> Client<S> {
     async fn rest_of_head(&mut self, limits: &Limits) -> Result<HeadAt, Broken> {
         loop {
             if let Some(head) = http1::request_head(self.buffer.bytes(), &limits.head())? {
-                let kept = KeptHead::of(&head);
-                match &mut self.kept {
-                    Some(before) => **before = kept,
-                    None => self.kept = Some(Box::new(kept)),
-                }
-                return Ok(HeadAt {
-                    bytes: head.bytes,
-                    framing: head.framing,
-                    keep_alive: head.keep_alive,
-                    http_method: expected::framing_method(head.method),
-                    expect_continue: head.expect_continue,
-                });
+                return Ok(keep(&mut self.kept, &head));
             }
             self.fill(BLOCK_BYTES).await?;
         }
+    }
+
+    /// Reads the head that `head` has found to be for a proxy.
+    ///
+    /// # Errors
+    /// [`Broken::Http`] when no proxy should take it.
+    pub fn head_for_proxy(&mut self, limits: &Limits) -> Result<(HeadAt, Whom), Broken> {
+        let head = http1::proxy_head(self.buffer.bytes(), &limits.head())?;
+        let (head, whom) = head.ok_or(Broken::ClientLeft)?; // it was whole before
+        let by_tunnel = head.method == "CONNECT";
+        let whom = Whom { host: whom.host.to_owned(), port: whom.port, by_tunnel };
+        Ok((keep(&mut self.kept, &head), whom))
+    }
+
+    /// Reads until it is clear whom a client means that may speak TLS.
+    pub async fn hello(&mut self, time_max: Duration) -> Hello {
+        let reading = async {
+            loop {
+                let hello = tls::client_hello(self.buffer.bytes());
+                if hello != Hello::Maybe
+                    || self.buffer.fill(&mut self.io, BLOCK_BYTES).await.unwrap_or(0) == 0
+                {
+                    return hello;
+                }
+            }
+        };
+        timeout(time_max, reading).await.unwrap_or(Hello::Maybe)
     }
 
     /// Waits for the whole body of the request whose head was read.
@@ -328,10 +310,12 @@ impl<S: Stream> Client<S> {
 
     /// Whether the request whose head was read may carry MCP, to whomever it goes.
     pub fn may_be_mcp(&self, limits: &Limits) -> bool {
-        match http1::request_head(self.buffer.bytes(), &limits.head()) {
-            Ok(Some(head)) => asked::looks_like_mcp(&head, limits),
-            Ok(None) | Err(_) => true,
-        }
+        self.kept_head().is_none_or(|head| asked::looks_like_mcp(&head, limits))
+    }
+
+    /// The head that was read, as long as it is in the buffer.
+    pub fn kept_head(&self) -> Option<RequestHead<'_>> {
+        self.kept.as_ref()?.on(self.buffer.bytes())
     }
 
     /// Forgets the request that was read.
@@ -407,6 +391,23 @@ impl<S: Stream> Client<S> {
         };
         // However it ends, the connection is gone afterwards.
         let _ = timeout(limits.linger_time_max, lingering).await;
+    }
+}
+
+/// Remembers a head in place of the one before.
+fn keep(before: &mut Option<Box<KeptHead>>, head: &RequestHead<'_>) -> HeadAt {
+    let kept = KeptHead::of(head);
+    match before {
+        Some(before) => **before = kept,
+        None => *before = Some(Box::new(kept)),
+    }
+    HeadAt {
+        bytes: head.bytes,
+        framing: head.framing,
+        keep_alive: head.keep_alive,
+        http_method: expected::framing_method(head.method),
+        offers_http2: asked::upgrades_to(head, "h2c"),
+        expect_continue: head.expect_continue,
     }
 }
 

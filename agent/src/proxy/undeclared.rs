@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::SystemTime;
 
-use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted};
+use toolgate_core::decision::{self, Decision};
 use toolgate_core::denial::{Answer, Shape};
-use toolgate_core::http1::Guess;
+use toolgate_core::mcp::Message;
 
-use super::{Flow, Opening, Turn, deny};
+use super::opening::Passing;
+use super::{Flow, Turn, deny};
 use crate::app::Worker;
 use crate::capture::Captured;
 use crate::forward::{self, ForwardError, Upstream};
@@ -16,72 +17,64 @@ use crate::parse::{self, BodyAt, Client, Expected, HeadAt, Request, Shadow, Stre
 use crate::record::Entry;
 use crate::respond::{self, Exchange};
 
-/// The way that traffic that is not MCP may take: to where the client wanted it, over a connection of this client's own.
-pub(super) struct Way {
-    passage: Permitted<Passage>,
-    upstream: Option<Upstream>,
-    /// One entry for all of that traffic; the connection's end closes it.
-    entry: Option<Entry>,
-}
-
-/// Decided once for a connection, from what is read at start alone.
-pub(super) type Passing = Result<Way, Denied>;
-
 /// What became of a request to no declared server before its reply.
 enum Undeclared {
     /// It is not MCP; the connection that it may take.
     Other(Option<Upstream>),
+    /// It opens a WebSocket with MCP in it, which is permitted, and recorded as that.
+    WebSocket(Option<Upstream>),
     /// It was refused; this is said in the server's place.
     Denied(Answer),
     /// It was permitted, and sent where it got there.
     Sent(Result<Upstream, ForwardError>, Box<Expected>),
 }
 
-/// Traffic that is no HTTP, passed both ways until both sides end.
-pub(super) async fn relay<S: Stream>(client: &mut Client<S>, way: Way) {
-    let Way { passage, upstream: Some(mut upstream), entry: Some(mut entry) } = way else { return };
-    let (sent, received) = forward::relay(&passage, client, &mut upstream).await;
-    entry.relayed(sent, received);
-}
-
 /// Where a captured connection goes if no Server is there.
 pub(super) fn beyond<'w>(captured: &Captured, worker: &'w Worker) -> forward::Undeclared<'w> {
     let Captured { original, process } = captured;
     let namespaces = &worker.node.namespaces;
-    forward::Undeclared { address: *original, namespace: process.netns_cookie, namespaces }
+    forward::Undeclared { address: *original, namespace: process.netns_cookie, namespaces, is_tunnel: false }
 }
 
 impl Turn<'_> {
-    /// A request to no declared server: MCP is decided by `undeclared`, the rest goes its connection's way.
+    /// A request to no declared server: MCP is decided by `undeclared`, the rest goes its connection's way. `whom`: whom a
+    /// proxy is asked for.
     pub(super) async fn undeclared<S: Stream>(
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
         (passing, to): (&mut Passing, forward::Undeclared<'_>),
+        whom: Option<&str>,
         mut entry: Entry,
     ) -> Flow {
         let node = &*self.worker.node;
         self.name_caller(&mut entry);
+        let tunnel = passing.as_ref().ok().and_then(|way| way.tunnel_to.clone());
+        let whom = whom.or(tunnel.as_deref());
         if !client.may_be_mcp(&node.limits) {
-            return self.pass(client, head, None, (passing, to), entry).await;
+            return self.pass(client, head, None, (passing, to), false, entry).await;
         }
         let body = match client.body(head, &node.limits).await {
             Ok(body) => body,
             Err(broken) => return self.broken(client, &broken, None, entry).await,
         };
         let own = passing.as_mut().ok().and_then(|way| way.upstream.take());
+        let to = to.by(tunnel.as_deref());
         let outcome = match client.request(head, &body) {
             Ok((request, mut watch)) => {
-                self.decided_undeclared(&request, &mut watch, own, to, &mut entry).await
+                self.decided_undeclared(&request, &mut watch, (own, to), whom, &mut entry).await
             }
             Err(broken) => return self.broken(client, &broken, None, entry).await,
         };
         let (sent, expected) = match outcome {
-            Undeclared::Other(own) => {
-                if let Ok(way) = passing {
+            outcome @ (Undeclared::Other(_) | Undeclared::WebSocket(_)) => {
+                let is_mcp = matches!(outcome, Undeclared::WebSocket(_));
+                if let (Ok(way), Undeclared::Other(own) | Undeclared::WebSocket(own)) =
+                    (&mut *passing, outcome)
+                {
                     way.upstream = own;
                 }
-                return self.pass(client, head, Some(body), (passing, to), entry).await;
+                return self.pass(client, head, Some(body), (passing, to), is_mcp, entry).await;
             }
             Undeclared::Denied(answer) => {
                 client.done(head, &body);
@@ -102,8 +95,8 @@ impl Turn<'_> {
         &self,
         request: &Request<'_>,
         watch: &mut Watch<'_, S>,
-        own: Option<Upstream>,
-        to: forward::Undeclared<'_>,
+        (own, to): (Option<Upstream>, forward::Undeclared<'_>),
+        whom: Option<&str>,
         entry: &mut Entry,
     ) -> Undeclared {
         let node = &*self.worker.node;
@@ -111,11 +104,34 @@ impl Turn<'_> {
             return Undeclared::Other(own);
         };
         entry.shadow(message.as_ref(), request, &node.record);
-        let caller = self.caller.as_ref().ok().map(ToString::to_string);
-        let address = SocketAddr::new(to.address.ip().to_canonical(), to.address.port());
-        node.discovered.saw(caller, address, request.head.path, message.as_ref(), SystemTime::now());
-        match decision::undeclared(self.caller.as_ref(), request, node.undeclared, node.mode) {
+        if whom.is_none() {
+            // What is behind a proxy has no address here to be declared by.
+            self.discover(request, message.as_ref(), to.address);
+        }
+        let decision = decision::undeclared(self.caller.as_ref(), request, node.undeclared, node.mode);
+        let outcome = self.sent_undeclared(decision, request, watch, (own, to), entry).await;
+        if let Some(whom) = whom {
+            entry.noted(format!("through a proxy to `{whom}`"));
+        }
+        outcome
+    }
+
+    async fn sent_undeclared<S: Stream>(
+        &self,
+        decision: Decision<&Request<'_>>,
+        request: &Request<'_>,
+        watch: &mut Watch<'_, S>,
+        (own, to): (Option<Upstream>, forward::Undeclared<'_>),
+        entry: &mut Entry,
+    ) -> Undeclared {
+        let node = &*self.worker.node;
+        match decision {
             Decision::Denied(denied) => Undeclared::Denied(deny(&denied, Shape::Connection, entry)),
+            // Its messages are not read then: it goes as other upgrades do.
+            Decision::Permitted(permitted) if parse::opens_mcp_websocket(&request.head) => {
+                entry.permitted(&permitted);
+                Undeclared::WebSocket(own)
+            }
             Decision::Permitted(permitted) => {
                 entry.permitted(&permitted);
                 let expected = Box::new(Expected::unread(request.head.method));
@@ -126,17 +142,27 @@ impl Turn<'_> {
         }
     }
 
-    /// A request that is not MCP, to no declared server. A body that was not read yet is streamed.
+    fn discover(&self, request: &Request<'_>, message: Option<&Message<'_>>, address: SocketAddr) {
+        let caller = self.caller.as_ref().ok().map(ToString::to_string);
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.worker.node.discovered.saw(caller, address, request.head.path, message, SystemTime::now());
+    }
+
+    /// A request that is not MCP, to no declared server. A body that was not read yet is streamed. `is_mcp`: it opens a
+    /// WebSocket with MCP, and is recorded as permitted.
     async fn pass<S: Stream>(
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
         body: Option<BodyAt>,
         (passing, to): (&mut Passing, forward::Undeclared<'_>),
+        is_mcp: bool,
         mut entry: Entry,
     ) -> Flow {
         let limits = &self.worker.node.limits;
-        entry.method("http");
+        if !is_mcp {
+            entry.method("http");
+        }
         let way = match passing {
             Ok(way) => way,
             Err(denied) => {
@@ -144,17 +170,15 @@ impl Turn<'_> {
                 return self.answer(client, &answer, true).await; // its body is perhaps still to come
             }
         };
-        // The first of them opens the one entry that all share.
-        let mut entry = match way.entry.take() {
-            Some(first) => {
-                entry.forget();
-                first
+        if !is_mcp {
+            // The first of them opens the one entry that all share.
+            if let Some(first) = way.entry.take() {
+                std::mem::replace(&mut entry, first).forget();
             }
-            None => entry,
-        };
-        entry.permitted(&way.passage);
-        let expected = Expected::passing(head.http_method);
-        let upstream = way.upstream.take();
+            entry.permitted(&way.passage);
+        }
+        let expected = Expected::passing(head);
+        let (upstream, to) = (way.upstream.take(), to.by(way.tunnel_to.as_deref()));
         let sent = forward::pass(&way.passage, client, head, body, upstream, to, limits).await;
         let whole = sent.as_ref().is_ok_and(|upstream| !upstream.cut);
         let head = &head.going_on_if(whole);
@@ -167,13 +191,15 @@ impl Turn<'_> {
             return Flow::Close;
         }
         way.upstream = upstream;
-        way.entry = Some(entry);
+        if !is_mcp {
+            way.entry = Some(entry);
+        }
         // After a request that was not read to its end nothing can be told from its body.
         if whole { flow } else { Flow::Close }
     }
 
     /// Streams a reply that no rule looks into. Returns its connection where that can serve this client again.
-    async fn unread_reply<S: Stream>(
+    pub(super) async fn unread_reply<S: Stream>(
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
@@ -196,42 +222,5 @@ impl Turn<'_> {
         let replied = respond::stream(&mut upstream, client, &exchange).await;
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         (flow, reusable.then_some(upstream))
-    }
-
-    /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.
-    pub(super) async fn on_the_way<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        passage: Permitted<Passage>,
-        to: forward::Undeclared<'_>,
-    ) -> Opening {
-        let limits = &self.worker.node.limits;
-        let mut upstream = match forward::dial(&passage, to, limits).await {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                let (reason, _) = error.reason();
-                self.record_connection(|entry| {
-                    entry.permitted(&passage);
-                    entry.failed(reason, 0, error.to_string());
-                });
-                return Opening::Ended;
-            }
-        };
-        let guess = forward::first_to_speak(&passage, client, &mut upstream, limits).await;
-        match guess {
-            None => Opening::Ended,
-            Some(Guess::Yes) => Opening::Http(Ok(Way { passage, upstream: Some(upstream), entry: None })),
-            Some(Guess::No | Guess::Maybe) => {
-                let entry = self.record_connection(|entry| {
-                    entry.permitted(&passage);
-                });
-                match entry {
-                    Some(entry) => {
-                        Opening::Relay(Way { passage, upstream: Some(upstream), entry: Some(entry) })
-                    }
-                    None => Opening::Ended,
-                }
-            }
-        }
     }
 }

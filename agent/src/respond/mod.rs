@@ -48,12 +48,19 @@ pub struct Exchange<'a> {
     pub http_method: &'a str,
     /// To a declared server: what its reply is held to. `None`: passed on unread.
     pub mcp: Option<McpExchange<'a>>,
-    /// Whether the reply may be 101: then the connection is no longer HTTP.
+    /// Whether the connection may be no longer HTTP after the reply: after 101, or 2xx to CONNECT.
     pub upgrade: bool,
     /// Whether the client's connection ends with this reply.
     pub close: bool,
     /// The limits.
     pub limits: &'a Limits,
+}
+
+impl Exchange<'_> {
+    fn ends_http(&self, status: u16) -> bool {
+        let is_tunnel = self.http_method == "CONNECT" && (200..300).contains(&status);
+        self.upgrade && (status == 101 || is_tunnel)
+    }
 }
 
 /// What the reply of a declared server is held to.
@@ -135,7 +142,7 @@ pub async fn stream<S: Stream>(
     let bytes = reply.client.bytes;
     match run {
         Ok((status, keep_alive)) => {
-            let upgraded = status == 101;
+            let upgraded = exchange.ends_http(status);
             let whole = keep_alive && !reply.upstream.cut && reply.upstream.buffer.is_empty();
             let reusable = upgraded || whole;
             let beyond = if upgraded { 0 } else { reply.upstream.buffer.bytes().len() };
@@ -168,7 +175,7 @@ impl<S: Stream> Reply<'_, S> {
         let Some(head) = parsed else { return Err(server_left()) };
         let (head_bytes, status, keep_alive, framing) =
             (head.bytes, head.status, head.keep_alive, head.framing);
-        if status == 101 {
+        if self.exchange.ends_http(status) {
             self.client.out.vec().extend_from_slice(&self.upstream.buffer.bytes()[..head_bytes]);
             self.upstream.buffer.consume(head_bytes);
             self.flush().await?;

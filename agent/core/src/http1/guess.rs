@@ -9,7 +9,12 @@ pub enum Guess {
     Maybe,
     /// A request line, well-formed or not: it must be parsed strictly.
     Yes,
+    /// HTTP/2 without TLS, by prior knowledge (RFC 9113 3.3): it may carry anything that HTTP/1.1 may.
+    Http2,
 }
+
+/// What a connection of HTTP/2 begins with (RFC 9113 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// No registered method is longer (`UPDATEREDIRECTREF` has 17).
 const METHOD_BYTES_MAX: usize = 32;
@@ -20,6 +25,12 @@ const METHOD_BYTES_MAX: usize = 32;
 /// needs no target, line ends before it are skipped, a tab counts as a space.
 #[must_use]
 pub fn looks_like_http(prefix: &[u8]) -> Guess {
+    if prefix.starts_with(PREFACE) {
+        return Guess::Http2;
+    }
+    if PREFACE.starts_with(prefix) {
+        return Guess::Maybe;
+    }
     let start = prefix.iter().take_while(|&&b| b == b'\r' || b == b'\n').count();
     let line = prefix.get(start..).unwrap_or_default();
     let length = line.iter().take_while(|&&b| super::headers::is_token(b)).count();

@@ -3,7 +3,7 @@
 use super::error::HttpError;
 use super::headers::{HEADERS_MAX, Headers};
 use super::name::Name;
-use super::target;
+use super::target::{self, Authority};
 use memchr::memmem::Finder;
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
@@ -81,6 +81,41 @@ pub struct ResponseHead<'b> {
 /// # Errors
 /// [`HttpError`]; the connection cannot be read on.
 pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<RequestHead<'b>>, HttpError> {
+    read_request(buf, limits, false, target::split)
+}
+
+/// Reads a head that [`request_head`] refuses for its target, which a proxy takes: with the absolute form, or CONNECT. That
+/// may be of HTTP/1.0 and without Host, as Python before 3.12 sends it.
+///
+/// # Errors
+/// As [`request_head`].
+pub fn proxy_head<'b>(
+    buf: &'b [u8],
+    limits: &HeadLimits,
+) -> Result<Option<(RequestHead<'b>, Authority<'b>)>, HttpError> {
+    let mut whom = None;
+    let head = read_request(buf, limits, true, |method, text| {
+        let (authority, rest) = target::for_proxy(method, text)?;
+        whom = Some(authority);
+        Ok(match rest.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (rest, None),
+        })
+    })?;
+    let connects = head.as_ref().is_some_and(|head| head.method == "CONNECT");
+    if connects && head.as_ref().is_some_and(|head| head.framing != Framing::None) {
+        return Err(HttpError::Syntax { problem: "CONNECT with a body" });
+    }
+    Ok(head.zip(whom))
+}
+
+#[inline]
+fn read_request<'b>(
+    buf: &'b [u8],
+    limits: &HeadLimits,
+    is_for_proxy: bool,
+    split: impl FnOnce(&str, &'b str) -> Result<(&'b str, Option<&'b str>), HttpError>,
+) -> Result<Option<RequestHead<'b>>, HttpError> {
     let preface = b"PRI * HTTP/2.0\r\n";
     if buf.starts_with(preface) {
         return Err(HttpError::Version);
@@ -102,12 +137,15 @@ pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<Req
     if !is_tight(head, &headers, line) || target.len() > limits.target_bytes_max {
         unfinished(head, limits)?;
     }
-    if version != 1 {
+    let (path, query) = split(method, target)?;
+    let may_be_old = is_for_proxy && method == "CONNECT";
+    if version != 1 && !may_be_old {
         return Err(HttpError::Version);
     }
-    let (path, query) = target::split(method, target)?;
     headers.check()?;
-    host(&headers)?;
+    if !may_be_old || headers.count(Name::Host) > 0 {
+        host(&headers)?;
+    }
     if headers.count(Name::ContentEncoding) > 0 {
         return Err(HttpError::ContentEncoding);
     }
@@ -117,7 +155,7 @@ pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<Req
         None => false,
     };
     let framing = declared(&headers)?.unwrap_or(Framing::None);
-    let keep_alive = !headers.close();
+    let keep_alive = version == 1 && !headers.close();
     Ok(Some(RequestHead {
         method,
         target,

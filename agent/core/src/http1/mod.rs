@@ -15,10 +15,11 @@ mod write;
 pub use body::{ChunkedDecoder, Decoded};
 pub use error::HttpError;
 pub use guess::{Guess, looks_like_http};
-pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, request_head, response_head};
+pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, proxy_head, request_head, response_head};
 pub use headers::{HEADERS_MAX, Header, Headers};
 pub use kept::KeptHead;
 pub use name::Name;
+pub use target::Authority;
 pub use write::{
     CHUNK_END, Changes, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head,
 };

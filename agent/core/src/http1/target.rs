@@ -1,4 +1,4 @@
-//! The target of a request: the path alone, and no path that some server takes for another.
+//! The target of a request: the path alone, and no path that some server takes for another. To a proxy: whose path.
 
 use super::error::{HttpError, shortened};
 
@@ -55,6 +55,75 @@ fn is_simple(target: &str) -> bool {
         is_segment || is_separator
     });
     fits && target.starts_with('/')
+}
+
+/// Whom a proxy is asked for, and which part of the target is the path with its query: none of CONNECT.
+///
+/// # Errors
+/// It is no target as a proxy gets one, or one with more than one reading.
+pub(super) fn for_proxy<'b>(method: &str, target: &'b str) -> Result<(Authority<'b>, &'b str), HttpError> {
+    let refused = |problem| HttpError::Target { target: shortened(target.as_bytes()), problem };
+    let (text, rest, default) = if method.eq_ignore_ascii_case("CONNECT") {
+        if method != "CONNECT" {
+            return Err(refused("its method is not `CONNECT`, as it is written"));
+        }
+        (target, target.get(target.len()..).unwrap_or_default(), None)
+    } else {
+        let (scheme, rest) = target.split_once("://").ok_or_else(|| refused("it names no host"))?;
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(refused("its scheme is not `http`, which a proxy can be asked for alone"));
+        }
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
+        (authority, path, Some(HTTP_PORT))
+    };
+    let authority = Authority::read(text, default);
+    let authority = authority.ok_or_else(|| refused("its host is no name or address with a port"))?;
+    let is_path = rest.is_empty() || rest.starts_with(['/', '?']);
+    if !is_path || !rest.bytes().all(|byte| byte.is_ascii_graphic()) || rest.contains('#') {
+        return Err(refused("its path has what no path has"));
+    }
+    Ok((authority, rest))
+}
+
+/// Of `http` (RFC 9110 4.2.1).
+const HTTP_PORT: u16 = 80;
+
+/// Whom a proxy is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Authority<'b> {
+    /// A name, or an address; of IPv6 in brackets.
+    pub host: &'b str,
+    /// The port.
+    pub port: u16,
+}
+
+impl<'b> Authority<'b> {
+    /// Of a text without user information, which readers split in two ways.
+    fn read(text: &'b str, default: Option<u16>) -> Option<Self> {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+                (host, digits.then(|| port.parse().ok())??)
+            }
+            Some(_) | None => (text, default?),
+        };
+        let is_v6 = |host: &str| {
+            let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+            literal.is_some_and(|literal| literal.parse::<std::net::Ipv6Addr>().is_ok())
+        };
+        let is_name = |host: &str| {
+            !host.is_empty()
+                && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        };
+        (is_name(host) || is_v6(host)).then_some(Self { host, port })
+    }
+}
+
+impl std::fmt::Display for Authority<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 fn has_scheme(target: &str) -> bool {

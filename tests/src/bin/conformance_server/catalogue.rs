@@ -7,6 +7,8 @@ use rmcp::model::{Prompt, Resource, ResourceContents, ResourceTemplate, Tool};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::jobs::Job;
+
 /// All of it.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Catalogue {
@@ -37,6 +39,8 @@ pub(crate) enum Does {
     Says(Value),
     /// The argument of that name is the result's text.
     Echoes(String),
+    /// `Hello,` and the argument of that name is the result's text.
+    Greets(String),
     /// These are logged before the result.
     Logs(Vec<String>),
     /// Something is logged if the request asks for a level.
@@ -51,6 +55,10 @@ pub(crate) enum Does {
     Asks(Value),
     /// Results that ask for input, until all is answered. Since 2026-07-28.
     Rounds(Rounds),
+    /// What may become a task.
+    Job(Job),
+    /// The same, when all is answered.
+    RoundsThenJob(Rounds, Job),
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

@@ -8,14 +8,16 @@ use anyhow::{Context as _, Result};
 #[expect(deprecated, reason = "the suite asks for it, as clients do")]
 use rmcp::model::SetLevelRequestParams;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestParams,
-    CompleteResult, CompletionInfo, GetPromptRequestParams, GetPromptResponse, GetPromptResult,
-    InputRequiredResult, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-    ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
-    ReadResourceResult, RequestStateCodec, ServerCapabilities, ServerConfig, ServerNotification,
-    SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
+    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams,
+    CompleteRequestParams, CompleteResult, CompletionInfo, GetPromptRequestParams, GetPromptResponse,
+    GetPromptResult, GetTaskParams, GetTaskResult, InputRequiredResult, ListPromptsResult,
+    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
+    ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult, RequestStateCodec,
+    ServerCapabilities, ServerConfig, ServerNotification, SubscribeRequestParams, SubscriptionFilter,
+    TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams, UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, SubscriptionContext, SubscriptionSink};
+use rmcp::task_manager::TaskManager;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -37,6 +39,7 @@ pub(crate) struct Handler {
     codec: RequestStateCodec,
     subscribers: Arc<Mutex<BTreeMap<u64, SubscriptionSink>>>,
     next_subscriber: Arc<AtomicU64>,
+    tasks: TaskManager,
 }
 
 /// What a tool or a prompt comes to.
@@ -56,10 +59,12 @@ impl Handler {
                 "prompts": { "listChanged": true },
                 "resources": { "listChanged": true, "subscribe": true },
                 "tools": { "listChanged": true },
+                "extensions": { TASKS_EXTENSION_ID: {} },
             }))
             .context("no capabilities")?,
             subscribers: Arc::default(),
             next_subscriber: Arc::default(),
+            tasks: TaskManager::new(),
         })
     }
 
@@ -73,10 +78,14 @@ impl Handler {
     ) -> Result<Said, ErrorData> {
         let text = match does {
             Does::Says(result) => return Ok(Said::Result(catalogue::filled(result, arguments))),
-            Does::Rounds(rounds) => return self.asked(rounds, &given),
+            Does::Rounds(rounds) | Does::RoundsThenJob(rounds, _) => return self.asked(rounds, &given),
+            Does::Job(_) => "begun".to_owned(),
             Does::Echoes(argument) => {
                 let said = arguments.get(argument).and_then(Value::as_str);
                 said.ok_or_else(|| ErrorData::invalid_params("it is no text", None))?.to_owned()
+            }
+            Does::Greets(argument) => {
+                format!("Hello, {}!", arguments.get(argument).and_then(Value::as_str).unwrap_or_default())
             }
             Does::Logs(lines) => {
                 for line in lines {
@@ -216,10 +225,26 @@ impl ServerHandler for Handler {
             state: request.request_state.as_deref(),
             able: context.meta.client_capabilities().unwrap_or_default(),
         };
-        Ok(match self.done(does, &arguments, given, &context).await? {
-            Said::Result(result) => read::<CallToolResult>(complete(result))?.into(),
-            Said::Input(result) => result.into(),
-        })
+        let (answered, able) = (json!(given.responses), given.able.clone());
+        let said = self.done(does, &arguments, given, &context).await?;
+        let job = if let Does::Job(job) | Does::RoundsThenJob(_, job) = does { Some(job) } else { None };
+        match (said, job) {
+            (Said::Result(_), Some(job)) => job.done(arguments, answered, &able, &self.tasks).await,
+            (Said::Result(result), None) => Ok(read::<CallToolResult>(complete(result))?.into()),
+            (Said::Input(result), _) => Ok(result.into()),
+        }
+    }
+
+    async fn get_task(&self, request: GetTaskParams, _context: Context) -> Result<GetTaskResult, ErrorData> {
+        self.tasks.get_task(&request.task_id).map(GetTaskResult::new)
+    }
+
+    async fn update_task(&self, request: UpdateTaskParams, _context: Context) -> Result<(), ErrorData> {
+        self.tasks.update_task(&request.task_id, request.input_responses)
+    }
+
+    async fn cancel_task(&self, request: CancelTaskParams, _context: Context) -> Result<(), ErrorData> {
+        self.tasks.cancel_task(&request.task_id)
     }
 
     async fn list_resources(

@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod handler;
+mod jobs;
 mod rounds;
 
 use std::sync::Arc;
