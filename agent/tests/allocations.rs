@@ -273,12 +273,14 @@ impl Scene {
                 pins: None,
                 bindings,
                 expected: &expected,
+                pages: None,
                 others_tasks: &Cell::new(0),
                 observe: false,
                 may_ask: &|_| false,
             }),
             upgrade: false,
             close: false,
+            begun: Cell::new(false),
             limits,
         };
         let replied = respond::stream(&mut upstream, client, &exchange).await.unwrap();

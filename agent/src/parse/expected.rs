@@ -6,7 +6,7 @@ use toolgate_core::denial::Shape;
 use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed, Revision};
 use toolgate_core::pin;
 
-use super::Asked;
+use super::{Again, Asked};
 use crate::events::Owes;
 
 /// What outlives the request's bytes.
@@ -39,6 +39,8 @@ pub struct Expected {
     tool_call: Option<bool>,
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
     id: Option<Kept>,
+    /// The request, where it can be asked again for the next page of its list.
+    pub again: Option<Box<Again>>,
 }
 
 /// A text that is kept without an allocation where it is short.
@@ -112,6 +114,7 @@ impl Expected {
             method: None,
             tool_call: None,
             id: None,
+            again: None,
         }
     }
 

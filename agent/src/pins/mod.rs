@@ -49,6 +49,8 @@ pub struct Findings {
     pub limited: RefCell<Vec<Limit>>,
     /// Tasks of other callers' that were held back.
     pub others_tasks: Cell<usize>,
+    /// Pages of a list that were asked for since those before held nothing for the caller.
+    pub pages: Cell<usize>,
 }
 
 impl Pins {

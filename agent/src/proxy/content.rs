@@ -94,13 +94,15 @@ impl Turn<'_> {
                 &format_args!("a definition of `{server}` is not kept: {limit} is reached");
             node.metrics.limits.count(limit, what);
         }
-        if findings.others_tasks.get() > 0 {
-            entry.noted(format!("not shown, tasks of others: {}", findings.others_tasks.get()));
-        }
-        match (findings.left_out.get(), findings.passed.get()) {
-            (0, 0) => {}
-            (0, passed) => entry.noted(format!("shown though not approved: {passed}")),
-            (left_out, _) => entry.noted(format!("not shown, not approved: {left_out}")),
+        for (count, what) in [
+            (findings.others_tasks.get(), "not shown, tasks of others"),
+            (findings.left_out.get(), "not shown, not approved"),
+            (findings.passed.get(), "shown though not approved"),
+            (findings.pages.get(), "empty pages not shown"),
+        ] {
+            if count > 0 {
+                entry.noted(format_args!("{what}: {count}"));
+            }
         }
     }
 

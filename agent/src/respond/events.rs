@@ -7,9 +7,10 @@ use toolgate_core::http1;
 use toolgate_core::mcp::{Envelope, sse};
 
 use super::client::put_chunk;
-use super::{Asking, Exchange, Fault, Reply, Seen, message, shown, unreadable};
+use super::{Asking, Exchange, Fault, Next, Reply, Seen, message, server_left, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
+use crate::deadline::timeout;
 use crate::events::Given;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
@@ -20,6 +21,8 @@ enum Judged {
     Replaced(Vec<u8>),
     /// A request of the server's that may not pass, or news of another caller's task.
     Withheld,
+    /// A page of a list that shows the caller nothing, and is not the last.
+    Next(Next),
 }
 
 impl<S: Stream> Reply<'_, S> {
@@ -31,7 +34,7 @@ impl<S: Stream> Reply<'_, S> {
         if fault.is_refusal() && (answered || self.client.seen != Seen::Nothing) && self.flush().await.is_ok()
         {
             let owed = self.exchange.mcp.as_ref().and_then(|mcp| mcp.owed.answer());
-            let unanswered = !answered && owed.is_some();
+            let unanswered = (!answered || self.next.is_some()) && owed.is_some();
             self.client.seen = Seen::Events { unanswered };
         }
         Err(fault)
@@ -39,7 +42,7 @@ impl<S: Stream> Reply<'_, S> {
 
     async fn each_event(&mut self, body: &mut Body, answered: &mut bool) -> Result<(), Fault> {
         let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
-        let (mut held, mut given) = (Scratch::default(), None);
+        let (mut held, mut given, mut until) = (Scratch::default(), None, None);
         loop {
             let mut consumed = 0;
             if !body.is_done() {
@@ -52,7 +55,11 @@ impl<S: Stream> Reply<'_, S> {
             if body.is_done() {
                 break;
             }
-            if consumed == 0 {
+            if self.next.is_some() {
+                if consumed == 0 && !self.ends_soon(body, &mut until).await? {
+                    break;
+                }
+            } else if consumed == 0 {
                 self.client.flush(held.capacity()).await?;
                 // What the client was slow to take is no longer held.
                 self.client.charge.release();
@@ -63,8 +70,33 @@ impl<S: Stream> Reply<'_, S> {
                 self.client.charge.at_least(held.capacity())?;
             }
         }
+        if self.next.is_some() {
+            return self.goes_on().await;
+        }
         // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
         self.client.out.vec().extend_from_slice(http1::LAST_CHUNK);
+        self.flush().await
+    }
+
+    /// Waits for a moment for a stream to end whose page is not shown: then its connection can take the next request. False:
+    /// that it does not, and is of no use any more.
+    async fn ends_soon(&mut self, body: &mut Body, until: &mut Option<Instant>) -> Result<bool, Fault> {
+        let now = Instant::now();
+        let left = until.get_or_insert(now + self.exchange.limits.linger_time_max).duration_since(now);
+        let more = if left.is_zero() { None } else { timeout(left, self.more(BLOCK_BYTES)).await.ok() };
+        let Some(more) = more else {
+            self.upstream.cut = true;
+            return Ok(false);
+        };
+        if more? || body.end() { Ok(true) } else { Err(server_left()) }
+    }
+
+    /// The client's stream goes on with the next page, if it has begun.
+    async fn goes_on(&mut self) -> Result<(), Fault> {
+        if self.client.takes_back() {
+            return Ok(());
+        }
+        self.exchange.begun.set(true);
         self.flush().await
     }
 
@@ -89,6 +121,7 @@ impl<S: Stream> Reply<'_, S> {
                     self.event(&event, held.capacity() + event.len()).await?;
                 }
                 Judged::Withheld => {}
+                Judged::Next(next) => self.next = Some(next),
             }
             start += span.bytes;
         }
@@ -155,10 +188,13 @@ async fn judge(
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {
                 let mut shown = Vec::with_capacity(data.len());
-                shown::show(reply, what, exchange, &mut shown).await?;
-                let mut replaced = Vec::with_capacity(event.len());
-                sse::with_data(event, &shown, &mut replaced);
-                Judged::Replaced(replaced)
+                if let Some(next) = shown::show(reply, what, exchange, &mut shown).await? {
+                    Judged::Next(next)
+                } else {
+                    let mut replaced = Vec::with_capacity(event.len());
+                    sse::with_data(event, &shown, &mut replaced);
+                    Judged::Replaced(replaced)
+                }
             } else {
                 Judged::Kept
             };

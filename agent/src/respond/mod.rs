@@ -8,6 +8,7 @@ mod client;
 mod content;
 mod events;
 mod fault;
+mod pages;
 mod shown;
 mod tasks;
 mod whole;
@@ -15,6 +16,7 @@ mod whole;
 pub use asks::Asking;
 pub use events::end_events;
 pub use fault::Fault;
+pub use pages::{Next, Pages};
 pub use shown::PinExchange;
 
 use std::cell::{Cell, RefCell};
@@ -52,6 +54,8 @@ pub struct Exchange<'a> {
     pub upgrade: bool,
     /// Whether the client's connection ends with this reply.
     pub close: bool,
+    /// The client has an event stream already, on which this reply goes on.
+    pub begun: Cell<bool>,
     /// The limits.
     pub limits: &'a Limits,
 }
@@ -74,6 +78,8 @@ pub struct McpExchange<'a> {
     pub bindings: &'a Bindings,
     /// What the request asked for, and in which session.
     pub expected: &'a Expected,
+    /// The pages that were asked for in the caller's place; `None`: none can be.
+    pub pages: Option<&'a Pages>,
     /// Counts what is held back because it is of tasks that are not the caller's.
     pub others_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole.
@@ -93,6 +99,8 @@ pub struct Replied {
     pub reusable: bool,
     /// Bytes that came beyond it: a fault of the server's, for which nobody but its connection pays.
     pub beyond: usize,
+    /// It is a page that was not shown, since the caller may see nothing of it: the next one is to be asked for.
+    pub next: Option<Next>,
 }
 
 /// Why a reply did not come, or not whole.
@@ -129,8 +137,9 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let client = ToClient::new(client, exchange.limits);
-    let mut reply = Reply { upstream, client, exchange, opened: None };
+    let has_begun = exchange.begun.get();
+    let client = ToClient::new(client, exchange.limits, if has_begun { Seen::Part } else { Seen::Nothing });
+    let mut reply = Reply { upstream, client, exchange, opened: None, next: None };
     let run = reply.run().await;
     let bytes = reply.client.bytes;
     match run {
@@ -139,9 +148,14 @@ pub async fn stream<S: Stream>(
             let whole = keep_alive && !reply.upstream.cut && reply.upstream.buffer.is_empty();
             let reusable = upgraded || whole;
             let beyond = if upgraded { 0 } else { reply.upstream.buffer.bytes().len() };
-            Ok(Replied { status, bytes, reusable, beyond })
+            Ok(Replied { status, bytes, reusable, beyond, next: reply.next })
         }
-        Err(fault) => Err(Broken { fault, bytes, seen: reply.client.seen }),
+        Err(fault) => {
+            // The events before are whole as long as there is nothing of this one.
+            let is_between = has_begun && bytes == 0 && reply.client.seen == Seen::Part;
+            let seen = if is_between { Seen::Events { unanswered: true } } else { reply.client.seen };
+            Err(Broken { fault, bytes, seen })
+        }
     }
 }
 
@@ -155,6 +169,8 @@ struct Reply<'r, S> {
     exchange: &'r Exchange<'r>,
     /// The session that it opens.
     opened: Option<Box<str>>,
+    /// Where the list goes on of which it shows nothing.
+    next: Option<Next>,
 }
 
 impl<S: Stream> Reply<'_, S> {
@@ -176,19 +192,25 @@ impl<S: Stream> Reply<'_, S> {
         }
         Self::bind_session(&head, self.exchange, &mut self.opened)?;
         let content = content::of(&head, self.exchange.mcp.as_ref())?;
+        let has_begun = self.exchange.begun.get();
+        if has_begun && !content::is_success(status) {
+            return Err(Fault::NoAnswer { status });
+        }
         if content == Content::Whole {
             let bytes = self.upstream.buffer.bytes();
             // As nearly always: what was read once is sent from where it lies.
             if let Placed::Whole { text, end } = whole::placed(framing, head_bytes, bytes)? {
                 let held = self.upstream.buffer.held();
-                self.client.deliver(&head, &bytes[text], held, self.exchange).await?;
+                self.next = self.client.deliver(&head, &bytes[text], held, self.exchange).await?;
                 self.upstream.buffer.consume(end);
             } else {
                 self.held(head_bytes, framing).await?;
             }
         } else {
             let outgoing = outgoing(&head, content, self.exchange.http_method)?;
-            http1::write_response_head(self.client.out.vec(), &head, outgoing, self.exchange.close);
+            if !has_begun {
+                http1::write_response_head(self.client.out.vec(), &head, outgoing, self.exchange.close);
+            }
             self.upstream.buffer.consume(head_bytes);
             let mut body = Body::new(framing);
             if content == Content::Events {
