@@ -305,6 +305,7 @@ impl Turn<'_> {
                 bindings: &node.bindings,
                 expected,
                 pages: pages.as_ref(),
+                view: Cell::new(self.view(&leg.caller, target, expected, &findings)),
                 others_tasks: &findings.others_tasks,
                 observe,
                 may_ask: &|asking| self.may_ask(&leg.caller, target, expected, asking),

@@ -274,6 +274,7 @@ impl Scene {
                 bindings,
                 expected: &expected,
                 pages: None,
+                view: Cell::new(None),
                 others_tasks: &Cell::new(0),
                 observe: false,
                 may_ask: &|_| false,

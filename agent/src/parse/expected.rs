@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 use toolgate_core::decision::Asks as _;
 use toolgate_core::denial::Shape;
-use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed, Revision};
+use toolgate_core::mcp::{Class, Id, ListKind, Lists, Message, Method, Owed, Revision};
 use toolgate_core::pin;
 
 use super::{Again, Asked};
@@ -29,6 +29,8 @@ pub struct Expected {
     pub ends_session: bool,
     /// False for a stream that is open until someone leaves.
     pub ends_by_itself: bool,
+    /// The lists whose changes such a stream is to tell of.
+    pub listens: Lists,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
     /// The session that the request names.
@@ -66,6 +68,7 @@ impl Expected {
         expected.revision = asked.revision();
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
+            expected.listens = Lists::ALL;
             expected.ends_session = expected.http_method == "DELETE";
             if let Some(owes) = owes {
                 expected.answer(Method::from_name(&owes.method), Some(&owes.id), owes.tool.as_deref());
@@ -80,6 +83,7 @@ impl Expected {
             }
             // It is open until someone leaves (MCP 2026-07-28).
             expected.ends_by_itself = call.method != Method::SubscriptionsListen;
+            expected.listens = Lists::listened(call.params);
         }
         expected
     }
@@ -109,6 +113,7 @@ impl Expected {
             revision: None,
             ends_session: false,
             ends_by_itself: true,
+            listens: Lists::default(),
             may_upgrade: false,
             session: None,
             method: None,
@@ -151,6 +156,12 @@ impl Expected {
     #[must_use]
     pub fn session(&self) -> Option<&str> {
         self.session.as_ref().map(Kept::as_str)
+    }
+
+    /// The id, as JSON, that what is said on the stream of `subscriptions/listen` names (MCP 2026-07-28).
+    #[must_use]
+    pub fn subscription(&self) -> Option<&str> {
+        self.id().filter(|_| self.method == Some(Method::SubscriptionsListen))
     }
 
     /// What an event stream owes that is the reply.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, sse};
+use toolgate_core::mcp::{Envelope, Lists, Method, sse};
 
 use super::client::put_chunk;
 use super::{Asking, Exchange, Fault, Next, Reply, Seen, message, server_left, shown, unreadable};
@@ -14,6 +14,7 @@ use crate::deadline::timeout;
 use crate::events::Given;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
+use crate::views::View;
 
 /// What becomes of an event.
 enum Judged {
@@ -25,7 +26,7 @@ enum Judged {
     Next(Next),
 }
 
-impl<S: Stream> Reply<'_, S> {
+impl<S: Stream> Reply<'_, '_, S> {
     pub(super) async fn events(&mut self, body: &mut Body) -> Result<(), Fault> {
         let mut answered = false;
         let passed = self.each_event(body, &mut answered).await;
@@ -43,6 +44,7 @@ impl<S: Stream> Reply<'_, S> {
     async fn each_event(&mut self, body: &mut Body, answered: &mut bool) -> Result<(), Fault> {
         let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
         let (mut held, mut given, mut until) = (Scratch::default(), None, None);
+        let mut view = self.exchange.mcp.as_ref().and_then(|mcp| mcp.view.take());
         loop {
             let mut consumed = 0;
             if !body.is_done() {
@@ -51,7 +53,7 @@ impl<S: Stream> Reply<'_, S> {
                 consumed = run.consumed;
                 self.upstream.buffer.consume(consumed);
             }
-            self.whole_events(&mut splitter, &mut held, answered, &mut given).await?;
+            self.whole_events(&mut splitter, &mut held, answered, &mut given, view.as_deref()).await?;
             if body.is_done() {
                 break;
             }
@@ -64,7 +66,10 @@ impl<S: Stream> Reply<'_, S> {
                 // What the client was slow to take is no longer held.
                 self.client.charge.release();
                 self.client.charge.at_least(held.capacity())?;
-                self.wait(body, true).await?;
+                match view.as_deref_mut().filter(|_| !*answered) {
+                    Some(view) => self.wait_in_view(body, view).await?,
+                    None => self.wait(body, true).await?,
+                }
             }
             if held.len() > BLOCK_BYTES {
                 self.client.charge.at_least(held.capacity())?;
@@ -76,6 +81,24 @@ impl<S: Stream> Reply<'_, S> {
         // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
         self.client.out.vec().extend_from_slice(http1::LAST_CHUNK);
         self.flush().await
+    }
+
+    /// Waits for more of a stream, or until its caller may see other lists: then it is told so, between two events.
+    async fn wait_in_view(&mut self, body: &mut Body, view: &mut View<'_>) -> Result<(), Fault> {
+        let changed = tokio::select! {
+            biased; // a busy server holds up nothing
+            changed = view.changed() => changed,
+            more = self.more(BLOCK_BYTES) => {
+                return if more? || body.end() { Ok(()) } else { Err(server_left()) };
+            }
+        };
+        let subscription = self.exchange.mcp.as_ref().and_then(|mcp| mcp.expected.subscription());
+        for message in changed.changed(subscription) {
+            let event = format!("event: message\ndata: {message}\n\n");
+            self.client.run(event.as_bytes(), true, event.len()).await?;
+        }
+        view.told();
+        Ok(())
     }
 
     /// Waits for a moment for a stream to end whose page is not shown: then its connection can take the next request. False:
@@ -107,11 +130,12 @@ impl<S: Stream> Reply<'_, S> {
         held: &mut Scratch,
         answered: &mut bool,
         given: &mut Option<Arc<Given>>,
+        view: Option<&View<'_>>,
     ) -> Result<(), Fault> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
-            match judge(event, self.exchange, self.opened.as_deref(), answered).await? {
+            match judge(event, self.exchange, self.opened.as_deref(), answered, view).await? {
                 Judged::Kept => {
                     self.give(event, given);
                     self.event(event, held.capacity()).await?;
@@ -164,6 +188,7 @@ async fn judge(
     exchange: &Exchange<'_>,
     opened: Option<&str>,
     answered: &mut bool,
+    view: Option<&View<'_>>,
 ) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
@@ -172,9 +197,16 @@ async fn judge(
     mcp.owed.admits_event(&message, *answered)?;
     match message {
         Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
-        Envelope::Notification(_) => match mcp.admits(&input, "event") {
+        Envelope::Notification(method) => match mcp.admits(&input, "event") {
             Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
-            admitted => admitted.map(|()| Judged::Kept),
+            admitted => {
+                if let Some(view) =
+                    view.filter(|_| Method::from_name(&method) == Method::SubscriptionsAcknowledged)
+                {
+                    view.acknowledged(mcp.expected.listens.and(Lists::listened(reply.get("params"))));
+                }
+                admitted.map(|()| Judged::Kept)
+            }
         },
         Envelope::Request(method_name, id) => {
             let may_ask = (mcp.may_ask)(Asking::Request { method: &method_name, id: &id, opened });

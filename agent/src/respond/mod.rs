@@ -42,6 +42,7 @@ use crate::deadline::timeout;
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Expected, Stream};
+use crate::views::View;
 use whole::Placed;
 
 /// What a reply depends on besides its own bytes.
@@ -80,6 +81,8 @@ pub struct McpExchange<'a> {
     pub expected: &'a Expected,
     /// The pages that were asked for in the caller's place; `None`: none can be.
     pub pages: Option<&'a Pages>,
+    /// What the caller of a stream may see of lists: it is told when that changes.
+    pub view: Cell<Option<Box<View<'a>>>>,
     /// Counts what is held back because it is of tasks that are not the caller's.
     pub others_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole.
@@ -163,17 +166,17 @@ thread_local! {
     static SCRATCH: RefCell<json::Scratch> = RefCell::new(json::Scratch::default());
 }
 
-struct Reply<'r, S> {
+struct Reply<'r, 'e, S> {
     upstream: &'r mut Upstream,
     client: ToClient<'r, S>,
-    exchange: &'r Exchange<'r>,
+    exchange: &'r Exchange<'e>,
     /// The session that it opens.
     opened: Option<Box<str>>,
     /// Where the list goes on of which it shows nothing.
     next: Option<Next>,
 }
 
-impl<S: Stream> Reply<'_, S> {
+impl<S: Stream> Reply<'_, '_, S> {
     async fn run(&mut self) -> Result<(u16, bool), Fault> {
         self.wait_for_head().await?;
         let parsed = http1::response_head(

@@ -66,7 +66,7 @@ enum Whole {
     Joined { head: Scratch, text: Scratch },
 }
 
-impl<S: Stream> Reply<'_, S> {
+impl<S: Stream> Reply<'_, '_, S> {
     /// A reply of which a part is still to come.
     pub(super) async fn held(&mut self, head_bytes: usize, framing: Framing) -> Result<(), Fault> {
         let limits = self.exchange.limits;

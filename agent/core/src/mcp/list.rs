@@ -3,7 +3,7 @@
 
 use super::json::{Kind, Malformed, Value};
 use super::message::Call;
-use super::method::ListKind;
+use super::method::{ListKind, Lists, Method};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -162,6 +162,49 @@ impl CursorPlace {
         let (front, rest) = text.split_at_checked(self.at.start).unwrap_or((text, &[]));
         let rest = rest.get(self.at.len()..).unwrap_or_default();
         [front, self.before.as_bytes(), cursor.as_bytes(), self.after.as_bytes(), rest].concat()
+    }
+}
+
+impl Lists {
+    /// All of them.
+    pub const ALL: Self = Self { tools: true, resources: true, prompts: true };
+
+    /// Those whose changes `subscriptions/listen` asks to be told of, or is acknowledged to be (MCP 2026-07-28,
+    /// `SubscriptionFilter`): by the `params` of either.
+    #[must_use]
+    pub fn listened(params: Option<Value<'_>>) -> Self {
+        let filter = params.and_then(|params| params.get("notifications"));
+        let asks = |key| filter.and_then(|filter| filter.get(key)).and_then(Value::as_bool) == Some(true);
+        Self {
+            tools: asks("toolsListChanged"),
+            resources: asks("resourcesListChanged"),
+            prompts: asks("promptsListChanged"),
+        }
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            tools: self.tools && other.tools,
+            resources: self.resources && other.resources,
+            prompts: self.prompts && other.prompts,
+        }
+    }
+
+    /// What tells of a change of each: whole messages. `subscription`: the id, as JSON, of the `subscriptions/listen` on
+    /// whose stream they go.
+    pub fn changed(self, subscription: Option<&str>) -> impl Iterator<Item = String> {
+        let params = subscription
+            .map(|id| format!(r#","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}}}}"#));
+        let params = params.unwrap_or_default();
+        let all = [
+            (self.tools, Method::ToolsListChanged),
+            (self.resources, Method::ResourcesListChanged),
+            (self.prompts, Method::PromptsListChanged),
+        ];
+        let some = all.into_iter().filter(|(is_one, _)| *is_one);
+        some.map(move |(_, method)| format!(r#"{{"jsonrpc":"2.0","method":"{}"{params}}}"#, method.as_str()))
     }
 }
 

@@ -14,6 +14,7 @@ mod predicate;
 mod rule;
 mod served;
 mod spelling;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
