@@ -248,7 +248,7 @@ impl Turn<'_> {
         };
         entry.permitted(&permitted);
         self.held_to_pins(caller, server, &permitted, entry)?;
-        let expected = Expected::of(asked, named.owes());
+        let expected = Expected::of(asked, named.owes(), named.revision());
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
             Some(Err(exceeded)) => return Ok(Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry))),
             taken => taken.and_then(Result::ok),

@@ -255,7 +255,7 @@ impl Scene {
         let called = pin::called(request).unwrap();
         let verdict = self.pins.now().call(&server.identity, &self.caller, called, HiddenCharacters::Deny);
         assert_eq!(verdict, Verdict::Approved);
-        let expected = Expected::of(&asked, None);
+        let expected = Expected::of(&asked, None, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
             let sending = pin!(forward::send(permitted, &leg, &server.place, "", ways, limits));

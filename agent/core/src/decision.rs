@@ -231,6 +231,8 @@ pub enum Use {
 pub struct Ids<'t> {
     /// Its session.
     pub session: Use,
+    /// The revision that its own session was opened in, where that is known.
+    pub revision: Option<Revision>,
     /// The task that it is about.
     pub task: Use,
     /// The tool whose call made that task, where it is the caller's own.
@@ -285,6 +287,9 @@ pub trait Asks {
 
     /// The revision that it says it is of, where that is known here.
     fn revision(&self) -> Option<Revision>;
+
+    /// Whether it says of which revision it is.
+    fn names_revision(&self) -> bool;
 }
 
 impl<T: Asks> Asks for &T {
@@ -295,6 +300,10 @@ impl<T: Asks> Asks for &T {
     fn revision(&self) -> Option<Revision> {
         T::revision(self)
     }
+
+    fn names_revision(&self) -> bool {
+        T::names_revision(self)
+    }
 }
 
 impl Asks for Action<'_> {
@@ -304,6 +313,10 @@ impl Asks for Action<'_> {
 
     fn revision(&self) -> Option<Revision> {
         None
+    }
+
+    fn names_revision(&self) -> bool {
+        false
     }
 }
 
@@ -344,9 +357,7 @@ pub fn decide<T: Asks>(
     if ids.is_state_unknown {
         return Decision::Denied(Denied::because(Reason::UnknownState));
     }
-    if let (Action::Message(message), Some(revision)) = (asked.action(), asked.revision())
-        && let Some(denied) = outside(message, revision)
-    {
+    if let Some(denied) = misfit(&asked, ids.revision) {
         return Decision::Denied(denied);
     }
     let Target { server, ends } = target;
@@ -363,6 +374,22 @@ pub fn decide<T: Asks>(
         Action::OtherPath => return Decision::Denied(Denied::because(Reason::PathNotServed)),
     };
     weighed(asked, verdict, shadow, mode.relaxes(server))
+}
+
+/// What its session's revision does not have, or contradicts.
+fn misfit(asked: &impl Asks, of_session: Option<Revision>) -> Option<Denied> {
+    let Action::Message(message) = asked.action() else { return contradiction(asked, of_session) };
+    let is_opening = matches!(message, Message::Request(call) if call.method == Method::Initialize);
+    let contradicts = || if is_opening { None } else { contradiction(asked, of_session) };
+    let revision = asked.revision().or(of_session);
+    contradicts().or_else(|| outside(message, revision?))
+}
+
+fn contradiction(asked: &impl Asks, of_session: Option<Revision>) -> Option<Denied> {
+    let revision = of_session.filter(|_| asked.names_revision())?;
+    let detail = || format!("the session was opened in MCP {}", revision.as_str());
+    let contradicts = asked.revision() != Some(revision);
+    contradicts.then(|| Denied::because(Reason::RevisionMismatch).with_detail(detail()))
 }
 
 /// A message that the revision does not have which it says it is of. `initialize` is how another one is agreed on; what is

@@ -23,7 +23,7 @@ pub struct Expected {
     pub tasks: bool,
     /// The tool that is called: the reply may be a task of it.
     tool: Option<Kept>,
-    /// The revision that the request says it is of, where that is known here.
+    /// The revision that the request says it is of, or that its session is of, where that is known here.
     pub revision: Option<Revision>,
     /// The request ends its session.
     pub ends_session: bool,
@@ -60,12 +60,13 @@ impl Kept {
 }
 
 impl Expected {
-    /// Of a request to a declared server; `owes`: the stream that it resumes owes the answer to that request.
+    /// Of a request to a declared server; `owes`: the stream that it resumes owes the answer to that request; `of_session`:
+    /// the revision of its session.
     #[must_use]
-    pub fn of(asked: &Asked<'_>, owes: Option<&Owes>) -> Self {
+    pub fn of(asked: &Asked<'_>, owes: Option<&Owes>, of_session: Option<Revision>) -> Self {
         let mut expected = Self::unread(asked.request.head.method);
         expected.session = asked.session.map(Kept::new);
-        expected.revision = asked.revision();
+        expected.revision = asked.revision().or(of_session);
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
             expected.listens = Lists::ALL;

@@ -216,6 +216,9 @@ async fn judge(
             mcp.admits(&input, "event")?;
             if !is_error {
                 mcp.bind_task(reply, &input)?;
+                if mcp.expected.initialize {
+                    mcp.agreed(reply, opened)?;
+                }
             }
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {

@@ -31,7 +31,7 @@ use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
-use toolgate_core::mcp::{self, Envelope, Input, Owed};
+use toolgate_core::mcp::{self, Envelope, Input, Owed, Revision};
 use toolgate_core::policy::Ends;
 
 use crate::bindings::Bindings;
@@ -159,6 +159,24 @@ pub async fn stream<S: Stream>(
             let seen = if is_between { Seen::Events { unanswered: true } } else { reply.client.seen };
             Err(Broken { fault, bytes, seen })
         }
+    }
+}
+
+impl McpExchange<'_> {
+    /// Keeps the revision in which the server opens a session, by its answer to `initialize`.
+    fn agreed(&self, reply: Value<'_>, opened: Option<&str>) -> Result<(), Fault> {
+        const KEY: &str = "protocolVersion";
+        let (Some(result), Some(session)) = (reply.get("result"), opened) else { return Ok(()) };
+        if result.collides(KEY) {
+            return Err(unreadable("answer to `initialize`", "it has `protocolVersion` in two cases"));
+        }
+        let date = result.get(KEY).and_then(Value::as_str);
+        let revision = date.and_then(|date| Revision::named(date.as_bytes()));
+        // The latest has no sessions, and no `initialize`.
+        if let Some(revision) = revision.filter(|revision| *revision != Revision::July2026) {
+            self.bindings.agreed(self.caller, &self.server.identity, session, revision);
+        }
+        Ok(())
     }
 }
 

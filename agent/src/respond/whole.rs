@@ -214,6 +214,9 @@ fn admitted<'t>(
             let has_result = matches!(message, Envelope::Response { is_error: false, .. });
             if has_result {
                 mcp.bind_task(reply, &input)?;
+                if mcp.expected.initialize {
+                    mcp.agreed(reply, head.headers.only(Name::McpSessionId)?)?;
+                }
             }
             Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply)))
         }
