@@ -2,6 +2,10 @@
 //!
 //! [`Permitted`] can be made here alone, and `forward` takes nothing else.
 
+mod ids;
+
+pub use self::ids::{Ids, Use};
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -212,61 +216,6 @@ pub enum Decision<T> {
     Denied(Denied),
 }
 
-/// What an id that a request names is to its caller and server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Use {
-    /// None is named.
-    #[default]
-    None,
-    /// This caller got it from this server.
-    Own,
-    /// Another caller got it.
-    Foreign,
-    /// Nobody got it, or it has expired.
-    Unknown,
-}
-
-/// The ids that a request names, looked up for its caller and server.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Ids<'t> {
-    /// Its session.
-    pub session: Use,
-    /// The revision that its own session was opened in, where that is known.
-    pub revision: Option<Revision>,
-    /// The task that it is about.
-    pub task: Use,
-    /// The tool whose call made that task, where it is the caller's own.
-    pub tool: Option<&'t str>,
-    /// The last event of the stream that it resumes.
-    pub event: Use,
-    /// Of an answer: the method of the server's request that this caller was given and has not answered.
-    pub question: Option<Method>,
-    /// It goes on with a request state that this caller did not get from this server.
-    pub is_state_unknown: bool,
-}
-
-impl Ids<'_> {
-    /// Why none of this caller's requests may name them; a foreign one looks like an unknown one to its caller.
-    fn refused(self) -> Option<Reason> {
-        let session = match self.session {
-            Use::None | Use::Own => None,
-            Use::Foreign => Some(Reason::ForeignSession),
-            Use::Unknown => Some(Reason::UnknownSession),
-        };
-        let task = || match self.task {
-            Use::None | Use::Own => None,
-            Use::Foreign => Some(Reason::ForeignTask),
-            Use::Unknown => Some(Reason::UnknownTask),
-        };
-        let event = || match self.event {
-            Use::None | Use::Own => None,
-            Use::Foreign => Some(Reason::ForeignEvent),
-            Use::Unknown => Some(Reason::UnknownEvent),
-        };
-        session.or_else(task).or_else(event)
-    }
-}
-
 /// What a request wants.
 #[derive(Debug, Clone, Copy)]
 pub enum Action<'m> {
@@ -362,6 +311,12 @@ pub fn decide<T: Asks>(
     }
     let Target { server, ends } = target;
     let (verdict, shadow) = match asked.action() {
+        // It must be permitted, and so must be that its caller answers anything.
+        Action::Message(Message::Request(call) | Message::Notification(call)) if call.has_responses => {
+            let (verdict, shadow) = policies.judge(caller, &server.identity, call, ids.tool, ends);
+            let answers = policies.judge_answers(caller, &server.identity, ends);
+            (verdict.and_then(|rules| answers.map(|_| rules)), shadow)
+        }
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
             policies.judge(caller, &server.identity, call, ids.tool, ends)
         }
@@ -386,10 +341,9 @@ fn misfit(asked: &impl Asks, of_session: Option<Revision>) -> Option<Denied> {
 }
 
 fn contradiction(asked: &impl Asks, of_session: Option<Revision>) -> Option<Denied> {
-    let revision = of_session.filter(|_| asked.names_revision())?;
-    let detail = || format!("the session was opened in MCP {}", revision.as_str());
-    let contradicts = asked.revision() != Some(revision);
-    contradicts.then(|| Denied::because(Reason::RevisionMismatch).with_detail(detail()))
+    let revision = of_session.filter(|_| asked.names_revision() && asked.revision() != of_session)?;
+    let detail = format!("the session was opened in MCP {}", revision.as_str());
+    Some(Denied::because(Reason::RevisionMismatch).with_detail(detail))
 }
 
 /// A message that the revision does not have which it says it is of. `initialize` is how another one is agreed on; what is
