@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use toolgate_core::decision::Use;
 use toolgate_core::identity::Identity;
+use toolgate_core::mcp::Revision;
 
 use crate::bounded::{Owned, make_room};
 use crate::events::EventIds;
@@ -33,6 +34,8 @@ struct Bound {
     caller: Identity,
     /// The tool whose call gave it.
     tool: Option<Arc<str>>,
+    /// That the session was opened in, once that is known.
+    revision: Option<Revision>,
     used: Instant,
 }
 
@@ -103,6 +106,9 @@ pub struct Binding {
     id: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tool: Option<Arc<str>>,
+    /// By its date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revision: Option<Box<str>>,
     /// Since it was last used.
     idle_ms: u64,
 }
@@ -122,7 +128,8 @@ pub(crate) fn identity((trust_domain, namespace, app_id): &Name) -> Option<Ident
 fn binding(kind: Kind, Key { server, id }: &Key, bound: &Bound) -> Binding {
     let idle_ms = u64::try_from(bound.used.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (server, caller) = (name(server), name(&bound.caller));
-    Binding { kind, server, caller, id: id.clone(), tool: bound.tool.clone(), idle_ms }
+    let revision = bound.revision.map(|revision| revision.as_str().into());
+    Binding { kind, server, caller, id: id.clone(), tool: bound.tool.clone(), revision, idle_ms }
 }
 
 /// Tells another process of a binding.
@@ -153,6 +160,8 @@ pub struct Found {
     pub whose: Use,
     /// The tool whose call gave it, where it is the caller's own.
     pub tool: Option<Arc<str>>,
+    /// The revision that it was opened in, likewise.
+    pub revision: Option<Revision>,
 }
 
 impl Bindings {
@@ -204,6 +213,10 @@ impl Bindings {
             };
             let used = now.checked_sub(Duration::from_millis(one.idle_ms)).unwrap_or(now);
             self.put(one.kind, &caller, &server, &one.id, one.tool.clone(), used);
+            if let Some(revision) = one.revision.as_deref().and_then(|date| Revision::named(date.as_bytes()))
+            {
+                self.agreed(&caller, &server, &one.id, revision);
+            }
         }
     }
 
@@ -218,6 +231,17 @@ impl Bindings {
     /// to such a one is told 404 and opens another, as MCP has it (2025-03-26, session management).
     pub fn bind_session(&self, caller: &Identity, server: &Identity, id: &str, now: Instant) -> bool {
         self.put(Kind::Session, caller, server, id, None, now)
+    }
+
+    /// The revision that `server` has opened the caller's session in.
+    pub fn agreed(&self, caller: &Identity, server: &Identity, id: &str, revision: Revision) {
+        let key = Key { server: server.clone(), id: id.into() };
+        let mut shard = self.shard(Kind::Session, id);
+        let Some(bound) = shard.get_mut(&key).filter(|bound| bound.caller == *caller) else { return };
+        bound.revision = Some(revision);
+        if let Some(successor) = &*self.successor.read().unwrap_or_else(PoisonError::into_inner) {
+            successor(&binding(Kind::Session, &key, bound));
+        }
     }
 
     /// Binds a task that `server` made of a call of `tool`, in the same way.
@@ -258,7 +282,7 @@ impl Bindings {
             return own;
         }
         make_room(&mut shard, caller, table.shard_max, table.idle_max, now);
-        let bound = Bound { caller: caller.clone(), tool, used: now };
+        let bound = Bound { caller: caller.clone(), tool, revision: None, used: now };
         if let Some(successor) = &*self.successor.read().unwrap_or_else(PoisonError::into_inner) {
             successor(&binding(kind, &key, &bound));
         }
@@ -269,13 +293,13 @@ impl Bindings {
     /// Whose id it is that `caller` names to `server`.
     #[must_use]
     pub fn used_by(&self, kind: Kind, caller: &Identity, server: &Identity, id: &str, now: Instant) -> Found {
-        let whose = |whose| Found { whose, tool: None };
+        let whose = |whose| Found { whose, ..Found::default() };
         match self.shard(kind, id).get_mut(&(server, id) as &dyn Named) {
             Some(bound) if now.duration_since(bound.used) >= self.table(kind).idle_max => whose(Use::Unknown),
             Some(bound) if bound.caller != *caller => whose(Use::Foreign),
             Some(bound) => {
                 bound.used = now;
-                Found { whose: Use::Own, tool: bound.tool.clone() }
+                Found { whose: Use::Own, tool: bound.tool.clone(), revision: bound.revision }
             }
             None => whose(Use::Unknown),
         }
@@ -357,6 +381,7 @@ mod tests {
         let (old, new) = (bindings(64, Duration::from_secs(10)), bindings(64, Duration::from_secs(10)));
         assert!(old.bind_session(&id("alice"), &id("docs"), "s1", now));
         assert!(old.bind_task(&id("alice"), &id("docs"), "t1", "search", now));
+        old.agreed(&id("alice"), &id("docs"), "s1", Revision::June2025);
         let (successor, later) = std::sync::mpsc::channel();
         let exported = old.export(Box::new(move |binding| successor.send(binding.clone()).unwrap()));
         assert_eq!(exported.len(), 2);
@@ -364,11 +389,19 @@ mod tests {
         new.import(&serde_json::from_str::<Vec<Binding>>(&text).unwrap());
         assert!(old.bind_session(&id("bob"), &id("docs"), "s2", now), "bound while it drains");
         assert!(old.bind_task(&id("bob"), &id("docs"), "t2", "add", now), "bound while it drains");
+        old.agreed(&id("bob"), &id("docs"), "s2", Revision::November2025);
+        old.agreed(&id("bob"), &id("docs"), "s1", Revision::March2025);
         new.import(&later.try_iter().collect::<Vec<_>>());
         let used = |kind, caller: &str, named: &str| {
             let found = new.used_by(kind, &id(caller), &id("docs"), named, now);
             (found.whose, found.tool.as_deref().map(str::to_owned))
         };
+        let agreed = |caller: &str, named: &str| {
+            new.used_by(Kind::Session, &id(caller), &id("docs"), named, now).revision
+        };
+        assert_eq!(agreed("alice", "s1"), Some(Revision::June2025), "bob cannot agree for her");
+        assert_eq!(agreed("bob", "s2"), Some(Revision::November2025), "told after the session");
+        assert_eq!(agreed("bob", "s1"), None, "another's");
         assert_eq!(used(Kind::Session, "alice", "s1"), (Use::Own, None));
         assert_eq!(used(Kind::Session, "bob", "s2"), (Use::Own, None));
         assert_eq!(used(Kind::Session, "bob", "s1"), (Use::Foreign, None));

@@ -12,7 +12,7 @@
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
 //! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`events`],
-//! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -47,3 +47,4 @@ pub mod room;
 pub mod shares;
 mod sockdiag;
 pub mod svid;
+pub mod views;

@@ -149,6 +149,13 @@ limits! {
     reply_idle_max, ReplyIdle: Time(Duration) = seconds(300);
     /// From the head to the end of a list, or of what holds instructions that are pinned.
     list_time_max, ListTime: Time(Duration) = seconds(60);
+    /// Pages of a list that are asked for in a caller's place, because those before hold nothing for it: more are taken for
+    /// a list without end.
+    list_pages_max, ListPages: Count(usize) = 512;
+    /// The most bytes of such pages together.
+    list_bytes_max, ListBytes: Size(usize) = 64 * MIB;
+    /// For how long such pages are asked for; then the caller gets an empty one with its cursor, and may go on itself.
+    list_pages_time_max, ListPagesTime: Time(Duration) = seconds(20);
     /// How long an upstream connection waits in the pool. Uvicorn and Node close idle ones after 5 s.
     upstream_idle_max, UpstreamIdle: Time(Duration) = Duration::from_millis(3_500);
     /// The same of one to another agent, which does not close it before.

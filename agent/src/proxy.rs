@@ -1,18 +1,19 @@
 //! The request path, whole: capture -> identify -> parse -> decide -> forward -> respond -> record.
 //!
-//! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here. The same
-//! path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy in `proxy/proxied.rs`; what begins as
-//! no request is in `proxy/opening.rs`.
+//! Every stage is a module that knows no other; what leads from one to the next is here, and how what does not pass is
+//! answered in `proxy/refused.rs`. The same path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy
+//! in `proxy/proxied.rs`; what begins as no request is in `proxy/opening.rs`.
 
 mod content;
 mod identified;
 mod ids;
 mod opening;
+mod pages;
 mod proxied;
+mod refused;
 mod undeclared;
 
 use std::cell::Cell;
-use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -28,16 +29,17 @@ use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
 use crate::identify::{Origin, Source};
-use crate::limits::{Limit, Limits};
+use crate::limits::Limits;
 use crate::netns::CANARY;
-use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream, Watch};
+use crate::parse::{self, Again, Asked, Client, Expected, HeadAt, Request, Stream, Watch};
 use crate::pins::Findings;
-use crate::record::{Entry, NoSlot};
-use crate::respond::{self, Exchange, McpExchange, Seen};
+use crate::record::Entry;
+use crate::respond::{self, Exchange, McpExchange, Pages, Replied, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
 use opening::{Opening, Passing, canary, opening};
+use refused::deny;
 
 /// Whether a connection goes on after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +174,7 @@ async fn requests<S: Stream>(
 }
 
 impl Turn<'_> {
-    /// A request to a declared server. Every refusal is answered and recorded here.
+    /// A request to a declared server, from its body to the end of its reply.
     async fn served<S: Stream>(
         &self,
         client: &mut Client<S>,
@@ -218,29 +220,46 @@ impl Turn<'_> {
             Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
         };
         entry.asked(&asked, &node.record);
+        let mut outcome = match self.judged(&asked, watch, target, entry).await {
+            Ok(outcome) => outcome,
+            Err(denied) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
+        };
+        if let Outcome::Sent { expected, .. } = &mut outcome
+            && expected.list.is_some()
+        {
+            expected.again = Again::of(&asked, &self.origin.share);
+        }
+        outcome
+    }
+
+    /// Decide and forward what was parsed.
+    async fn judged<S: Stream>(
+        &self,
+        asked: &Asked<'_>,
+        watch: &mut Watch<'_, S>,
+        target: Target<'_>,
+        entry: &mut Entry,
+    ) -> Result<Outcome, Denied> {
+        let (node, server) = (&*self.worker.node, target.server);
         let caller = self.caller.as_ref();
-        let named = caller.map(|caller| self.named(caller, server, &asked, entry)).unwrap_or_default();
+        let named = caller.map(|caller| self.named(caller, server, asked, entry)).unwrap_or_default();
         let policies = &self.resources.policies;
-        let decision = decision::decide(caller, target, &asked, named.ids(), policies, node.mode);
+        let decision = decision::decide(caller, target, asked, named.ids(), policies, node.mode);
         let (permitted, caller) = match (decision, caller) {
             (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
-            (Decision::Permitted(_), Err(unidentified)) => {
-                return Outcome::Answered(deny(&unidentified.into(), asked.shape(), entry));
-            }
-            (Decision::Denied(denied), _) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
+            (Decision::Permitted(_), Err(unidentified)) => return Err(unidentified.into()),
+            (Decision::Denied(denied), _) => return Err(denied),
         };
         entry.permitted(&permitted);
-        if let Err(denied) = self.held_to_pins(caller, server, &permitted, entry) {
-            return Outcome::Answered(deny(&denied, asked.shape(), entry));
-        }
-        let expected = Expected::of(&asked, named.owes());
+        self.held_to_pins(caller, server, &permitted, entry)?;
+        let expected = Expected::of(asked, named.owes(), named.revision());
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
-            Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
+            Some(Err(exceeded)) => return Ok(Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry))),
             taken => taken.and_then(Result::ok),
         };
         let leg = forward::leg(caller, server);
         let sent = {
-            let traceparent = self.traceparent(target, &asked, entry);
+            let traceparent = self.traceparent(target, asked, entry);
             let ways = self.worker.ways();
             let sending =
                 pin!(forward::send(permitted, &leg, &server.place, &traceparent, &ways, &node.limits));
@@ -250,43 +269,10 @@ impl Turn<'_> {
             // Without a record it is in the log all the same.
             let _ = node.record.event(&fault);
         }
-        match sent {
+        Ok(match sent {
             Ok(upstream) => Outcome::Sent { upstream, leg, expected, stream },
             Err(error) => Outcome::Unsent { error, expected },
-        }
-    }
-
-    /// No entry can be opened: the message is denied, and nothing but a metric and the log tells of it.
-    async fn unrecorded<S: Stream>(&self, client: &mut Client<S>, no_slot: &NoSlot) {
-        let metrics = &self.worker.node.metrics;
-        let reason = match no_slot {
-            NoSlot::Full { .. } | NoSlot::Share(_) => Reason::Overload,
-            NoSlot::Failing => Reason::AuditUnavailable,
-        };
-        metrics.refused(reason);
-        if let Some(limit) = no_slot.limit() {
-            metrics.limits.count(limit, no_slot);
-        }
-        self.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
-    }
-
-    /// There is too much of something: refused for now, and recorded.
-    fn shed(&self, limit: Limit, what: &dyn Display, entry: &mut Entry) -> Answer {
-        self.worker.node.metrics.limits.count(limit, what);
-        let answer = denial::answer(Reason::Overload, Shape::Connection, &entry.request_id());
-        entry.refused(Reason::Overload, answer.status, what.to_string());
-        answer
-    }
-
-    /// Records a request that breaks a wire rule, and says which.
-    fn refuse(&self, refused: &Refused, entry: &mut Entry) -> Answer {
-        if let Some(limit) = refused.limit {
-            self.worker.node.metrics.limits.count(limit, &refused.detail);
-        }
-        let id = refused.id.as_deref().unwrap_or("null");
-        let shape = Shape::Broken { status: refused.status, code: refused.code, id };
-        entry.refused(refused.reason, refused.status, refused.detail.clone());
-        denial::answer(refused.reason, shape, &entry.request_id())
+        })
     }
 
     /// Streams the reply of a declared server, and keeps what can serve again.
@@ -310,6 +296,7 @@ impl Turn<'_> {
             entry.opened();
         }
         let (observe, findings) = (node.mode.relaxes(server), Findings::default());
+        let pages = expected.again.as_ref().map(|again| Pages::new(again.cursor()));
         let exchange = Exchange {
             http_method: expected.http_method,
             mcp: Some(McpExchange {
@@ -321,15 +308,27 @@ impl Turn<'_> {
                 pins: self.pinned(server, &findings),
                 bindings: &node.bindings,
                 expected,
+                pages: pages.as_ref(),
+                view: Cell::new(self.view(&leg.caller, target, expected, &findings)),
                 others_tasks: &findings.others_tasks,
                 observe,
                 may_ask: &|asking| self.may_ask(&leg.caller, target, expected, asking),
             }),
             upgrade: false,
             close: !head.keep_alive,
+            begun: Cell::new(false),
             limits: &node.limits,
         };
         let replied = respond::stream(&mut upstream, client, &exchange).await;
+        let (replied, upstream) = match replied {
+            // The caller would be shown an empty page.
+            Ok(page @ Replied { next: Some(_), .. }) => {
+                let further =
+                    self.further_pages(client, (upstream, &leg), (page, expected), &exchange, target, entry);
+                Box::pin(further).await
+            }
+            replied => (replied, Some(upstream)),
+        };
         if let (Ok(replied), Some(ended)) = (&replied, expected.session())
             && expected.ends_session
             && (200..300).contains(&replied.status)
@@ -337,8 +336,9 @@ impl Turn<'_> {
             node.bindings.end_session(&server.identity, ended);
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
+        findings.pages.set(pages.as_ref().map_or(0, Pages::asked));
         self.record_findings(&leg.caller, server, findings, entry);
-        if reusable {
+        if let Some(upstream) = upstream.filter(|_| reusable) {
             self.worker.pool.checkin(leg, upstream, &node.limits);
         }
         flow
@@ -349,7 +349,7 @@ impl Turn<'_> {
     async fn replied<S: Stream>(
         &self,
         client: &mut Client<S>,
-        replied: Result<respond::Replied, respond::Broken>,
+        replied: Result<Replied, respond::Broken>,
         head: &HeadAt,
         expected: &Expected,
         entry: &mut Entry,
@@ -381,7 +381,7 @@ impl Turn<'_> {
                 let answer = denial::answer(reason, shape, &entry.request_id());
                 match broken.seen {
                     Seen::Nothing if reason != Reason::ClientLeft => {
-                        entry.replied(broken.fault.status(), 0);
+                        entry.replied(answer.status, 0);
                         (self.answer(client, &answer, !head.keep_alive).await, false)
                     }
                     Seen::Events { unanswered } => {
@@ -393,71 +393,6 @@ impl Turn<'_> {
                 }
             }
         }
-    }
-
-    /// The agent ends: the client may come again, and finds its server without us, or our successor.
-    async fn turned_away<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) {
-        self.name_caller(&mut entry);
-        let answer = denial::answer(Reason::ShuttingDown, Shape::Connection, &entry.request_id());
-        entry.refused(Reason::ShuttingDown, answer.status, "the agent ends");
-        self.answer(client, &answer, true).await;
-    }
-
-    /// Another agent asks for a server that has been here when it connected.
-    async fn gone<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) -> Flow {
-        self.name_caller(&mut entry);
-        let denied = Denied::because(Reason::Undeclared).with_detail("the server is declared here no more");
-        let answer = deny(&denied, Shape::Connection, &mut entry);
-        self.answer(client, &answer, true).await
-    }
-
-    /// The target is down.
-    async fn unreachable<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        head: &HeadAt,
-        error: &ForwardError,
-        expected: &Expected,
-        entry: &mut Entry,
-    ) -> Flow {
-        let (reason, status) = error.reason();
-        entry.failed(reason, 0, error.to_string());
-        if reason == Reason::ClientLeft {
-            return Flow::Close;
-        }
-        match error.limit() {
-            Some(limit) => self.worker.node.metrics.limits.count(limit, error),
-            None => tracing::warn!(%error, "server unreachable"),
-        }
-        entry.replied(status, 0);
-        let answer = denial::answer(reason, expected.failure(), &entry.request_id());
-        self.answer(client, &answer, !head.keep_alive).await
-    }
-
-    /// What came is no whole request: the connection cannot go on.
-    async fn broken<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        broken: &Broken,
-        target: Option<Target<'_>>,
-        mut entry: Entry,
-    ) -> Flow {
-        if let Some(target) = target {
-            entry.target(&target.server.identity);
-        }
-        self.name_caller(&mut entry);
-        let refused = match broken {
-            Broken::ClientLeft => return Flow::Close, // the entry says so by itself
-            Broken::NoRoom(exceeded) => {
-                let answer = self.shed(exceeded.limit, broken, &mut entry);
-                return self.answer(client, &answer, true).await;
-            }
-            Broken::Http(error) => Refused::from(error),
-            Broken::BodyTooLarge { .. } => Refused::too_large(broken.limit(), broken.to_string()),
-            Broken::Slow { .. } => Refused::slow(broken.limit(), broken.to_string()),
-        };
-        let answer = self.refuse(&refused, &mut entry);
-        self.answer(client, &answer, true).await
     }
 
     async fn answer<S: Stream>(&self, client: &mut Client<S>, answer: &Answer, close: bool) -> Flow {
@@ -483,11 +418,4 @@ impl Turn<'_> {
             entry.caller(caller);
         }
     }
-}
-
-/// Records a refusal, and puts it as the client can take it.
-fn deny(denied: &Denied, shape: Shape<'_>, entry: &mut Entry) -> Answer {
-    let answer = denial::answer(denied.reason, shape, &entry.request_id());
-    entry.denied(denied, answer.status);
-    answer
 }

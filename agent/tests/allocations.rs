@@ -255,7 +255,7 @@ impl Scene {
         let called = pin::called(request).unwrap();
         let verdict = self.pins.now().call(&server.identity, &self.caller, called, HiddenCharacters::Deny);
         assert_eq!(verdict, Verdict::Approved);
-        let expected = Expected::of(&asked, None);
+        let expected = Expected::of(&asked, None, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
             let sending = pin!(forward::send(permitted, &leg, &server.place, "", ways, limits));
@@ -273,12 +273,15 @@ impl Scene {
                 pins: None,
                 bindings,
                 expected: &expected,
+                pages: None,
+                view: Cell::new(None),
                 others_tasks: &Cell::new(0),
                 observe: false,
                 may_ask: &|_| false,
             }),
             upgrade: false,
             close: false,
+            begun: Cell::new(false),
             limits,
         };
         let replied = respond::stream(&mut upstream, client, &exchange).await.unwrap();

@@ -40,6 +40,8 @@ struct Case {
     action: Option<String>,
     /// The revision that the request says it is of.
     revision: Option<String>,
+    /// The revision that its session was opened in.
+    session_revision: Option<String>,
     /// The server asks this of the caller.
     asks: Option<String>,
     /// The server's request that an answer answers.
@@ -140,8 +142,12 @@ struct Outcome {
 
 impl Case {
     fn revision(&self) -> Option<Revision> {
-        self.revision.as_ref().map(|date| Revision::named(date.as_bytes()).unwrap())
+        self.revision.as_deref().map(dated)
     }
+}
+
+fn dated(date: &str) -> Revision {
+    Revision::named(date.as_bytes()).unwrap()
 }
 
 /// An action of a revision.
@@ -154,6 +160,10 @@ impl Asks for Asked<'_> {
 
     fn revision(&self) -> Option<Revision> {
         self.1
+    }
+
+    fn names_revision(&self) -> bool {
+        self.1.is_some()
     }
 }
 
@@ -190,7 +200,8 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     };
     let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
     let (tool, question) = (case.tool.as_deref(), case.question.as_deref().map(Method::from_name));
-    let ids = Ids { session, task, tool, event, question, is_state_unknown: case.unknown_state };
+    let revision = case.session_revision.as_deref().map(dated);
+    let ids = Ids { session, revision, task, tool, event, question, is_state_unknown: case.unknown_state };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
@@ -296,6 +307,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::UnknownTask
         | Reason::ForeignTask
         | Reason::UnknownEvent
+        | Reason::RevisionMismatch
         | Reason::ForeignEvent
         | Reason::PathNotServed => true,
         Reason::NotApproved

@@ -58,6 +58,15 @@ impl SdkServer {
         Self::with(&[("EVENTS", "kept")])
     }
 
+    /// One that has each tool on a page of its own; its replies are streams, or JSON.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn paged(by_json: bool) -> Result<Self> {
+        let environment = [("PAGES", "one"), ("JSON", "yes")];
+        Self::with(if by_json { &environment } else { &environment[..1] })
+    }
+
     fn with(environment: &[(&str, &str)]) -> Result<Self> {
         Self::on(Ipv4Addr::LOCALHOST.into(), environment)
     }
@@ -158,6 +167,15 @@ impl SdkClient {
     pub fn tools(&mut self) -> Result<Vec<String>> {
         self.process.say("[\"list\"]")?;
         serde_json::from_value(self.answer("tools")?).context("not a list of names")
+    }
+
+    /// Asks for page after page: the names of the tools on each.
+    ///
+    /// # Errors
+    /// The client gets no list.
+    pub fn pages(&mut self) -> Result<Vec<Vec<String>>> {
+        self.process.say("[\"pages\"]")?;
+        serde_json::from_value(self.answer("pages")?).context("not lists of names")
     }
 
     /// Waits for the next answer that has the member `name`, and returns it.

@@ -262,6 +262,45 @@ fn a_request_state_is_good_for_who_got_it() -> Result<()> {
     Ok(())
 }
 
+/// With answers and without a state, a call goes only to who may be asked for something.
+#[test]
+fn answers_without_a_state_pass_where_something_may_be_asked() -> Result<()> {
+    let scene = Asked::set()?;
+    for (app_id, reason) in [("writer", "server_request"), ("reader", "permitted")] {
+        let mut caller = scene.agent.caller(app_id)?;
+        let mut client = caller.http(scene.server.address)?;
+        let params = json!({ "name": "echo", "arguments": {}, "inputResponses": { "a": { "roots": [] } } });
+        client.request("POST", STATELESS, &message(2, "tools/call", &params))?;
+        let told = client.reply()?.message()?;
+        let is_error = told.pointer("/result/isError") == Some(&json!(true));
+        assert_eq!(is_error, reason != "permitted", "{app_id}: {told}");
+        assert_eq!(scene.server.requests_now().len(), usize::from(!is_error), "{app_id}");
+        let is_it = |line: &Value| text(line, "reason") == reason && text(line, "caller/app_id") == app_id;
+        scene.agent.audit_until(app_id, |lines| lines.last().is_some_and(is_it))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_notification_asks_within_is_decided_like_a_request() -> Result<()> {
+    let scene = Asked::set()?;
+    let mut reader = scene.client("reader", true)?;
+    for (method, passes) in
+        [("sampling/createMessage", false), ("elicitation/create", true), ("roots/list", true)]
+    {
+        let within = json!({ "a": { "method": method, "params": {} } });
+        let note = json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "inputRequests": within } });
+        let ping = asks(&json!("p"), "ping");
+        scene.server.send_event(&note)?;
+        scene.server.send_event(&ping)?;
+        if passes {
+            assert_eq!(reader.stream.event()?, shown(&note), "{method}");
+        }
+        assert_eq!(reader.stream.event()?, shown(&ping), "{method}");
+    }
+    Ok(())
+}
+
 /// Where there are no sessions, there is nothing to answer either.
 #[test]
 fn an_answer_is_no_message_of_the_revision_without_sessions() -> Result<()> {

@@ -2,9 +2,11 @@
 //!
 //! [`Permitted`] can be made here alone, and `forward` takes nothing else.
 
+mod ids;
 mod passage;
 
-pub use passage::{
+pub use self::ids::{Ids, Use};
+pub use self::passage::{
     Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unread_http2, unrecognised,
 };
 
@@ -244,63 +246,6 @@ pub enum Decision<T> {
     Denied(Denied),
 }
 
-/// What an id that a request names is to its caller and server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Use {
-    /// None is named.
-    #[default]
-    None,
-    /// This caller got it from this server.
-    Own,
-    /// Another caller got it.
-    Foreign,
-    /// Nobody got it, or it has expired.
-    Unknown,
-}
-
-/// The ids that a request names, looked up for its caller and server.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Ids<'t> {
-    /// Its session.
-    pub session: Use,
-    /// The task that it is about.
-    pub task: Use,
-    /// The tool whose call made that task, where it is the caller's own.
-    pub tool: Option<&'t str>,
-    /// The last event of the stream that it resumes.
-    pub event: Use,
-    /// Of an answer: the method of the server's request that this caller was given and has not answered.
-    pub question: Option<Method>,
-    /// It goes on with a request state that this caller did not get from this server.
-    pub is_state_unknown: bool,
-}
-
-impl Ids<'_> {
-    /// Why none of this caller's requests may name its session; a foreign one looks like an unknown one to its caller.
-    fn session_refused(self) -> Option<Reason> {
-        match self.session {
-            Use::None | Use::Own => None,
-            Use::Foreign => Some(Reason::ForeignSession),
-            Use::Unknown => Some(Reason::UnknownSession),
-        }
-    }
-
-    /// The same of the others.
-    fn refused(self) -> Option<Reason> {
-        let task = match self.task {
-            Use::None | Use::Own => None,
-            Use::Foreign => Some(Reason::ForeignTask),
-            Use::Unknown => Some(Reason::UnknownTask),
-        };
-        let event = || match self.event {
-            Use::None | Use::Own => None,
-            Use::Foreign => Some(Reason::ForeignEvent),
-            Use::Unknown => Some(Reason::UnknownEvent),
-        };
-        task.or_else(event)
-    }
-}
-
 /// What a request wants.
 #[derive(Debug, Clone, Copy)]
 pub enum Action<'m> {
@@ -321,6 +266,9 @@ pub trait Asks {
 
     /// The revision that it says it is of, where that is known here.
     fn revision(&self) -> Option<Revision>;
+
+    /// Whether it says of which revision it is.
+    fn names_revision(&self) -> bool;
 }
 
 impl<T: Asks> Asks for &T {
@@ -331,6 +279,10 @@ impl<T: Asks> Asks for &T {
     fn revision(&self) -> Option<Revision> {
         T::revision(self)
     }
+
+    fn names_revision(&self) -> bool {
+        T::names_revision(self)
+    }
 }
 
 impl Asks for Action<'_> {
@@ -340,6 +292,10 @@ impl Asks for Action<'_> {
 
     fn revision(&self) -> Option<Revision> {
         None
+    }
+
+    fn names_revision(&self) -> bool {
+        false
     }
 }
 
@@ -378,9 +334,7 @@ pub fn decide<T: Asks>(
         Err(unidentified) => return Decision::Denied(unidentified.into()),
     };
     // What a method that is not there names is of no interest.
-    if let (Action::Message(message), Some(revision)) = (asked.action(), asked.revision())
-        && let Some(denied) = outside(message, revision)
-    {
+    if let Some(denied) = misfit(&asked, ids.revision) {
         return Decision::Denied(denied);
     }
     if let Some(reason) = ids.refused() {
@@ -391,6 +345,12 @@ pub fn decide<T: Asks>(
     }
     let Target { server, ends } = target;
     let (verdict, shadow) = match asked.action() {
+        // It must be permitted, and so must be that its caller answers anything.
+        Action::Message(Message::Request(call) | Message::Notification(call)) if call.has_responses => {
+            let (verdict, shadow) = policies.judge(caller, &server.identity, call, ids.tool, ends);
+            let answers = policies.judge_answers(caller, &server.identity, ends);
+            (verdict.and_then(|rules| answers.map(|_| rules)), shadow)
+        }
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
             policies.judge(caller, &server.identity, call, ids.tool, ends)
         }
@@ -403,6 +363,21 @@ pub fn decide<T: Asks>(
         Action::OtherPath => return Decision::Denied(Denied::because(Reason::PathNotServed)),
     };
     weighed(asked, verdict, shadow, mode.relaxes(server))
+}
+
+/// What its session's revision does not have, or contradicts.
+fn misfit(asked: &impl Asks, of_session: Option<Revision>) -> Option<Denied> {
+    let Action::Message(message) = asked.action() else { return contradiction(asked, of_session) };
+    let is_opening = matches!(message, Message::Request(call) if call.method == Method::Initialize);
+    let contradicts = || if is_opening { None } else { contradiction(asked, of_session) };
+    let revision = asked.revision().or(of_session);
+    contradicts().or_else(|| outside(message, revision?))
+}
+
+fn contradiction(asked: &impl Asks, of_session: Option<Revision>) -> Option<Denied> {
+    let revision = of_session.filter(|_| asked.names_revision() && asked.revision() != of_session)?;
+    let detail = format!("the session was opened in MCP {}", revision.as_str());
+    Some(Denied::because(Reason::RevisionMismatch).with_detail(detail))
 }
 
 /// A message that the revision does not have which it says it is of. `initialize` is how another one is agreed on; what is

@@ -99,6 +99,8 @@ reasons! {
     MalformedHttp = "malformed_http", "the HTTP request is malformed";
     /// `Mcp-Method` or `Mcp-Name` says something else than the message.
     HeaderMismatch = "header_mismatch", "the MCP headers do not say what the message says";
+    /// `MCP-Protocol-Version` names another revision than the session was opened in.
+    RevisionMismatch = "revision_mismatch", "this session is of another MCP revision";
     /// Broken or ambiguous JSON-RPC.
     MalformedMessage = "malformed_message", "the JSON-RPC message is malformed";
     /// Several JSON-RPC messages in one body, as MCP 2025-03-26 alone had it: none of them is read.
@@ -196,8 +198,9 @@ enum Failure {
     Session,
     /// What a server says of a task (MCP 2025-11-25, tasks) or a request state (2026-07-28) that it does not have.
     NoSuch,
-    /// 400, as official SDK servers say of an event that they do not have.
-    Event,
+    /// 400, as official SDK servers say of an event that they do not have, and MCP of a revision that does not fit
+    /// (2025-06-18, transports, protocol version header).
+    Misfit,
 }
 
 fn failure(reason: Reason) -> Failure {
@@ -232,7 +235,7 @@ fn failure(reason: Reason) -> Failure {
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
         Reason::UnknownSession | Reason::ForeignSession => Failure::Session,
         Reason::UnknownTask | Reason::ForeignTask | Reason::UnknownState => Failure::NoSuch,
-        Reason::UnknownEvent | Reason::ForeignEvent => Failure::Event,
+        Reason::UnknownEvent | Reason::ForeignEvent | Reason::RevisionMismatch => Failure::Misfit,
     }
 }
 
@@ -256,7 +259,7 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
         (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
             .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
             .closing_if(reason == Reason::ShuttingDown),
-        (Failure::Event, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
+        (Failure::Misfit, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::NoSuch, Shape::ToolCall { id, .. } | Shape::Request { id, .. }) => {
             json(200, rpc_error(id, INVALID_PARAMS_CODE, &text))

@@ -1,7 +1,8 @@
 //! Lists without what their reader may not see, and every other byte as it was.
 
 use toolgate_core::mcp::json::{JsonLimits, Scratch, validate};
-use toolgate_core::mcp::{ListKind, list};
+use toolgate_core::mcp::list::CursorPlace;
+use toolgate_core::mcp::{ListKind, Message, list, parse};
 
 /// Filters with `keep` = begins with `k`.
 fn check(kind: ListKind, reply: &str, expected: Result<(&str, usize, usize), &str>) {
@@ -116,4 +117,63 @@ fn a_filtered_list_is_its_readers_alone() {
     check(ListKind::Tools, &reply(r#""CacheScope":"public","#, all, ""), Err("CollidingKey"));
     let no_list = r#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope":"public"}}"#;
     check(ListKind::Tools, no_list, Ok((no_list, 0, 0)));
+}
+
+#[test]
+fn cursors() {
+    let check = |members: &str, expected: Result<Option<&str>, &str>| {
+        let reply = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"tools":[]{members}}}}}"#);
+        let value = validate(reply.as_bytes(), &mut Scratch::new(), &JsonLimits::default()).expect("valid");
+        match (list::next_cursor(value), expected) {
+            (Ok(cursor), Ok(expected)) => assert_eq!(cursor.map(|cursor| cursor.text()), expected, "{reply}"),
+            (Err(error), Err(name)) => assert!(format!("{error:?}").starts_with(name), "{reply}: {error:?}"),
+            (found, expected) => panic!("{reply}: {found:?} instead of {expected:?}"),
+        }
+    };
+    check("", Ok(None));
+    check(r#","nextCursor":null"#, Ok(None));
+    check(r#","nextCursor" : "a\u0062" "#, Ok(Some(r#""a\u0062""#)));
+    check(r#","nextCursor":"""#, Ok(Some(r#""""#)));
+    check(r#","nextCursor":1"#, Err("Member"));
+    check(r#","nextCursor":{"a":1}"#, Err("Member"));
+    check(r#","nextcursor":"a""#, Err("CollidingKey"));
+    check(r#","nextCursor":"a","NextCursor":"b""#, Err("CollidingKey"));
+}
+
+#[test]
+fn a_request_for_the_next_page_is_the_same_but_for_its_cursor() {
+    let check = |members: &str, expected: &str| {
+        let whole = |members: &str| format!(r#" {{"jsonrpc":"2.0", "id":"i",{members}}} "#);
+        let (text, expected) = (whole(members), whole(expected));
+        let mut scratch = Scratch::new();
+        let Ok(Message::Request(call)) = parse(text.as_bytes(), &mut scratch, &JsonLimits::default()) else {
+            panic!("{text}")
+        };
+        let next = CursorPlace::of(text.as_bytes(), &call).put(text.as_bytes(), r#""n\"""#);
+        // What was not there before is the first of its object.
+        let expected = expected.replacen(r#" {"jsonrpc":"2.0", "id":"i",+"#, r#" {"#, 1);
+        assert_eq!(String::from_utf8_lossy(&next), expected);
+        let mut scratch = Scratch::new();
+        let Ok(Message::Request(call)) = parse(&next, &mut scratch, &JsonLimits::default()) else {
+            panic!("{expected}")
+        };
+        let cursor = call.params.and_then(|params| params.get("cursor")).and_then(|cursor| cursor.as_str());
+        assert_eq!(cursor.as_deref(), Some("n\""));
+    };
+    let list = r#""method":"tools/list""#;
+    check(list, &format!(r#"+"params":{{"cursor":"n\""}},"jsonrpc":"2.0", "id":"i",{list}"#));
+    check(&format!(r#""params":{{}},{list}"#), &format!(r#""params":{{"cursor":"n\""}},{list}"#));
+    check(&format!(r#""params": {{ }},{list}"#), &format!(r#""params": {{"cursor":"n\"" }},{list}"#));
+    check(
+        &format!(r#"{list},"params":{{"_meta":{{"progressToken":1}}}}"#),
+        &format!(r#"{list},"params":{{"cursor":"n\"","_meta":{{"progressToken":1}}}}"#),
+    );
+    check(
+        &format!(r#"{list},"params":{{"x":{{"cursor":"y"}},"cur\u0073or" : "a" }}"#),
+        &format!(r#"{list},"params":{{"x":{{"cursor":"y"}},"cur\u0073or" : "n\"" }}"#),
+    );
+    check(
+        &format!(r#"{list},"params":{{"cursor":null}}"#),
+        &format!(r#"{list},"params":{{"cursor":"n\""}}"#),
+    );
 }

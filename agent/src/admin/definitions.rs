@@ -149,6 +149,7 @@ pub(super) async fn change(
         "hidden_characters": left_out.iter().map(told).collect::<Vec<_>>(),
     });
     node.pins.change(wanted.change, chosen, &by).await?;
+    node.changes.tell();
     Ok(done)
 }
 

@@ -59,6 +59,7 @@ use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::shares::Shares;
 use crate::svid::{JoinPlan, Joined, Source, SvidError, Svids};
+use crate::views::Changes;
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -98,6 +99,8 @@ pub struct Node {
     pub pins: Pins,
     /// The identities that this node can show, and whom it believes.
     pub svids: Svids,
+    /// Wakes streams whose callers may see other lists.
+    pub changes: Changes,
     /// Where entries are opened.
     pub record: Recorder,
     /// Whether policy is only observed.
@@ -160,6 +163,7 @@ impl Node {
             Ok(new) => {
                 let generation = new.generation;
                 self.resources.store(Arc::new(new));
+                self.changes.tell();
                 tracing::info!(generation, "configuration reloaded");
                 Vec::new()
             }
@@ -368,6 +372,7 @@ fn build(
         discovered: Discovered::new(&limits),
         pins,
         svids,
+        changes: Changes::default(),
         record: recorder,
         mode,
         limits,

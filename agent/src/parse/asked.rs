@@ -51,6 +51,10 @@ impl Asks for Asked<'_> {
     fn revision(&self) -> Option<Revision> {
         Revision::named(self.request.head.headers.get(Name::McpProtocolVersion)?)
     }
+
+    fn names_revision(&self) -> bool {
+        self.request.head.headers.get(Name::McpProtocolVersion).is_some()
+    }
 }
 
 impl Asked<'_> {

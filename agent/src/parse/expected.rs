@@ -3,10 +3,10 @@
 use smallvec::SmallVec;
 use toolgate_core::decision::Asks as _;
 use toolgate_core::denial::Shape;
-use toolgate_core::mcp::{Class, Id, ListKind, Message, Method, Owed, Revision};
+use toolgate_core::mcp::{Class, Id, ListKind, Lists, Message, Method, Owed, Revision};
 use toolgate_core::pin;
 
-use super::{Asked, HeadAt};
+use super::{Again, Asked, HeadAt};
 use crate::events::Owes;
 
 /// What outlives the request's bytes.
@@ -23,12 +23,14 @@ pub struct Expected {
     pub tasks: bool,
     /// The tool that is called: the reply may be a task of it.
     tool: Option<Kept>,
-    /// The revision that the request says it is of, where that is known here.
+    /// The revision that the request says it is of, or that its session is of, where that is known here.
     pub revision: Option<Revision>,
     /// The request ends its session.
     pub ends_session: bool,
     /// False for a stream that is open until someone leaves.
     pub ends_by_itself: bool,
+    /// The lists whose changes such a stream is to tell of.
+    pub listens: Lists,
     /// The reply may turn the connection into something else than HTTP.
     pub may_upgrade: bool,
     /// The session that the request names.
@@ -39,6 +41,8 @@ pub struct Expected {
     tool_call: Option<bool>,
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
     id: Option<Kept>,
+    /// The request, where it can be asked again for the next page of its list.
+    pub again: Option<Box<Again>>,
 }
 
 /// A text that is kept without an allocation where it is short.
@@ -56,14 +60,16 @@ impl Kept {
 }
 
 impl Expected {
-    /// Of a request to a declared server; `owes`: the stream that it resumes owes the answer to that request.
+    /// Of a request to a declared server; `owes`: the stream that it resumes owes the answer to that request; `of_session`:
+    /// the revision of its session.
     #[must_use]
-    pub fn of(asked: &Asked<'_>, owes: Option<&Owes>) -> Self {
+    pub fn of(asked: &Asked<'_>, owes: Option<&Owes>, of_session: Option<Revision>) -> Self {
         let mut expected = Self::unread(asked.request.head.method);
         expected.session = asked.session.map(Kept::new);
-        expected.revision = asked.revision();
+        expected.revision = asked.revision().or(of_session);
         let Some(message) = asked.message() else {
             expected.ends_by_itself = expected.http_method != "GET";
+            expected.listens = Lists::ALL;
             expected.ends_session = expected.http_method == "DELETE";
             if let Some(owes) = owes {
                 expected.answer(Method::from_name(&owes.method), Some(&owes.id), owes.tool.as_deref());
@@ -78,6 +84,7 @@ impl Expected {
             }
             // It is open until someone leaves (MCP 2026-07-28).
             expected.ends_by_itself = call.method != Method::SubscriptionsListen;
+            expected.listens = Lists::listened(call.params);
         }
         expected
     }
@@ -107,11 +114,13 @@ impl Expected {
             revision: None,
             ends_session: false,
             ends_by_itself: true,
+            listens: Lists::default(),
             may_upgrade: false,
             session: None,
             method: None,
             tool_call: None,
             id: None,
+            again: None,
         }
     }
 
@@ -148,6 +157,12 @@ impl Expected {
     #[must_use]
     pub fn session(&self) -> Option<&str> {
         self.session.as_ref().map(Kept::as_str)
+    }
+
+    /// The id, as JSON, that what is said on the stream of `subscriptions/listen` names (MCP 2026-07-28).
+    #[must_use]
+    pub fn subscription(&self) -> Option<&str> {
+        self.id().filter(|_| self.method == Some(Method::SubscriptionsListen))
     }
 
     /// What an event stream owes that is the reply.

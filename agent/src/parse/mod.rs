@@ -2,10 +2,12 @@
 //!
 //! The body stays where it was read; everything parsed from it borrows it.
 
+mod again;
 mod asked;
 mod broken;
 mod expected;
 
+pub use again::Again;
 pub use asked::{Asked, Refused, Shadow, asked, opens_mcp_websocket, shadow};
 pub use broken::{Broken, http_limit};
 pub use expected::Expected;
@@ -345,6 +347,11 @@ impl<S: Stream> Client<S> {
     pub async fn answer(&mut self, answer: &Answer, close: bool, limits: &Limits) -> io::Result<()> {
         let head = answer_head(answer, close || answer.close);
         self.write(&mut [IoSlice::new(&head), IoSlice::new(&answer.body)], limits).await
+    }
+
+    /// Who sees the client leave while something is sent in its place; what it sends meanwhile waits in the buffer.
+    pub fn watch(&mut self) -> Watch<'_, S> {
+        Watch { io: &mut self.io, later: &mut self.buffer }
     }
 
     /// Resolves when the client left; what it sends meanwhile waits in the buffer.

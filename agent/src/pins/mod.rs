@@ -49,6 +49,10 @@ pub struct Findings {
     pub limited: RefCell<Vec<Limit>>,
     /// Tasks of other callers' that were held back.
     pub others_tasks: Cell<usize>,
+    /// Pages of a list that were asked for since those before held nothing for the caller.
+    pub pages: Cell<usize>,
+    /// How often the caller was told that it may see other lists.
+    pub told: Cell<usize>,
 }
 
 impl Pins {

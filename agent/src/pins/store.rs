@@ -145,7 +145,12 @@ impl Store {
                 return Err(self.damaged(problem));
             }
             let (is_hiding, is_approved) = (definition.is_hiding, approved.is_some());
-            pins.restore(&server, kind, &name, Known { digest, bytes, is_hiding, is_approved });
+            pins.restore(
+                &server,
+                kind,
+                &name,
+                Known { digest, bytes, is_hiding, is_approved, changed_at: 0 },
+            );
         }
         Ok(pins)
     }

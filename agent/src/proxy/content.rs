@@ -5,10 +5,10 @@ use std::fmt::Display;
 use std::time::Instant;
 
 use serde::Serialize;
-use toolgate_core::decision::{self, Decision, Denied, Permitted, Server, Target};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Server, Target, Transport};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{Message, Method, Revision};
+use toolgate_core::mcp::{Lists, Message, Method, Revision};
 use toolgate_core::pin::{self, Mode, News, Verdict};
 
 use super::Turn;
@@ -17,6 +17,7 @@ use crate::parse::{Asked, Expected};
 use crate::pins::Findings;
 use crate::record::Entry;
 use crate::respond::{Asking, PinExchange};
+use crate::views::{Sources, View};
 
 /// The most bytes of a name in the audit.
 const NAME_BYTES_MAX: usize = 256;
@@ -73,6 +74,26 @@ impl Turn<'_> {
         (server.pinning.mode != Mode::Off).then_some(PinExchange { pins, findings })
     }
 
+    /// What the caller may see of the server's lists, where its stream is to tell of a change.
+    pub(super) fn view<'v>(
+        &'v self,
+        caller: &'v Identity,
+        Target { server, ends }: Target<'v>,
+        expected: &Expected,
+        findings: &'v Findings,
+    ) -> Option<Box<View<'v>>> {
+        let says_it_all = match server.transport {
+            Transport::Streamable => !expected.ends_by_itself,
+        };
+        // A server tells first which changes it will tell of (MCP 2026-07-28).
+        let told_of = if expected.subscription().is_some() { Lists::default() } else { expected.listens };
+        let node = &*self.worker.node;
+        let from =
+            Sources { changes: &node.changes, resources: &node.resources, pins: &node.pins, mode: node.mode };
+        let whose = (caller, ends, &server.identity);
+        says_it_all.then(|| Box::new(View::new(from, whose, self.resources, told_of, &findings.told)))
+    }
+
     /// Records what a reply has shown.
     pub(super) fn record_findings(
         &self,
@@ -94,13 +115,16 @@ impl Turn<'_> {
                 &format_args!("a definition of `{server}` is not kept: {limit} is reached");
             node.metrics.limits.count(limit, what);
         }
-        if findings.others_tasks.get() > 0 {
-            entry.noted(format!("not shown, tasks of others: {}", findings.others_tasks.get()));
-        }
-        match (findings.left_out.get(), findings.passed.get()) {
-            (0, 0) => {}
-            (0, passed) => entry.noted(format!("shown though not approved: {passed}")),
-            (left_out, _) => entry.noted(format!("not shown, not approved: {left_out}")),
+        for (count, what) in [
+            (findings.others_tasks.get(), "not shown, tasks of others"),
+            (findings.left_out.get(), "not shown, not approved"),
+            (findings.passed.get(), "shown though not approved"),
+            (findings.pages.get(), "empty pages not shown"),
+            (findings.told.get(), "told of changed lists"),
+        ] {
+            if count > 0 {
+                entry.noted(format_args!("{what}: {count}"));
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use toolgate_core::decision::{Ids, Server, Target, Use};
 use toolgate_core::identity::Identity;
-use toolgate_core::mcp::{Message, Method};
+use toolgate_core::mcp::{Message, Method, Revision};
 use toolgate_core::policy::Ends;
 
 use super::Turn;
@@ -18,6 +18,8 @@ use crate::record::Entry;
 #[derive(Default)]
 pub(super) struct Named {
     session: Use,
+    /// That its session was opened in.
+    revision: Option<Revision>,
     task: Use,
     /// The tool whose call made the task.
     tool: Option<Arc<str>>,
@@ -31,8 +33,12 @@ pub(super) struct Named {
 
 impl Named {
     pub(super) fn ids(&self) -> Ids<'_> {
-        let &Self { session, task, event, question, is_state_unknown, .. } = self;
-        Ids { session, task, tool: self.tool.as_deref(), event, question, is_state_unknown }
+        let &Self { session, revision, task, event, question, is_state_unknown, .. } = self;
+        Ids { session, revision, task, tool: self.tool.as_deref(), event, question, is_state_unknown }
+    }
+
+    pub(super) fn revision(&self) -> Option<Revision> {
+        self.revision
     }
 
     pub(super) fn owes(&self) -> Option<&Owes> {
@@ -57,9 +63,10 @@ impl Turn<'_> {
     ) -> Named {
         let (bindings, now) = (&self.worker.node.bindings, entry.started());
         let find = |kind, id: &str| bindings.used_by(kind, caller, &server.identity, id, now);
-        let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default().whose;
+        let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default();
         let given = &self.worker.node.given;
-        let mut named = Named { session, ..Named::default() };
+        let Found { whose, revision, .. } = session;
+        let mut named = Named { session: whose, revision, ..Named::default() };
         let task_id = match asked.message() {
             Some(Message::Request(call) | Message::Notification(call)) => {
                 let is_unknown = |state: &str| !given.has_state(caller, &server.identity, state, now);
@@ -73,7 +80,7 @@ impl Turn<'_> {
             }
             None => None,
         };
-        let Found { whose, tool } = task_id.map(|id| find(Kind::Task, &id)).unwrap_or_default();
+        let Found { whose, tool, .. } = task_id.map(|id| find(Kind::Task, &id)).unwrap_or_default();
         (named.task, named.tool) = (whose, tool);
         if let Some(tool) = &named.tool {
             entry.tool(tool);

@@ -1,5 +1,6 @@
 //! The path of what goes to no declared server: MCP is decided, the rest goes its way or not at all.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::SystemTime;
@@ -217,6 +218,7 @@ impl Turn<'_> {
             mcp: None,
             upgrade: expected.may_upgrade,
             close: !head.keep_alive,
+            begun: Cell::new(false),
             limits,
         };
         let replied = respond::stream(&mut upstream, client, &exchange).await;

@@ -21,6 +21,7 @@ pub use metrics::Metrics;
 pub use refusals::Refusals;
 pub use writer::{AuditError, Recent, Writer};
 
+use std::fmt::Display;
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZero;
 use std::sync::Arc;
@@ -357,10 +358,11 @@ impl Entry {
         });
     }
 
-    /// More for its reader, where nothing went wrong that says more.
-    pub fn noted(&mut self, detail: String) {
+    /// More for its reader.
+    pub fn noted(&mut self, more: impl Display) {
         self.set(|line| {
-            line.detail.get_or_insert(detail);
+            let before = line.detail.take().map(|detail| detail + "; ").unwrap_or_default();
+            line.detail = Some(format!("{before}{more}"));
         });
     }
 

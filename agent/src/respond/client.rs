@@ -35,9 +35,9 @@ pub(super) struct ToClient<'r, S> {
 }
 
 impl<'r, S: Stream> ToClient<'r, S> {
-    pub(super) fn new(io: &'r mut Client<S>, limits: &'r Limits) -> Self {
+    pub(super) fn new(io: &'r mut Client<S>, limits: &'r Limits, seen: Seen) -> Self {
         let charge = Charge::new(Arc::clone(io.share()));
-        let (out, seen) = (Scratch::default(), Seen::Nothing);
+        let out = Scratch::default();
         Self { io, limits, charge, out, queued: 0, bytes: 0, seen }
     }
 
@@ -61,6 +61,15 @@ impl<'r, S: Stream> ToClient<'r, S> {
             http1::write_chunk_head(self.out.vec(), data.len());
         }
         self.with(data, if chunked { http1::CHUNK_END } else { b"" }, held).await
+    }
+
+    /// Forgets a head of a reply of which nothing is to be said, unless something of it waits or was sent. Whether it did.
+    pub(super) fn takes_back(&mut self) -> bool {
+        let is_alone = self.seen == Seen::Nothing && self.queued == 0;
+        if is_alone {
+            self.out.clear();
+        }
+        is_alone
     }
 
     /// Whether what waits must be written before more is put to it.

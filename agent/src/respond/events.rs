@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, sse};
+use toolgate_core::mcp::{Envelope, Lists, Method, sse};
 
 use super::client::put_chunk;
-use super::{Asking, Exchange, Fault, Reply, Seen, message, shown, unreadable};
+use super::{Asking, Exchange, Fault, Next, Reply, Seen, message, server_left, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
+use crate::deadline::timeout;
 use crate::events::Given;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
+use crate::views::View;
 
 /// What becomes of an event.
 enum Judged {
@@ -20,9 +22,11 @@ enum Judged {
     Replaced(Vec<u8>),
     /// A request of the server's that may not pass, or news of another caller's task.
     Withheld,
+    /// A page of a list that shows the caller nothing, and is not the last.
+    Next(Next),
 }
 
-impl<S: Stream> Reply<'_, S> {
+impl<S: Stream> Reply<'_, '_, S> {
     pub(super) async fn events(&mut self, body: &mut Body) -> Result<(), Fault> {
         let mut answered = false;
         let passed = self.each_event(body, &mut answered).await;
@@ -31,7 +35,7 @@ impl<S: Stream> Reply<'_, S> {
         if fault.is_refusal() && (answered || self.client.seen != Seen::Nothing) && self.flush().await.is_ok()
         {
             let owed = self.exchange.mcp.as_ref().and_then(|mcp| mcp.owed.answer());
-            let unanswered = !answered && owed.is_some();
+            let unanswered = (!answered || self.next.is_some()) && owed.is_some();
             self.client.seen = Seen::Events { unanswered };
         }
         Err(fault)
@@ -39,7 +43,8 @@ impl<S: Stream> Reply<'_, S> {
 
     async fn each_event(&mut self, body: &mut Body, answered: &mut bool) -> Result<(), Fault> {
         let mut splitter = sse::Splitter::new(self.exchange.limits.event_bytes_max);
-        let (mut held, mut given) = (Scratch::default(), None);
+        let (mut held, mut given, mut until) = (Scratch::default(), None, None);
+        let mut view = self.exchange.mcp.as_ref().and_then(|mcp| mcp.view.take());
         loop {
             let mut consumed = 0;
             if !body.is_done() {
@@ -48,23 +53,73 @@ impl<S: Stream> Reply<'_, S> {
                 consumed = run.consumed;
                 self.upstream.buffer.consume(consumed);
             }
-            self.whole_events(&mut splitter, &mut held, answered, &mut given).await?;
+            self.whole_events(&mut splitter, &mut held, answered, &mut given, view.as_deref()).await?;
             if body.is_done() {
                 break;
             }
-            if consumed == 0 {
+            if self.next.is_some() {
+                if consumed == 0 && !self.ends_soon(body, &mut until).await? {
+                    break;
+                }
+            } else if consumed == 0 {
                 self.client.flush(held.capacity()).await?;
                 // What the client was slow to take is no longer held.
                 self.client.charge.release();
                 self.client.charge.at_least(held.capacity())?;
-                self.wait(body, true).await?;
+                match view.as_deref_mut().filter(|_| !*answered) {
+                    Some(view) => self.wait_in_view(body, view).await?,
+                    None => self.wait(body, true).await?,
+                }
             }
             if held.len() > BLOCK_BYTES {
                 self.client.charge.at_least(held.capacity())?;
             }
         }
+        if self.next.is_some() {
+            return self.goes_on().await;
+        }
         // What is left is no whole event: a client would drop it (WHATWG HTML, 9.2.6).
         self.client.out.vec().extend_from_slice(http1::LAST_CHUNK);
+        self.flush().await
+    }
+
+    /// Waits for more of a stream, or until its caller may see other lists: then it is told so, between two events.
+    async fn wait_in_view(&mut self, body: &mut Body, view: &mut View<'_>) -> Result<(), Fault> {
+        let changed = tokio::select! {
+            biased; // a busy server holds up nothing
+            changed = view.changed() => changed,
+            more = self.more(BLOCK_BYTES) => {
+                return if more? || body.end() { Ok(()) } else { Err(server_left()) };
+            }
+        };
+        let subscription = self.exchange.mcp.as_ref().and_then(|mcp| mcp.expected.subscription());
+        for message in changed.changed(subscription) {
+            let event = format!("event: message\ndata: {message}\n\n");
+            self.client.run(event.as_bytes(), true, event.len()).await?;
+        }
+        view.told();
+        Ok(())
+    }
+
+    /// Waits for a moment for a stream to end whose page is not shown: then its connection can take the next request. False:
+    /// that it does not, and is of no use any more.
+    async fn ends_soon(&mut self, body: &mut Body, until: &mut Option<Instant>) -> Result<bool, Fault> {
+        let now = Instant::now();
+        let left = until.get_or_insert(now + self.exchange.limits.linger_time_max).duration_since(now);
+        let more = if left.is_zero() { None } else { timeout(left, self.more(BLOCK_BYTES)).await.ok() };
+        let Some(more) = more else {
+            self.upstream.cut = true;
+            return Ok(false);
+        };
+        if more? || body.end() { Ok(true) } else { Err(server_left()) }
+    }
+
+    /// The client's stream goes on with the next page, if it has begun.
+    async fn goes_on(&mut self) -> Result<(), Fault> {
+        if self.client.takes_back() {
+            return Ok(());
+        }
+        self.exchange.begun.set(true);
         self.flush().await
     }
 
@@ -75,11 +130,12 @@ impl<S: Stream> Reply<'_, S> {
         held: &mut Scratch,
         answered: &mut bool,
         given: &mut Option<Arc<Given>>,
+        view: Option<&View<'_>>,
     ) -> Result<(), Fault> {
         let mut start = 0;
         while let Some(span) = splitter.next(&held[start..]).map_err(|error| unsplittable(&error))? {
             let event = &held[start..start + span.bytes];
-            match judge(event, self.exchange, self.opened.as_deref(), answered).await? {
+            match judge(event, self.exchange, self.opened.as_deref(), answered, view).await? {
                 Judged::Kept => {
                     self.give(event, given);
                     self.event(event, held.capacity()).await?;
@@ -89,6 +145,7 @@ impl<S: Stream> Reply<'_, S> {
                     self.event(&event, held.capacity() + event.len()).await?;
                 }
                 Judged::Withheld => {}
+                Judged::Next(next) => self.next = Some(next),
             }
             start += span.bytes;
         }
@@ -131,6 +188,7 @@ async fn judge(
     exchange: &Exchange<'_>,
     opened: Option<&str>,
     answered: &mut bool,
+    view: Option<&View<'_>>,
 ) -> Result<Judged, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(Judged::Kept) };
     // Comments, and events without data, which prime a resumable stream (MCP 2025-11-25, transports).
@@ -139,9 +197,16 @@ async fn judge(
     mcp.owed.admits_event(&message, *answered)?;
     match message {
         Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
-        Envelope::Notification(_) => match mcp.admits(&input, "event") {
+        Envelope::Notification(method) => match mcp.admits(&input, "event") {
             Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
-            admitted => admitted.map(|()| Judged::Kept),
+            admitted => {
+                if let Some(view) =
+                    view.filter(|_| Method::from_name(&method) == Method::SubscriptionsAcknowledged)
+                {
+                    view.acknowledged(mcp.expected.listens.and(Lists::listened(reply.get("params"))));
+                }
+                admitted.map(|()| Judged::Kept)
+            }
         },
         Envelope::Request(method_name, id) => {
             let may_ask = (mcp.may_ask)(Asking::Request { method: &method_name, id: &id, opened });
@@ -151,14 +216,20 @@ async fn judge(
             mcp.admits(&input, "event")?;
             if !is_error {
                 mcp.bind_task(reply, &input)?;
+                if mcp.expected.initialize {
+                    mcp.agreed(reply, opened)?;
+                }
             }
             let what = mcp.shown().filter(|_| !is_error);
             let judged = if let Some(what) = what {
                 let mut shown = Vec::with_capacity(data.len());
-                shown::show(reply, what, exchange, &mut shown).await?;
-                let mut replaced = Vec::with_capacity(event.len());
-                sse::with_data(event, &shown, &mut replaced);
-                Judged::Replaced(replaced)
+                if let Some(next) = shown::show(reply, what, exchange, &mut shown).await? {
+                    Judged::Next(next)
+                } else {
+                    let mut replaced = Vec::with_capacity(event.len());
+                    sse::with_data(event, &shown, &mut replaced);
+                    Judged::Replaced(replaced)
+                }
             } else {
                 Judged::Kept
             };

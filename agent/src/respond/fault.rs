@@ -71,6 +71,28 @@ pub enum Fault {
         /// Its status.
         status: u16,
     },
+    /// Page after page holds nothing for the caller.
+    #[error(
+        "the server's list has no end within {pages_max} pages that hold nothing for this caller ({})",
+        Limit::ListPages
+    )]
+    Endless {
+        /// The limit.
+        pages_max: usize,
+    },
+    /// A page leads back to one before it.
+    #[error("the server's list does not end: a cursor of it came before")]
+    Circle,
+    /// The next page of a list cannot be asked for.
+    #[error("the next page of the list cannot be asked for: {detail}")]
+    NextPage {
+        /// Why, as the request for it would be answered.
+        reason: Reason,
+        /// For the audit.
+        detail: String,
+        /// The limit that it ran into.
+        limit: Option<Limit>,
+    },
     /// It sends the caller somewhere else.
     #[error(
         "the server's reply is a redirect ({status}): what is permitted here goes nowhere else; declare the address \
@@ -97,6 +119,7 @@ impl Fault {
             Self::Slow(..) => Reason::ServerTimeout,
             Self::NoRoom(_) => Reason::Overload,
             Self::Asks { .. } => Reason::ServerRequest,
+            Self::NextPage { reason, .. } => *reason,
             Self::Http(_)
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
@@ -104,32 +127,11 @@ impl Fault {
             | Self::NotOwed(_)
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
+            | Self::Endless { .. }
+            | Self::Circle
             | Self::Redirect { .. }
             | Self::Session
             | Self::Task => Reason::ServerFault,
-        }
-    }
-
-    /// The status for a client that has seen none.
-    #[must_use]
-    pub fn status(&self) -> u16 {
-        match self {
-            Self::Slow(..) => 504,
-            Self::NoRoom(_) => 503,
-            // As all that policy refuses.
-            Self::Asks { .. } => 200,
-            Self::ClientLeft
-            | Self::SlowClient(_)
-            | Self::Http(_)
-            | Self::ServerLeft(_)
-            | Self::TooLarge { .. }
-            | Self::Unreadable { .. }
-            | Self::NotOwed(_)
-            | Self::NoAnswer { .. }
-            | Self::NoStream { .. }
-            | Self::Redirect { .. }
-            | Self::Session
-            | Self::Task => 502,
         }
     }
 
@@ -140,6 +142,9 @@ impl Fault {
             | Self::Unreadable { .. }
             | Self::NotOwed(_)
             | Self::Asks { .. }
+            | Self::Endless { .. }
+            | Self::Circle
+            | Self::NextPage { .. }
             | Self::Task => true,
             Self::ClientLeft
             | Self::SlowClient(_)
@@ -162,6 +167,8 @@ impl Fault {
             Self::Slow(_, limit) | Self::TooLarge { limit, .. } => Some(*limit),
             Self::SlowClient(_) => Some(Limit::ClientWrite),
             Self::NoRoom(exceeded) => Some(exceeded.limit),
+            Self::NextPage { limit, .. } => *limit,
+            Self::Endless { .. } => Some(Limit::ListPages),
             Self::ClientLeft
             | Self::ServerLeft(_)
             | Self::Unreadable { .. }
@@ -169,6 +176,7 @@ impl Fault {
             | Self::Asks { .. }
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
+            | Self::Circle
             | Self::Redirect { .. }
             | Self::Session
             | Self::Task => None,

@@ -8,6 +8,7 @@ mod client;
 mod content;
 mod events;
 mod fault;
+mod pages;
 mod shown;
 mod tasks;
 mod whole;
@@ -15,6 +16,7 @@ mod whole;
 pub use asks::Asking;
 pub use events::end_events;
 pub use fault::Fault;
+pub use pages::{Next, Pages};
 pub use shown::PinExchange;
 
 use std::cell::{Cell, RefCell};
@@ -29,7 +31,7 @@ use toolgate_core::decision::Server;
 use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
-use toolgate_core::mcp::{self, Envelope, Input, Owed};
+use toolgate_core::mcp::{self, Envelope, Input, Owed, Revision};
 use toolgate_core::policy::Ends;
 
 use crate::bindings::Bindings;
@@ -40,6 +42,7 @@ use crate::deadline::timeout;
 use crate::forward::Upstream;
 use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Expected, Stream};
+use crate::views::View;
 use whole::Placed;
 
 /// What a reply depends on besides its own bytes.
@@ -52,6 +55,8 @@ pub struct Exchange<'a> {
     pub upgrade: bool,
     /// Whether the client's connection ends with this reply.
     pub close: bool,
+    /// The client has an event stream already, on which this reply goes on.
+    pub begun: Cell<bool>,
     /// The limits.
     pub limits: &'a Limits,
 }
@@ -81,6 +86,10 @@ pub struct McpExchange<'a> {
     pub bindings: &'a Bindings,
     /// What the request asked for, and in which session.
     pub expected: &'a Expected,
+    /// The pages that were asked for in the caller's place; `None`: none can be.
+    pub pages: Option<&'a Pages>,
+    /// What the caller of a stream may see of lists: it is told when that changes.
+    pub view: Cell<Option<Box<View<'a>>>>,
     /// Counts what is held back because it is of tasks that are not the caller's.
     pub others_tasks: &'a Cell<usize>,
     /// Policy is only observed: lists are shown whole.
@@ -100,6 +109,8 @@ pub struct Replied {
     pub reusable: bool,
     /// Bytes that came beyond it: a fault of the server's, for which nobody but its connection pays.
     pub beyond: usize,
+    /// It is a page that was not shown, since the caller may see nothing of it: the next one is to be asked for.
+    pub next: Option<Next>,
 }
 
 /// Why a reply did not come, or not whole.
@@ -136,8 +147,9 @@ pub async fn stream<S: Stream>(
     client: &mut Client<S>,
     exchange: &Exchange<'_>,
 ) -> Result<Replied, Broken> {
-    let client = ToClient::new(client, exchange.limits);
-    let mut reply = Reply { upstream, client, exchange, opened: None };
+    let has_begun = exchange.begun.get();
+    let client = ToClient::new(client, exchange.limits, if has_begun { Seen::Part } else { Seen::Nothing });
+    let mut reply = Reply { upstream, client, exchange, opened: None, next: None };
     let run = reply.run().await;
     let bytes = reply.client.bytes;
     match run {
@@ -146,9 +158,32 @@ pub async fn stream<S: Stream>(
             let whole = keep_alive && !reply.upstream.cut && reply.upstream.buffer.is_empty();
             let reusable = upgraded || whole;
             let beyond = if upgraded { 0 } else { reply.upstream.buffer.bytes().len() };
-            Ok(Replied { status, bytes, reusable, beyond })
+            Ok(Replied { status, bytes, reusable, beyond, next: reply.next })
         }
-        Err(fault) => Err(Broken { fault, bytes, seen: reply.client.seen }),
+        Err(fault) => {
+            // The events before are whole as long as there is nothing of this one.
+            let is_between = has_begun && bytes == 0 && reply.client.seen == Seen::Part;
+            let seen = if is_between { Seen::Events { unanswered: true } } else { reply.client.seen };
+            Err(Broken { fault, bytes, seen })
+        }
+    }
+}
+
+impl McpExchange<'_> {
+    /// Keeps the revision in which the server opens a session, by its answer to `initialize`.
+    fn agreed(&self, reply: Value<'_>, opened: Option<&str>) -> Result<(), Fault> {
+        const KEY: &str = "protocolVersion";
+        let (Some(result), Some(session)) = (reply.get("result"), opened) else { return Ok(()) };
+        if result.collides(KEY) {
+            return Err(unreadable("answer to `initialize`", "it has `protocolVersion` in two cases"));
+        }
+        let date = result.get(KEY).and_then(Value::as_str);
+        let revision = date.and_then(|date| Revision::named(date.as_bytes()));
+        // The latest has no sessions, and no `initialize`.
+        if let Some(revision) = revision.filter(|revision| *revision != Revision::July2026) {
+            self.bindings.agreed(self.caller, &self.server.identity, session, revision);
+        }
+        Ok(())
     }
 }
 
@@ -156,15 +191,17 @@ thread_local! {
     static SCRATCH: RefCell<json::Scratch> = RefCell::new(json::Scratch::default());
 }
 
-struct Reply<'r, S> {
+struct Reply<'r, 'e, S> {
     upstream: &'r mut Upstream,
     client: ToClient<'r, S>,
-    exchange: &'r Exchange<'r>,
+    exchange: &'r Exchange<'e>,
     /// The session that it opens.
     opened: Option<Box<str>>,
+    /// Where the list goes on of which it shows nothing.
+    next: Option<Next>,
 }
 
-impl<S: Stream> Reply<'_, S> {
+impl<S: Stream> Reply<'_, '_, S> {
     async fn run(&mut self) -> Result<(u16, bool), Fault> {
         self.wait_for_head().await?;
         let parsed = http1::response_head(
@@ -183,19 +220,25 @@ impl<S: Stream> Reply<'_, S> {
         }
         Self::bind_session(&head, self.exchange, &mut self.opened)?;
         let content = content::of(&head, self.exchange.mcp.as_ref())?;
+        let has_begun = self.exchange.begun.get();
+        if has_begun && !content::is_success(status) {
+            return Err(Fault::NoAnswer { status });
+        }
         if content == Content::Whole {
             let bytes = self.upstream.buffer.bytes();
             // As nearly always: what was read once is sent from where it lies.
             if let Placed::Whole { text, end } = whole::placed(framing, head_bytes, bytes)? {
                 let held = self.upstream.buffer.held();
-                self.client.deliver(&head, &bytes[text], held, self.exchange).await?;
+                self.next = self.client.deliver(&head, &bytes[text], held, self.exchange).await?;
                 self.upstream.buffer.consume(end);
             } else {
                 self.held(head_bytes, framing).await?;
             }
         } else {
             let outgoing = outgoing(&head, content, self.exchange.http_method)?;
-            http1::write_response_head(self.client.out.vec(), &head, outgoing, self.exchange.close);
+            if !has_begun {
+                http1::write_response_head(self.client.out.vec(), &head, outgoing, self.exchange.close);
+            }
             self.upstream.buffer.consume(head_bytes);
             let mut body = Body::new(framing);
             if content == Content::Events {

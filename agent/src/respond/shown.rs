@@ -5,7 +5,7 @@ use toolgate_core::mcp::json::{Malformed, Value};
 use toolgate_core::mcp::{ListKind, list};
 use toolgate_core::pin::{self, Definition, Kind, Pin, Seen, Verdict};
 
-use super::{Exchange, Fault, McpExchange, unreadable};
+use super::{Exchange, Fault, McpExchange, Next, unreadable};
 use crate::pins::{self, Findings, Pins};
 
 /// What a reply shows that must be read.
@@ -35,32 +35,35 @@ impl McpExchange<'_> {
     }
 }
 
-/// Appends a reply to `out` as the caller may see it.
+/// Appends a reply to `out` as the caller may see it. Or tells where its list goes on, if this page is not to be shown.
 pub(super) async fn show(
     reply: Value<'_>,
     what: Shown,
     exchange: &Exchange<'_>,
     out: &mut Vec<u8>,
-) -> Result<(), Fault> {
-    let Some(mcp) = &exchange.mcp else { return Ok(()) };
+) -> Result<Option<Next>, Fault> {
+    let Some(mcp) = &exchange.mcp else { return Ok(None) };
     let shown = match what {
         Shown::List(kind) => show_list(reply, kind, mcp, out).await,
-        Shown::Tasks => mcp.show_tasks(reply, out),
-        Shown::Instructions => show_instructions(reply, mcp, out).await,
+        Shown::Tasks => mcp.show_tasks(reply, out).map(|()| None),
+        Shown::Instructions => show_instructions(reply, mcp, out).await.map(|()| None),
     };
     let what = match what {
         Shown::List(_) | Shown::Tasks => "list",
         Shown::Instructions => "instructions",
     };
-    shown.map_err(|error| unreadable(what, &error.to_string()))
+    let cursor = shown.map_err(|error| unreadable(what, &error.to_string()))?;
+    let (Some(pages), Some(cursor)) = (mcp.pages, cursor) else { return Ok(None) };
+    pages.next(cursor, reply.text().len(), exchange.limits)
 }
 
-async fn show_list(
-    reply: Value<'_>,
+/// Gives the cursor of a page that goes on and has nothing for the caller.
+async fn show_list<'b>(
+    reply: Value<'b>,
     kind: ListKind,
     mcp: &McpExchange<'_>,
     out: &mut Vec<u8>,
-) -> Result<(), Malformed> {
+) -> Result<Option<Value<'b>>, Malformed> {
     let pinned = match (mcp.pins, Kind::of_list(kind)) {
         (Some(pinned), Some(of)) => Some((pinned.findings, approved(reply, kind, of, pinned, mcp).await?)),
         (Some(_) | None, _) => None,
@@ -76,7 +79,8 @@ async fn show_list(
                 approved.binary_search(&place).is_ok() || findings.keep_back(holds_back)
             })
     };
-    list::filter(reply, kind, keep, out).map(drop)
+    let filtered = list::filter(reply, kind, keep, out)?;
+    if filtered.kept == 0 { list::next_cursor(reply) } else { Ok(None) }
 }
 
 async fn show_instructions(

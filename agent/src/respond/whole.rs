@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use toolgate_core::http1::{self, ChunkedDecoder, Framing, HttpError, Name, Outgoing, ResponseHead};
 use toolgate_core::mcp::json::Value;
-use toolgate_core::mcp::{self, Envelope, Owed};
+use toolgate_core::mcp::{self, Envelope, Owed, sse};
 
 use super::client::ToClient;
 use super::content::is_success;
 use super::shown::{self, Shown};
-use super::{Exchange, Fault, Reply, SCRATCH, message, server_left};
+use super::{Exchange, Fault, Next, Reply, SCRATCH, message, server_left};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, PARKED_BYTES, Scratch};
 use crate::deadline::timeout;
@@ -66,7 +66,7 @@ enum Whole {
     Joined { head: Scratch, text: Scratch },
 }
 
-impl<S: Stream> Reply<'_, S> {
+impl<S: Stream> Reply<'_, '_, S> {
     /// A reply of which a part is still to come.
     pub(super) async fn held(&mut self, head_bytes: usize, framing: Framing) -> Result<(), Fault> {
         let limits = self.exchange.limits;
@@ -85,7 +85,7 @@ impl<S: Stream> Reply<'_, S> {
         };
         let parsed = http1::response_head(head, self.exchange.http_method, &limits.head())?;
         let head = parsed.ok_or_else(server_left)?;
-        self.client.deliver(&head, text, held, self.exchange).await?;
+        self.next = self.client.deliver(&head, text, held, self.exchange).await?;
         if let Whole::InBuffer { end, .. } = whole {
             self.upstream.buffer.consume(end);
         }
@@ -153,14 +153,14 @@ fn fitting(length: usize, limits: &Limits) -> Result<usize, Fault> {
 
 impl<S: Stream> ToClient<'_, S> {
     /// Sends a reply that is whole, if it is what its request is owed, as the caller may see it. `held`: bytes that are
-    /// held meanwhile.
+    /// held meanwhile. A page that shows nothing is not sent: it tells where the list goes on.
     pub(super) async fn deliver(
         &mut self,
         head: &ResponseHead<'_>,
         text: &[u8],
         held: usize,
         exchange: &Exchange<'_>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Option<Next>, Fault> {
         fitting(text.len(), exchange.limits)?;
         let mut shown = Vec::new();
         let mut all = held;
@@ -172,13 +172,26 @@ impl<S: Stream> ToClient<'_, S> {
                     self.charge.at_least(all)?;
                 }
                 shown.reserve(text.len());
-                shown::show(reply, what, exchange, &mut shown).await?;
+                if let Some(next) = shown::show(reply, what, exchange, &mut shown).await? {
+                    return Ok(Some(next));
+                }
                 &shown
             }
         };
+        if exchange.begun.get() {
+            return self.end_with(text, all).await.map(|()| None);
+        }
         let outgoing = Outgoing::Length(text.len() as u64);
         http1::write_response_head(self.out.vec(), head, outgoing, exchange.close);
-        self.with(text, b"", all).await
+        self.with(text, b"", all).await.map(|()| None)
+    }
+
+    /// Sends a message as the last event of the client's stream.
+    async fn end_with(&mut self, text: &[u8], held: usize) -> Result<(), Fault> {
+        let mut event = Vec::with_capacity(text.len() + 64);
+        sse::with_data(b"event: message\ndata:\n\n", text, &mut event);
+        self.run(&event, true, held).await?;
+        self.with(b"", http1::LAST_CHUNK, held + event.len()).await
     }
 }
 
@@ -201,6 +214,9 @@ fn admitted<'t>(
             let has_result = matches!(message, Envelope::Response { is_error: false, .. });
             if has_result {
                 mcp.bind_task(reply, &input)?;
+                if mcp.expected.initialize {
+                    mcp.agreed(reply, head.headers.only(Name::McpSessionId)?)?;
+                }
             }
             Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply)))
         }

@@ -76,6 +76,15 @@ fn bodies() -> Vec<Row> {
         call("two answers in one body", ok(format!("{own}{own}")), "the end of the text"),
         call("a batch", ok(format!("[{own},{}]", list(2))), "a batch"),
         call("a request of its own", ok(request.to_string()), "a request of the server's"),
+        call(
+            "an answer that asks as well",
+            ok(own.replacen(
+                "\"result\"",
+                "\"method\":\"roots/list\",\"params\":{\"x\":\"poison\"},\"result\"",
+                1,
+            )),
+            "`method` and a reply",
+        ),
         call("a notification", ok(notification.to_string()), "a notification of the server's"),
         call("text", reply("200 OK", "Content-Type: text/plain\r\n", POISON), "no valid JSON"),
         call("no UTF-8", ok([own.as_bytes(), b"\xff"].concat()), "not UTF-8"),
@@ -210,6 +219,17 @@ fn streams() -> Vec<Row> {
             [said("data: "), b"\xff\n\n".to_vec()].concat(),
             BAD,
             "not UTF-8",
+        ),
+        row(
+            "a request that answers as well, as an event",
+            Asks::Call,
+            said(&own.replacen(
+                "\"result\"",
+                "\"method\":\"roots/list\",\"params\":{\"x\":\"poison\"},\"result\"",
+                1,
+            )),
+            BAD,
+            "`method` and a reply",
         ),
         row("a batch as an event", Asks::Call, said(&format!("data: [{}]\n\n", list(1))), BAD, "a batch"),
         row("two answers at once", Asks::Call, said(&format!("{own}{poison}")), Gets::Ended, beyond),

@@ -148,7 +148,8 @@ impl<'b> Headers<'b> {
     }
 
     /// The head that they are of.
-    pub(super) fn head(&self) -> &'b [u8] {
+    #[must_use]
+    pub fn head(&self) -> &'b [u8] {
         self.head
     }
 

@@ -2,8 +2,10 @@
 //! it was.
 
 use super::json::{Kind, Malformed, Value};
-use super::method::ListKind;
+use super::message::Call;
+use super::method::{ListKind, Lists, Method};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// How many elements of a list stayed and went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +110,102 @@ fn filter_by(
     after.into_iter().for_each(|scope| copy.replace(scope, PRIVATE));
     copy.through(reply.text().len());
     Ok(filtered)
+}
+
+/// Where the list in `reply` goes on, the text of a JSON string: the cursor of the next page.
+///
+/// # Errors
+/// [`Malformed`] where a lenient reader could find another cursor, or this one is no text.
+pub fn next_cursor(reply: Value<'_>) -> Result<Option<Value<'_>>, Malformed> {
+    const KEY: &str = "nextCursor";
+    let Some(result) = reply.get("result") else { return Ok(None) };
+    if result.collides(KEY) {
+        return Err(Malformed::CollidingKey { offset: result.offset(), key: KEY.to_owned() });
+    }
+    match result.get(KEY) {
+        Some(cursor) if cursor.kind() == Kind::String => Ok(Some(cursor)),
+        Some(other) if other.kind() != Kind::Null => {
+            Err(Malformed::Member { offset: other.offset(), member: KEY, expected: "a string" })
+        }
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Where the cursor is in a request for a page of a list, or would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorPlace {
+    at: Range<usize>,
+    before: &'static str,
+    after: &'static str,
+}
+
+impl CursorPlace {
+    /// In the text of a request that was parsed whole.
+    #[must_use]
+    pub fn of(text: &[u8], call: &Call<'_>) -> Self {
+        let place = |at, before, after| Self { at, before, after };
+        let Some(params) = call.params else {
+            let start = text.iter().position(|byte| *byte == b'{').map_or(text.len(), |brace| brace + 1);
+            return place(start..start, r#""params":{"cursor":"#, "},");
+        };
+        let start = params.offset() + 1;
+        match params.get("cursor") {
+            Some(cursor) => place(cursor.offset()..cursor.offset() + cursor.text().len(), "", ""),
+            None if params.members().next().is_none() => place(start..start, r#""cursor":"#, ""),
+            None => place(start..start, r#""cursor":"#, ","),
+        }
+    }
+
+    /// The same request for the page at `cursor`, the text of a JSON string. Every other byte stays as it was.
+    #[must_use]
+    pub fn put(&self, text: &[u8], cursor: &str) -> Vec<u8> {
+        let (front, rest) = text.split_at_checked(self.at.start).unwrap_or((text, &[]));
+        let rest = rest.get(self.at.len()..).unwrap_or_default();
+        [front, self.before.as_bytes(), cursor.as_bytes(), self.after.as_bytes(), rest].concat()
+    }
+}
+
+impl Lists {
+    /// All of them.
+    pub const ALL: Self = Self { tools: true, resources: true, prompts: true };
+
+    /// Those whose changes `subscriptions/listen` asks to be told of, or is acknowledged to be (MCP 2026-07-28,
+    /// `SubscriptionFilter`): by the `params` of either.
+    #[must_use]
+    pub fn listened(params: Option<Value<'_>>) -> Self {
+        let filter = params.and_then(|params| params.get("notifications"));
+        let asks = |key| filter.and_then(|filter| filter.get(key)).and_then(Value::as_bool) == Some(true);
+        Self {
+            tools: asks("toolsListChanged"),
+            resources: asks("resourcesListChanged"),
+            prompts: asks("promptsListChanged"),
+        }
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            tools: self.tools && other.tools,
+            resources: self.resources && other.resources,
+            prompts: self.prompts && other.prompts,
+        }
+    }
+
+    /// What tells of a change of each: whole messages. `subscription`: the id, as JSON, of the `subscriptions/listen` on
+    /// whose stream they go.
+    pub fn changed(self, subscription: Option<&str>) -> impl Iterator<Item = String> {
+        let params = subscription
+            .map(|id| format!(r#","params":{{"_meta":{{"io.modelcontextprotocol/subscriptionId":{id}}}}}"#));
+        let params = params.unwrap_or_default();
+        let all = [
+            (self.tools, Method::ToolsListChanged),
+            (self.resources, Method::ResourcesListChanged),
+            (self.prompts, Method::PromptsListChanged),
+        ];
+        let some = all.into_iter().filter(|(is_one, _)| *is_one);
+        some.map(move |(_, method)| format!(r#"{{"jsonrpc":"2.0","method":"{}"{params}}}"#, method.as_str()))
+    }
 }
 
 /// What a filtered list says of who may be shown it again.

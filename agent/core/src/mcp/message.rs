@@ -152,6 +152,8 @@ pub struct Call<'b> {
     pub task: bool,
     /// `params.requestState`: what the server gave to go on with (MCP 2026-07-28).
     pub request_state: Option<Cow<'b, str>>,
+    /// Whether `params.inputResponses` is there: answers to what the server asked within one (MCP 2026-07-28).
+    pub has_responses: bool,
     /// The revision that `params._meta` names (MCP 2026-07-28).
     pub version: Option<Cow<'b, str>>,
 }
@@ -205,6 +207,7 @@ struct Fields<'b> {
     reference: Option<Value<'b>>,
     task: Option<Value<'b>>,
     request_state: Option<Value<'b>>,
+    responses: Option<Value<'b>>,
     /// That of `params._meta`.
     version: Option<Value<'b>>,
     has_meta: bool,
@@ -336,6 +339,8 @@ impl<'b> Fields<'b> {
             &mut self.task
         } else if key.is(const { Name::new("requestState") }) {
             &mut self.request_state
+        } else if key.is(const { Name::new("inputResponses") }) {
+            &mut self.responses
         } else if key.is(const { Name::new("inputRequests") }) {
             &mut self.input.requests
         } else {
@@ -425,9 +430,20 @@ impl<'b> Fields<'b> {
         let request_state = optional(self.request_state, "params.requestState")?;
         let version = optional(self.version, "params._meta.io.modelcontextprotocol/protocolVersion")?;
         let &Self { params, arguments, .. } = self;
-        let (is_request, task) = (id.is_some(), self.task.is_some());
-        let call =
-            Call { id, method, method_name, params, name, uri, arguments, task, request_state, version };
+        let (is_request, task, has_responses) = (id.is_some(), self.task.is_some(), self.responses.is_some());
+        let call = Call {
+            id,
+            method,
+            method_name,
+            params,
+            name,
+            uri,
+            arguments,
+            task,
+            request_state,
+            has_responses,
+            version,
+        };
         Ok(if is_request { Message::Request(call) } else { Message::Notification(call) })
     }
 }

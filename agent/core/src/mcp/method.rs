@@ -15,6 +15,17 @@ pub enum ListKind {
     Prompts,
 }
 
+/// The lists that a message is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lists {
+    /// `tools/list`
+    pub tools: bool,
+    /// `resources/list` and `resources/templates/list`
+    pub resources: bool,
+    /// `prompts/list`
+    pub prompts: bool,
+}
+
 /// What decides about a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {

@@ -19,7 +19,7 @@ pub mod task;
 pub use input::Input;
 pub use json::{JsonLimits, Malformed, Scratch};
 pub use message::{Call, Envelope, Id, Message, Response, parse, reply_envelope};
-pub use method::{Class, ListKind, Method, ServerAsks};
+pub use method::{Class, ListKind, Lists, Method, ServerAsks};
 pub use mirror::{HEADER_MISMATCH_CODE, HeaderMismatch, Mirrored, is_stateless, mirrors};
 pub use owed::{NotOwed, Owed};
 pub use params::{is_param, repeats};

@@ -93,6 +93,8 @@ pub struct Known {
     pub is_hiding: bool,
     /// Whether it is approved.
     pub is_approved: bool,
+    /// Which of the operator's changes ([`Pins::changes`]) was the last one to it; 0: none since the start.
+    pub changed_at: u64,
 }
 
 /// All definitions of one name.
@@ -105,6 +107,8 @@ pub struct Pin {
     is_unsure: bool,
     /// A definition was seen that could not be kept.
     is_partial: bool,
+    /// The operator's change that has let everybody use it again, or nobody any more.
+    settled_at: u64,
 }
 
 impl Pin {
@@ -191,6 +195,7 @@ struct OfServer {
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
     servers: BTreeMap<Identity, Arc<OfServer>>,
+    changes: u64,
 }
 
 impl Pins {
@@ -273,6 +278,33 @@ impl Pins {
         Kind::ALL.into_iter().flat_map(move |kind| kinds(kind).map(move |(name, pin)| (kind, name, pin)))
     }
 
+    /// How often an operator has changed what is approved.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// What a caller may see otherwise than before the operator's changes after the one of that number: of what it was given
+    /// last, or of all where it is not known what that was.
+    pub fn changed<'p>(
+        &'p self,
+        server: &Identity,
+        caller: &Identity,
+        since: u64,
+    ) -> impl Iterator<Item = (Kind, &'p Arc<str>)> {
+        let views = self.servers.get(server).and_then(|of| of.views.get(caller));
+        self.of_server(server)
+            .filter(move |(kind, name, pin)| {
+                let is_new = |known: &Known| known.changed_at > since;
+                match views.map(|views| views.of(*kind).get(*name)) {
+                    None => pin.settled_at > since || pin.known.iter().any(is_new),
+                    Some(None) => false,
+                    Some(Some(view)) => pin.settled_at > since || pin.find(&view.digest).is_some_and(is_new),
+                }
+            })
+            .map(|(kind, name, _)| (kind, name))
+    }
+
     /// The servers of which something is kept.
     pub fn servers(&self) -> impl Iterator<Item = &Identity> {
         self.servers.keys()
@@ -352,17 +384,21 @@ impl Pins {
 
     /// Approves a definition, or withdraws that. False: there is none.
     pub fn set(&mut self, server: &Identity, kind: Kind, name: &str, digest: Digest, approved: bool) -> bool {
+        self.changes += 1;
+        let change = self.changes;
         let of = self.server(server);
         let Some(pin) = of.pins.of_mut(kind).get_mut(name) else { return false };
         let Some(known) = pin.known.iter_mut().find(|known| known.digest == digest) else { return false };
-        known.is_approved = approved;
+        (known.is_approved, known.changed_at) = (approved, change);
         pin.is_unsure = false;
-        of.settle(kind, name);
+        of.settle_at(kind, name, change);
         true
     }
 
     /// Forgets a definition, and that anybody was given it.
     pub fn forget(&mut self, server: &Identity, kind: Kind, name: &str, digest: Digest) {
+        self.changes += 1;
+        let change = self.changes;
         let of = self.server(server);
         let pins = of.pins.of_mut(kind);
         let Some(pin) = pins.get_mut(name) else { return };
@@ -379,7 +415,7 @@ impl Pins {
                 Arc::make_mut(views).of_mut(kind).remove(name);
             }
         }
-        of.settle(kind, name);
+        of.settle_at(kind, name, change);
     }
 }
 
@@ -410,12 +446,25 @@ impl OfServer {
         let is_approved =
             pinning.mode == Mode::FirstUse && pin.is_none() && passes(seen.is_hiding, pinning.hidden);
         let is_change = pin.is_some_and(Pin::has_approved);
-        let known = Known { digest: seen.digest, bytes, is_hiding: seen.is_hiding, is_approved };
+        let known =
+            Known { digest: seen.digest, bytes, is_hiding: seen.is_hiding, is_approved, changed_at: 0 };
         self.pins.of_mut(seen.kind).entry(Arc::clone(&seen.name)).or_default().known.push(known);
         self.definitions += 1;
         self.bytes += bytes;
         let text = seen.text.take();
         Ok(Some(News { seen: Seen { text, ..seen.clone() }, is_change, is_approved }))
+    }
+
+    /// The same after a change of the operator's.
+    fn settle_at(&mut self, kind: Kind, name: &str, change: u64) {
+        let has_changed = |of: &Self| of.pins.of(kind).get(name).is_some_and(|pin| pin.has_changed);
+        let before = has_changed(self);
+        self.settle(kind, name);
+        if before != has_changed(self)
+            && let Some(pin) = self.pins.of_mut(kind).get_mut(name)
+        {
+            pin.settled_at = change;
+        }
     }
 
     /// Looks again whether it has changed for somebody.

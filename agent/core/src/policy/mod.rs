@@ -14,6 +14,7 @@ mod predicate;
 mod rule;
 mod served;
 mod spelling;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -189,6 +190,15 @@ impl Policies {
         ends: Ends,
     ) -> (Verdict, Option<Verdict>) {
         self.both(server, |layers| layers.judge_server(caller, method, ends))
+    }
+
+    /// The verdict on answers whose questions are not known one by one: the server may ask the caller for something.
+    pub(crate) fn judge_answers(&self, caller: &Identity, server: &Identity, ends: Ends) -> Verdict {
+        let all = [Method::ElicitationCreate, Method::SamplingCreate, Method::RootsList];
+        let refused = Err(Refused::without_rule(Reason::ServerRequest));
+        all.into_iter().fold(refused, |refused: Verdict, method| {
+            refused.or_else(|_| self.judge_server(caller, server, method, ends).0)
+        })
     }
 
     /// The verdict on what needs no more than that the caller may anything.

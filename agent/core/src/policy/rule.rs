@@ -11,7 +11,7 @@ use crate::identity::Identity;
 use crate::mcp::{ListKind, ServerAsks};
 
 /// What a matching rule does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Effect {
     /// Permits, unless a deny rule matches too.
     Allow,
