@@ -306,6 +306,7 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
     let mut expected = COMMANDS.map(|command| format!("toolgate-{command}.1")).to_vec();
     expected.push("toolgate.1".to_owned());
     expected.extend(TOOLS.map(|command| format!("toolgate-tools-{command}.1")));
+    expected.extend(CA.map(|command| format!("toolgate-ca-{command}.1")));
     pages.sort();
     expected.sort();
     assert_eq!(pages, expected);

@@ -327,6 +327,13 @@ fn svids(agent: &AgentConfig) -> Result<Svids, SvidError> {
             if is_there { Svids::start(open()?) } else { Svids::on_demand(open) }
         }
         IdentitySource::Join => {
+            let folder = authority_plan(agent).folder();
+            if folder.exists() {
+                tracing::warn!(
+                    folder = %folder.display(),
+                    "this node was an authority itself: what that one issued is not believed by the one that it joins"
+                );
+            }
             let plan = JoinPlan {
                 state_directory: agent.store.clone(),
                 trust_domain: agent.trust_domain.clone(),

@@ -82,6 +82,9 @@ impl Authority {
         now: SystemTime,
     ) -> Result<JoinToken, CaError> {
         let secret = hex(&certify::random::<16>()?);
+        if !is_address(&authority) {
+            return Err(Unregistrable::Address { address: authority }.into());
+        }
         self.register(|registry| {
             let added = registry.add((node, app_ids), hash(&secret), ttl, now);
             added.map_err(CaError::from)
@@ -226,6 +229,13 @@ impl Authority {
         self.registry = registry;
         Ok(is_new)
     }
+}
+
+/// `host:port`, and nothing that a token cannot hold.
+fn is_address(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    text.chars().all(allowed) && port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port != 0))
 }
 
 fn answer(issued: &Issued) -> IssuedAnswer {

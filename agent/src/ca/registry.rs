@@ -92,6 +92,14 @@ pub enum Unregistrable {
     /// A token that never ends.
     #[error("a token lasts from a second to 30 days (--ttl)")]
     Ttl,
+    /// Where no node would find the authority.
+    #[error(
+        "`{address}` is no address with a port (--address): write `192.0.2.1:15012` or `authority.example:15012`"
+    )]
+    Address {
+        /// As it was given.
+        address: String,
+    },
     /// A revoked node does not come back.
     #[error("node `{node}` was revoked, and what was issued to it stays refused: choose another name")]
     Revoked {

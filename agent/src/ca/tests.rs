@@ -448,8 +448,13 @@ fn a_list_of_revocations_is_the_authoritys_own_or_none() {
     let lives = lives(60, 600, 6000, 10);
     let mut authority = Authority::open(plan(here.path(), lives), at(0)).unwrap();
     let joined = |authority: &mut Authority| {
-        let token =
-            authority.token(("node-a", &["docs".to_owned()]), lives.svid, String::new(), at(0)).unwrap();
+        let app_ids = ["docs".to_owned()];
+        for address in ["", "15012", "a/b:1", ":15012", "host:0", "host:x", "a b:1"] {
+            assert!(authority.token(("node-a", &app_ids), lives.svid, address.to_owned(), at(0)).is_err());
+        }
+        let address = "[::1]:15012".to_owned();
+        let token = authority.token(("node-a", &app_ids), lives.svid, address, at(0)).unwrap();
+        assert!(wire::JoinToken::parse(&token.to_string()).is_some_and(|read| read == token));
         let csr = nodes::csr(&new_key().unwrap()).unwrap();
         authority.join(&wire::JoinRequest { node: token.node, secret: token.secret, csr }, at(0)).unwrap();
         authority.revoke("0a0b", at(0)).unwrap();

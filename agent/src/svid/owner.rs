@@ -1,5 +1,6 @@
 //! The thread that owns the source of SVIDs: it issues what is asked for, and renews before it is over.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(200);
 /// A part of an SVID's half life by which renewals are spread.
 const JITTER: u32 = 8;
+
+/// What fails where rotation, renewal of the node, or a fetch does.
+const DUE: &str = "what is due of this node's identity is not done";
 
 /// What is asked of the thread.
 pub(super) enum Order {
@@ -75,7 +79,7 @@ pub(super) fn start(
     let thread = std::thread::Builder::new().name("toolgate-svids".to_owned());
     let run = move || {
         let Some((source, first)) = begin.source(&mut orders) else { return };
-        let mut owner = Owner { source, published, looked: None };
+        let mut owner = Owner { source, published, failing: BTreeSet::new() };
         owner.publish_trust();
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(async {
@@ -93,8 +97,8 @@ pub(super) fn start(
 struct Owner {
     source: Source,
     published: Arc<Published>,
-    /// Why the last look did not do what was due, as it was logged.
-    looked: Option<String>,
+    /// What fails, as it was logged when it began to.
+    failing: BTreeSet<String>,
 }
 
 impl Owner {
@@ -169,24 +173,25 @@ impl Owner {
     async fn look(&mut self, now: SystemTime) {
         match self.source.look(now).await {
             Ok(is_new) => {
-                self.looked = None;
+                self.failing.remove(DUE);
                 if is_new {
                     self.publish_trust();
                 }
             }
-            Err(error) => self.fails("what is due of this node's identity is not done", &error),
+            Err(error) => self.fails(DUE, &error),
         }
         let known = self.published.svids.load_full();
         let due = known.values().filter(|svid| svid.renew_at <= now || now < svid.not_before);
         let (used, unused): (Vec<_>, Vec<_>) = due.partition(|svid| svid.is_used.load(Ordering::Relaxed));
         let mut renewed = Vec::new();
         for svid in used {
+            let what = format!("the SVID of {} is not renewed", svid.identity);
             match self.issue(&svid.identity, now).await {
-                Ok(svid) => renewed.push(svid),
-                Err(error) => {
-                    self.fails(&format!("the SVID of {} is not renewed", svid.identity), &error);
-                    break;
+                Ok(svid) => {
+                    self.failing.remove(&what);
+                    renewed.push(svid);
                 }
+                Err(error) => self.fails(&what, &error),
             }
         }
         let is_over = |svid: &&&Arc<Svid>| !svid.is_valid(now);
@@ -202,12 +207,10 @@ impl Owner {
         }
     }
 
-    /// Says once what stays the same.
+    /// Says it once, until it has worked again.
     fn fails(&mut self, what: &str, error: &SvidError) {
-        let text = format!("{what}: {error}");
-        if self.looked.as_ref() != Some(&text) {
-            tracing::error!("{text}; what there is goes on");
-            self.looked = Some(text);
+        if self.failing.insert(what.to_owned()) {
+            tracing::error!("{what}: {error}; what there is goes on");
         }
     }
 

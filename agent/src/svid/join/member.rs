@@ -114,6 +114,8 @@ impl Member {
             revoked_serials: self.revoked.serials.iter().map(ToString::to_string).collect(),
             revoked_nodes: self.revoked.nodes.iter().map(ToString::to_string).collect(),
         };
+        // Two agents that hand over to each other both keep it.
+        let _lock = folder.lock().map_err(JoinError::File)?;
         folder.write(FILE, Kind::Public, &crate::ca::json(&kept)).map_err(JoinError::File)
     }
 
