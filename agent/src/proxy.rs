@@ -1,21 +1,21 @@
 //! The request path, whole: capture -> identify -> parse -> decide -> forward -> respond -> record.
 //!
-//! Every stage is a module that knows no other; what leads from one to the next, and every refusal, is here. The same
-//! path for what goes to no declared server is in `proxy/undeclared.rs`.
+//! Every stage is a module that knows no other; what leads from one to the next is here. How refusals are put is in
+//! `proxy/refused.rs`, the same path for what goes to no declared server in `proxy/undeclared.rs`.
 
 mod content;
 mod identified;
 mod ids;
+mod refused;
 mod undeclared;
 
 use std::cell::Cell;
-use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Server};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Server};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -26,15 +26,17 @@ use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
 use crate::identify::Origin;
-use crate::limits::{Limit, Limits};
+use crate::limits::Limits;
 use crate::netns::CANARY;
-use crate::parse::{self, Broken, Client, Expected, HeadAt, Refused, Request, Stream, Watch};
+use crate::parse::{self, Asked, Client, Expected, HeadAt, Request, Stream, Watch};
 use crate::pins::Findings;
-use crate::record::{Entry, NoSlot};
+use crate::record::Entry;
 use crate::respond::{self, Exchange, McpExchange, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
+use ids::Named;
+use refused::deny;
 use undeclared::{Passing, Way};
 
 /// Whether a connection goes on after a request.
@@ -236,72 +238,62 @@ impl Turn<'_> {
             Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
         };
         entry.asked(&asked, &node.record);
-        let caller = self.caller.as_ref();
-        let named = caller.map(|caller| self.named(caller, server, &asked, entry)).unwrap_or_default();
-        let policies = &self.resources.policies;
-        let decision = decision::decide(caller, server, &asked, named.ids(), policies, node.mode);
-        let (permitted, caller) = match (decision, caller) {
-            (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
-            (Decision::Permitted(_), Err(unidentified)) => {
-                return Outcome::Answered(deny(&unidentified.into(), asked.shape(), entry));
-            }
-            (Decision::Denied(denied), _) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
+        let named = self.named(server, &asked, entry);
+        let (permitted, caller) = match self.judged(&asked, &named, server, entry) {
+            Ok(permitted) => permitted,
+            Err(denied) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
         };
-        entry.permitted(&permitted);
-        if let Err(denied) = self.held_to_pins(caller, server, &permitted, entry) {
-            return Outcome::Answered(deny(&denied, asked.shape(), entry));
-        }
         let expected = Expected::of(&asked, named.owes());
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
             Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             taken => taken.and_then(Result::ok),
         };
         let leg = forward::leg(caller, server);
+        match self.sent(permitted, &leg, watch).await {
+            Ok(upstream) => Outcome::Sent { upstream, leg, expected, stream },
+            Err(error) => Outcome::Unsent { error, expected },
+        }
+    }
+
+    /// Decides: policy, then pins. What is permitted is recorded so.
+    fn judged<'j>(
+        &'j self,
+        asked: &'j Asked<'j>,
+        named: &Named,
+        server: &Server,
+        entry: &mut Entry,
+    ) -> Result<(Permitted<&'j Asked<'j>>, &'j Identity), Denied> {
+        let (caller, policies) = (self.caller.as_ref(), &self.resources.policies);
+        let mode = self.worker.node.mode;
+        let (permitted, caller) =
+            match (decision::decide(caller, server, asked, named.ids(), policies, mode), caller) {
+                (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
+                (Decision::Permitted(_), Err(unidentified)) => return Err(unidentified.into()),
+                (Decision::Denied(denied), _) => return Err(denied),
+            };
+        entry.permitted(&permitted);
+        self.held_to_pins(caller, server, &permitted, entry)?;
+        Ok((permitted, caller))
+    }
+
+    /// Forwards, unless the client leaves first.
+    async fn sent<S: Stream>(
+        &self,
+        permitted: Permitted<&Asked<'_>>,
+        leg: &Leg,
+        watch: &mut Watch<'_, S>,
+    ) -> Result<Upstream, ForwardError> {
+        let node = &*self.worker.node;
         let sent = {
             let (pool, home) = (&self.worker.pool, node.namespaces.home());
-            let sending = pin!(forward::send(permitted, &leg, pool, home, &node.limits));
+            let sending = pin!(forward::send(permitted, leg, pool, home, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {
             // Without a record it is in the log all the same.
             let _ = node.record.event(&fault);
         }
-        match sent {
-            Ok(upstream) => Outcome::Sent { upstream, leg, expected, stream },
-            Err(error) => Outcome::Unsent { error, expected },
-        }
-    }
-
-    /// No entry can be opened: the message is denied, and nothing but a metric and the log tells of it.
-    async fn unrecorded<S: Stream>(&self, client: &mut Client<S>, no_slot: &NoSlot) {
-        let metrics = &self.worker.node.metrics;
-        let reason = match no_slot {
-            NoSlot::Full { .. } | NoSlot::Share(_) => Reason::Overload,
-            NoSlot::Failing => Reason::AuditUnavailable,
-        };
-        metrics.refused(reason);
-        if let Some(limit) = no_slot.limit() {
-            metrics.limits.count(limit, no_slot);
-        }
-        self.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
-    }
-
-    /// There is too much of something: refused for now, and recorded.
-    fn shed(&self, limit: Limit, what: &dyn Display, entry: &mut Entry) -> Answer {
-        self.worker.node.metrics.limits.count(limit, what);
-        let answer = denial::answer(Reason::Overload, Shape::Connection, &entry.request_id());
-        entry.refused(Reason::Overload, answer.status, what.to_string());
-        answer
-    }
-
-    /// Records a request that breaks a wire rule, and says which.
-    fn refuse(&self, refused: &Refused, entry: &mut Entry) -> Answer {
-        if let Some(limit) = refused.limit {
-            self.worker.node.metrics.limits.count(limit, &refused.detail);
-        }
-        let shape = Shape::Broken { status: refused.status, code: refused.code };
-        entry.refused(refused.reason, refused.status, refused.detail.clone());
-        denial::answer(refused.reason, shape, &entry.request_id())
+        sent
     }
 
     /// Streams the reply of a declared server, and keeps what can serve again.
@@ -351,7 +343,9 @@ impl Turn<'_> {
             node.bindings.end_session(&server.identity, ended);
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
-        self.record_findings(&leg.caller, server, findings, entry);
+        if let Some(note) = self.record_findings(&leg.caller, server, &findings) {
+            entry.noted(note);
+        }
         if reusable {
             self.worker.pool.checkin(leg, upstream, &node.limits);
         }
@@ -408,63 +402,6 @@ impl Turn<'_> {
         }
     }
 
-    /// The agent ends: the client may come again, and finds its server without us, or our successor.
-    async fn turned_away<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) {
-        self.name_caller(&mut entry);
-        let answer = denial::answer(Reason::ShuttingDown, Shape::Connection, &entry.request_id());
-        entry.refused(Reason::ShuttingDown, answer.status, "the agent ends");
-        self.answer(client, &answer, true).await;
-    }
-
-    /// The target is down.
-    async fn unreachable<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        head: &HeadAt,
-        error: &ForwardError,
-        expected: &Expected,
-        entry: &mut Entry,
-    ) -> Flow {
-        let (reason, status) = error.reason();
-        entry.failed(reason, 0, error.to_string());
-        if reason == Reason::ClientLeft {
-            return Flow::Close;
-        }
-        match error.limit() {
-            Some(limit) => self.worker.node.metrics.limits.count(limit, error),
-            None => tracing::warn!(%error, "server unreachable"),
-        }
-        entry.replied(status, 0);
-        let answer = denial::answer(reason, expected.failure(), &entry.request_id());
-        self.answer(client, &answer, !head.keep_alive).await
-    }
-
-    /// What came is no whole request: the connection cannot go on.
-    async fn broken<S: Stream>(
-        &self,
-        client: &mut Client<S>,
-        broken: &Broken,
-        server: Option<&Server>,
-        mut entry: Entry,
-    ) -> Flow {
-        if let Some(server) = server {
-            entry.target(&server.identity);
-        }
-        self.name_caller(&mut entry);
-        let refused = match broken {
-            Broken::ClientLeft => return Flow::Close, // the entry says so by itself
-            Broken::NoRoom(exceeded) => {
-                let answer = self.shed(exceeded.limit, broken, &mut entry);
-                return self.answer(client, &answer, true).await;
-            }
-            Broken::Http(error) => Refused::from(error),
-            Broken::BodyTooLarge { .. } => Refused::too_large(broken.limit(), broken.to_string()),
-            Broken::Slow { .. } => Refused::slow(broken.limit(), broken.to_string()),
-        };
-        let answer = self.refuse(&refused, &mut entry);
-        self.answer(client, &answer, true).await
-    }
-
     async fn answer<S: Stream>(&self, client: &mut Client<S>, answer: &Answer, close: bool) -> Flow {
         let written = client.answer(answer, close, &self.worker.node.limits).await;
         if written.is_err() || close || answer.close { Flow::Close } else { Flow::Continue }
@@ -488,11 +425,4 @@ impl Turn<'_> {
             entry.caller(caller);
         }
     }
-}
-
-/// Records a refusal, and puts it as the client can take it.
-fn deny(denied: &Denied, shape: Shape<'_>, entry: &mut Entry) -> Answer {
-    let answer = denial::answer(denied.reason, shape, &entry.request_id());
-    entry.denied(denied, answer.status);
-    answer
 }

@@ -73,34 +73,31 @@ impl Turn<'_> {
         (server.pinning.mode != Mode::Off).then_some(PinExchange { pins, findings })
     }
 
-    /// Records what a reply has shown.
+    /// Records what a reply has shown; what its own record should tell of that.
     pub(super) fn record_findings(
         &self,
         caller: &Identity,
         server: &Server,
-        findings: Findings,
-        entry: &mut Entry,
-    ) {
+        findings: &Findings,
+    ) -> Option<String> {
         let node = &*self.worker.node;
-        for news in findings.news.into_inner() {
+        for news in findings.news.take() {
             let told = node.record.event(&shown(caller, server, &news));
             if let Err(error) = told {
                 tracing::error!(%error, server = %server.identity, "a new definition is not in the audit");
             }
         }
-        for limit in findings.limited.into_inner() {
+        for limit in findings.limited.take() {
             let server = &server.identity;
             let what: &dyn Display =
                 &format_args!("a definition of `{server}` is not kept: {limit} is reached");
             node.metrics.limits.count(limit, what);
         }
-        if findings.others_tasks.get() > 0 {
-            entry.noted(format!("not shown, tasks of others: {}", findings.others_tasks.get()));
-        }
-        match (findings.left_out.get(), findings.passed.get()) {
-            (0, 0) => {}
-            (0, passed) => entry.noted(format!("shown though not approved: {passed}")),
-            (left_out, _) => entry.noted(format!("not shown, not approved: {left_out}")),
+        match (findings.others_tasks.take(), findings.left_out.take(), findings.passed.take()) {
+            (0, 0, 0) => None,
+            (0, 0, passed) => Some(format!("shown though not approved: {passed}")),
+            (0, left_out, _) => Some(format!("not shown, not approved: {left_out}")),
+            (others, _, _) => Some(format!("not shown, tasks of others: {others}")),
         }
     }
 

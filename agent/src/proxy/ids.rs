@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use toolgate_core::decision::{Ids, Server, Use};
-use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Message, Method};
 
 use super::Turn;
@@ -41,13 +40,8 @@ impl Named {
 
 impl Turn<'_> {
     /// Looks up what a request names; the record keeps the tool of its task. Who answers a question has answered it.
-    pub(super) fn named(
-        &self,
-        caller: &Identity,
-        server: &Server,
-        asked: &Asked<'_>,
-        entry: &mut Entry,
-    ) -> Named {
+    pub(super) fn named(&self, server: &Server, asked: &Asked<'_>, entry: &mut Entry) -> Named {
+        let Ok(caller) = self.caller else { return Named::default() };
         let (bindings, now) = (&self.worker.node.bindings, entry.started());
         let find = |kind, id: &str| bindings.used_by(kind, caller, &server.identity, id, now);
         let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default().whose;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, sse};
+use toolgate_core::mcp::json::Value;
+use toolgate_core::mcp::{Envelope, Input, sse};
 
 use super::client::put_chunk;
-use super::{Asking, Exchange, Fault, Reply, Seen, message, shown, unreadable};
+use super::{Asking, Exchange, Fault, McpExchange, Reply, Seen, message, shown, unreadable};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
 use crate::events::Given;
@@ -138,33 +139,50 @@ async fn judge(
     let (message, reply, input) = message(&data, "event", exchange.limits)?;
     mcp.owed.admits_event(&message, *answered)?;
     match message {
-        Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
-        Envelope::Notification(_) => match mcp.admits(&input, "event") {
-            Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
-            admitted => admitted.map(|()| Judged::Kept),
-        },
+        Envelope::Notification(method) => mcp.told(&method, reply, &input),
         Envelope::Request(method_name, id) => {
             let may_ask = (mcp.may_ask)(Asking::Request { method: &method_name, id: &id, opened });
             Ok(if may_ask { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
-            mcp.admits(&input, "event")?;
-            if !is_error {
-                mcp.bind_task(reply, &input)?;
-            }
-            let what = mcp.shown().filter(|_| !is_error);
-            let judged = if let Some(what) = what {
-                let mut shown = Vec::with_capacity(data.len());
-                shown::show(reply, what, exchange, &mut shown).await?;
-                let mut replaced = Vec::with_capacity(event.len());
-                sse::with_data(event, &shown, &mut replaced);
-                Judged::Replaced(replaced)
-            } else {
-                Judged::Kept
-            };
+            let judged = mcp.answered((event, &data), reply, &input, is_error).await?;
             *answered = true;
             Ok(judged)
         }
+    }
+}
+
+impl McpExchange<'_> {
+    /// What becomes of a notification.
+    fn told(&self, method: &str, notification: Value<'_>, input: &Input<'_>) -> Result<Judged, Fault> {
+        if !self.may_be_told(method, notification) {
+            return Ok(Judged::Withheld);
+        }
+        match self.admits(input, "event") {
+            Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
+            admitted => admitted.map(|()| Judged::Kept),
+        }
+    }
+
+    /// What becomes of the answer, the data of an event.
+    async fn answered(
+        &self,
+        (event, data): (&[u8], &[u8]),
+        reply: Value<'_>,
+        input: &Input<'_>,
+        is_error: bool,
+    ) -> Result<Judged, Fault> {
+        self.admits(input, "event")?;
+        if is_error {
+            return Ok(Judged::Kept);
+        }
+        self.bind_task(reply, input)?;
+        let Some(what) = self.shown() else { return Ok(Judged::Kept) };
+        let mut shown = Vec::with_capacity(data.len());
+        shown::show(reply, what, self, &mut shown).await?;
+        let mut replaced = Vec::with_capacity(event.len());
+        sse::with_data(event, &shown, &mut replaced);
+        Ok(Judged::Replaced(replaced))
     }
 }
 

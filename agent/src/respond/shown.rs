@@ -5,7 +5,7 @@ use toolgate_core::mcp::json::{Malformed, Value};
 use toolgate_core::mcp::{ListKind, list};
 use toolgate_core::pin::{self, Definition, Kind, Pin, Seen, Verdict};
 
-use super::{Exchange, Fault, McpExchange, unreadable};
+use super::{Fault, McpExchange, unreadable};
 use crate::pins::{self, Findings, Pins};
 
 /// What a reply shows that must be read.
@@ -39,10 +39,9 @@ impl McpExchange<'_> {
 pub(super) async fn show(
     reply: Value<'_>,
     what: Shown,
-    exchange: &Exchange<'_>,
+    mcp: &McpExchange<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Fault> {
-    let Some(mcp) = &exchange.mcp else { return Ok(()) };
     let shown = match what {
         Shown::List(kind) => show_list(reply, kind, mcp, out).await,
         Shown::Tasks => mcp.show_tasks(reply, out),

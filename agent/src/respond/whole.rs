@@ -9,7 +9,7 @@ use toolgate_core::mcp::{self, Envelope, Owed};
 use super::client::ToClient;
 use super::content::is_success;
 use super::shown::{self, Shown};
-use super::{Exchange, Fault, Reply, SCRATCH, message, server_left};
+use super::{Exchange, Fault, McpExchange, Reply, SCRATCH, message, server_left};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, PARKED_BYTES, Scratch};
 use crate::deadline::timeout;
@@ -166,13 +166,13 @@ impl<S: Stream> ToClient<'_, S> {
         let mut all = held;
         let text = match admitted(head, text, exchange)? {
             None => text,
-            Some((what, reply)) => {
+            Some((what, reply, mcp)) => {
                 all += text.len();
                 if text.len() > BLOCK_BYTES {
                     self.charge.at_least(all)?;
                 }
                 shown.reserve(text.len());
-                shown::show(reply, what, exchange, &mut shown).await?;
+                shown::show(reply, what, mcp, &mut shown).await?;
                 &shown
             }
         };
@@ -186,8 +186,8 @@ impl<S: Stream> ToClient<'_, S> {
 fn admitted<'t>(
     head: &ResponseHead<'_>,
     text: &'t [u8],
-    exchange: &Exchange<'_>,
-) -> Result<Option<(Shown, Value<'t>)>, Fault> {
+    exchange: &'t Exchange<'_>,
+) -> Result<Option<(Shown, Value<'t>, &'t McpExchange<'t>)>, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(None) };
     let succeeds = is_success(head.status);
     let must_answer = succeeds && matches!(mcp.owed, Owed::Answer { .. });
@@ -202,7 +202,7 @@ fn admitted<'t>(
             if has_result {
                 mcp.bind_task(reply, &input)?;
             }
-            Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply)))
+            Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply, mcp)))
         }
         Err(fault) if must_answer || could_be_read(text, head, exchange.limits)? => Err(fault),
         // What failed, or had nothing to answer, may say what it likes.

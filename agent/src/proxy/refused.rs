@@ -1,0 +1,110 @@
+//! What is not served: how it is recorded, and what its client is told.
+
+use std::fmt::Display;
+
+use toolgate_core::decision::{Denied, Server};
+use toolgate_core::denial::{self, Answer, Reason, Shape};
+
+use super::{Flow, Turn};
+use crate::forward::ForwardError;
+use crate::limits::Limit;
+use crate::parse::{Broken, Client, Expected, HeadAt, Refused, Stream};
+use crate::record::{Entry, NoSlot};
+
+impl Turn<'_> {
+    /// No entry can be opened: the message is denied, and nothing but a metric and the log tells of it.
+    pub(super) async fn unrecorded<S: Stream>(&self, client: &mut Client<S>, no_slot: &NoSlot) {
+        let metrics = &self.worker.node.metrics;
+        let reason = match no_slot {
+            NoSlot::Full { .. } | NoSlot::Share(_) => Reason::Overload,
+            NoSlot::Failing => Reason::AuditUnavailable,
+        };
+        metrics.refused(reason);
+        if let Some(limit) = no_slot.limit() {
+            metrics.limits.count(limit, no_slot);
+        }
+        self.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
+    }
+
+    /// There is too much of something: refused for now, and recorded.
+    pub(super) fn shed(&self, limit: Limit, what: &dyn Display, entry: &mut Entry) -> Answer {
+        self.worker.node.metrics.limits.count(limit, what);
+        let answer = denial::answer(Reason::Overload, Shape::Connection, &entry.request_id());
+        entry.refused(Reason::Overload, answer.status, what.to_string());
+        answer
+    }
+
+    /// Records a request that breaks a wire rule, and says which.
+    pub(super) fn refuse(&self, refused: &Refused, entry: &mut Entry) -> Answer {
+        if let Some(limit) = refused.limit {
+            self.worker.node.metrics.limits.count(limit, &refused.detail);
+        }
+        let shape = Shape::Broken { status: refused.status, code: refused.code };
+        entry.refused(refused.reason, refused.status, refused.detail.clone());
+        denial::answer(refused.reason, shape, &entry.request_id())
+    }
+
+    /// The agent ends: the client may come again, and finds its server without us, or our successor.
+    pub(super) async fn turned_away<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) {
+        self.name_caller(&mut entry);
+        let answer = denial::answer(Reason::ShuttingDown, Shape::Connection, &entry.request_id());
+        entry.refused(Reason::ShuttingDown, answer.status, "the agent ends");
+        self.answer(client, &answer, true).await;
+    }
+
+    /// The target is down.
+    pub(super) async fn unreachable<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        error: &ForwardError,
+        expected: &Expected,
+        entry: &mut Entry,
+    ) -> Flow {
+        let (reason, status) = error.reason();
+        entry.failed(reason, 0, error.to_string());
+        if reason == Reason::ClientLeft {
+            return Flow::Close;
+        }
+        match error.limit() {
+            Some(limit) => self.worker.node.metrics.limits.count(limit, error),
+            None => tracing::warn!(%error, "server unreachable"),
+        }
+        entry.replied(status, 0);
+        let answer = denial::answer(reason, expected.failure(), &entry.request_id());
+        self.answer(client, &answer, !head.keep_alive).await
+    }
+
+    /// What came is no whole request: the connection cannot go on.
+    pub(super) async fn broken<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        broken: &Broken,
+        server: Option<&Server>,
+        mut entry: Entry,
+    ) -> Flow {
+        if let Some(server) = server {
+            entry.target(&server.identity);
+        }
+        self.name_caller(&mut entry);
+        let refused = match broken {
+            Broken::ClientLeft => return Flow::Close, // the entry says so by itself
+            Broken::NoRoom(exceeded) => {
+                let answer = self.shed(exceeded.limit, broken, &mut entry);
+                return self.answer(client, &answer, true).await;
+            }
+            Broken::Http(error) => Refused::from(error),
+            Broken::BodyTooLarge { .. } => Refused::too_large(broken.limit(), broken.to_string()),
+            Broken::Slow { .. } => Refused::slow(broken.limit(), broken.to_string()),
+        };
+        let answer = self.refuse(&refused, &mut entry);
+        self.answer(client, &answer, true).await
+    }
+}
+
+/// Records a refusal, and puts it as the client can take it.
+pub(super) fn deny(denied: &Denied, shape: Shape<'_>, entry: &mut Entry) -> Answer {
+    let answer = denial::answer(denied.reason, shape, &entry.request_id());
+    entry.denied(denied, answer.status);
+    answer
+}
