@@ -10,8 +10,8 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`events`],
-//! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`],
+//! [`endpoints`], [`events`], [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod discovered;
+pub mod endpoints;
 pub mod events;
 pub mod existing;
 pub mod file;

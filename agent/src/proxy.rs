@@ -1,11 +1,13 @@
 //! The request path, whole: capture -> identify -> parse -> decide -> forward -> respond -> record.
 //!
 //! Every stage is a module that knows no other; what leads from one to the next is here. How refusals are put is in
-//! `proxy/refused.rs`, the same path for what goes to no declared server in `proxy/undeclared.rs`.
+//! `proxy/refused.rs`, the same path for what goes to no declared server in `proxy/undeclared.rs`, and for a server whose
+//! answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`.
 
 mod content;
 mod identified;
 mod ids;
+mod paired;
 mod refused;
 mod undeclared;
 
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Permitted, Server};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Server, Transport};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -182,7 +184,10 @@ async fn requests<S: Stream>(
         let flow = match (head, server) {
             (Ok(None), _) => return,
             (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
-            (Ok(Some(head)), Some(server)) => housed(|| turn.served(client, &head, server, entry)).await,
+            (Ok(Some(head)), Some(server)) => match server.transport {
+                Transport::Streamable => housed(|| turn.served(client, &head, server, entry)).await,
+                Transport::Sse => housed(|| turn.paired(client, &head, server, entry)).await,
+            },
             (Ok(Some(head)), None) => housed(|| turn.undeclared(client, &head, &mut passing, entry)).await,
         };
         if flow != Flow::Continue {
@@ -329,7 +334,10 @@ impl Turn<'_> {
                 expected,
                 others_tasks: &findings.others_tasks,
                 observe,
-                may_ask: &|asking| self.may_ask(&leg.caller, server, expected, asking),
+                may_ask: &|asking| {
+                    self.may_ask(&leg.caller, server, (expected.session(), expected.revision), asking)
+                },
+                paired: None,
             }),
             upgrade: false,
             close: !head.keep_alive,
@@ -378,16 +386,9 @@ impl Turn<'_> {
                 (flow, replied.reusable)
             }
             Err(broken) => {
-                let reason = broken.fault.reason();
-                if let Some(limit) = broken.fault.limit() {
-                    self.worker.node.metrics.limits.count(limit, &broken.fault);
-                }
-                entry.failed(reason, broken.bytes, broken.fault.to_string());
-                let is_refused = reason == Reason::ServerRequest;
-                let shape = if is_refused { expected.refusal() } else { expected.failure() };
-                let answer = denial::answer(reason, shape, &entry.request_id());
+                let answer = self.broke(&broken, expected, entry);
                 match broken.seen {
-                    Seen::Nothing if reason != Reason::ClientLeft => {
+                    Seen::Nothing if broken.fault.reason() != Reason::ClientLeft => {
                         entry.replied(broken.fault.status(), 0);
                         (self.answer(client, &answer, !head.keep_alive).await, false)
                     }

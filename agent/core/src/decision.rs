@@ -19,6 +19,8 @@ use crate::workload::Unidentified;
 pub enum Transport {
     /// Streamable HTTP (MCP 2025-03-26 and later).
     Streamable,
+    /// HTTP with SSE (MCP 2024-11-05): the client opens a stream, and sends to the endpoint that is named there.
+    Sse,
 }
 
 /// Whether policy counts for a server.
@@ -207,6 +209,8 @@ pub struct Ids<'t> {
     pub tool: Option<&'t str>,
     /// The last event of the stream that it resumes.
     pub event: Use,
+    /// The endpoint that it is sent to, where streams have one.
+    pub endpoint: Use,
     /// Of an answer: the method of the server's request that this caller was given and has not answered.
     pub question: Option<Method>,
     /// It goes on with a request state that this caller did not get from this server.
@@ -231,7 +235,12 @@ impl Ids<'_> {
             Use::Foreign => Some(Reason::ForeignEvent),
             Use::Unknown => Some(Reason::UnknownEvent),
         };
-        session.or_else(task).or_else(event)
+        let endpoint = || match self.endpoint {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignEndpoint),
+            Use::Unknown => Some(Reason::UnknownEndpoint),
+        };
+        session.or_else(task).or_else(event).or_else(endpoint)
     }
 }
 

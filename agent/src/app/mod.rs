@@ -44,6 +44,7 @@ use crate::bindings::Bindings;
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
 use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
 use crate::discovered::Discovered;
+use crate::endpoints::Endpoints;
 use crate::given::Given;
 use crate::identify::Identify;
 use crate::limits::Limits;
@@ -87,6 +88,8 @@ pub struct Node {
     pub given: Given,
     /// Undeclared servers that were seen.
     pub discovered: Discovered,
+    /// Endpoints of open streams, and what waits on these.
+    pub endpoints: Endpoints,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
     /// Where entries are opened.
@@ -310,6 +313,7 @@ fn build(
         namespaces,
         bindings: Bindings::new(&limits),
         given: Given::new(limits.given_max, limits.given_time_max),
+        endpoints: Endpoints::new(limits.pending_per_stream_max),
         discovered: Discovered::new(&limits),
         pins,
         record: recorder,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use toolgate_core::decision::{Enforcement, Server, Undeclared, Unrecognised};
+use toolgate_core::decision::{Enforcement, Server, Transport, Undeclared, Unrecognised};
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
@@ -121,7 +121,12 @@ fn server(server: &Server, policies: &Policies) -> String {
         (true, Enforcement::Enforce) => "",
     };
     let pins = pins(server.pinning);
-    format!("{} is at {}{hosts}, path {}{policy}{pins}", server.identity, server.address, server.path)
+    let transport = match server.transport {
+        Transport::Streamable => "",
+        Transport::Sse => " (HTTP with SSE)",
+    };
+    let Server { identity, address, path, .. } = server;
+    format!("{identity} is at {address}{hosts}, path {path}{transport}{policy}{pins}")
 }
 
 fn pins(pinning: Pinning) -> String {

@@ -338,9 +338,8 @@ fn read_server(
     findings.refuse_later(source, &later);
     let pinning = read_pinning(source, spec, findings);
     findings.keep(choice(source, &spec.opaque, ("opaque", ()), &[("deny", ())], &["allow"]));
-    let transports = [("streamable", Transport::Streamable)];
-    let transport =
-        choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &["sse"]);
+    let transports = [("streamable", Transport::Streamable), ("sse", Transport::Sse)];
+    let transport = choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &[]);
     let enforcements =
         [("enforce", Enforcement::Enforce), ("dangerous_observe", Enforcement::DangerousObserve)];
     let enforcement = findings.keep(choice(
@@ -358,7 +357,8 @@ fn read_server(
         spec.hosts.iter().flatten().filter_map(|word| findings.keep(words::host(source, word))).collect();
     let path = match &spec.path {
         Some(word) => findings.keep(http_path(source, word)),
-        None => Some("/mcp".to_owned()),
+        // As the official SDKs have it.
+        None => Some(if matches!(transport, Ok(Transport::Sse)) { "/sse" } else { "/mcp" }.to_owned()),
     };
     let Some(local) = &spec.local else {
         let later = spec.peer.is_some() || spec.external.is_some();

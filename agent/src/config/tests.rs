@@ -123,10 +123,10 @@ fn resources_that_are_refused() {
         ("kind: A\nkind: B\napiVersion: x\n", &["2:1 `kind` is given twice"]),
         (
             "apiVersion: toolgate/v1\nkind: Server\nmetadata: { name: d }\n\
-             spec: { local: { address: \"127.0.0.1:1\" }, transport: sse }\n---\n\
+             spec: { local: { address: \"127.0.0.1:1\" }, opaque: allow }\n---\n\
              apiVersion: toolgate/v1\nkind: Policy\nmetadata: { name: p }\n\
              spec: { rules: [{ name: a, effect: allow, callers: [x], servers: [d], tools: [t] }] }\n",
-            &["4:55 `transport: sse` is designed but not built yet"],
+            &["4:52 `opaque: allow` is designed but not built yet"],
         ),
         ("apiVersion: &x toolgate/v1\n<<: *x\nkind: A\n", &["2:1 `<<` merges are not read here"]),
     ];
@@ -210,11 +210,11 @@ fn resources_that_are_refused() {
         ("Server\nmetadata: { name: s }\nspec: { external: { url: x } }\n", &["4:19 `external` is designed"]),
         ("Server\nmetadata: { name: s }\nspec: { peer: {} }\n", &["4:15 `peer` is designed"]),
         (
-            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: sse }\n",
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: ws }\n",
             &[
                 "4:48 `unix` is designed",
                 "4:62 `opaque: allow` is designed",
-                "4:80 `transport: sse` is designed",
+                "4:80 `ws` is no value of `transport`",
             ],
         ),
         (

@@ -10,6 +10,7 @@ use super::Asked;
 use crate::events::Owes;
 
 /// What outlives the request's bytes.
+#[derive(Clone)]
 pub struct Expected {
     /// The HTTP method; of those that matter for a reply's framing.
     pub http_method: &'static str,
@@ -42,6 +43,7 @@ pub struct Expected {
 }
 
 /// A text that is kept without an allocation where it is short.
+#[derive(Clone)]
 struct Kept(SmallVec<[u8; 40]>);
 
 impl Kept {
@@ -115,6 +117,12 @@ impl Expected {
         }
     }
 
+    /// Of a GET for messages of the server's own.
+    #[must_use]
+    pub fn stream() -> Self {
+        Self { ends_by_itself: false, ..Self::unread("GET") }
+    }
+
     /// Of a request that is not MCP: what it asks for may be another protocol.
     #[must_use]
     pub fn passing(method: &str) -> Self {
@@ -164,6 +172,12 @@ impl Expected {
             (Some(id), Some(result_type)) => Shape::ToolCall { id, result_type },
             (_, _) => self.failure(),
         }
+    }
+
+    /// Bytes that it keeps beside itself, at most.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        [&self.tool, &self.session, &self.id].into_iter().flatten().map(|kept| kept.0.len()).sum()
     }
 
     fn id(&self) -> Option<&str> {

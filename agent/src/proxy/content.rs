@@ -13,7 +13,7 @@ use toolgate_core::pin::{self, Mode, News, Verdict};
 
 use super::Turn;
 use crate::given::Between;
-use crate::parse::{Asked, Expected};
+use crate::parse::Asked;
 use crate::pins::Findings;
 use crate::record::Entry;
 use crate::respond::{Asking, PinExchange};
@@ -106,17 +106,16 @@ impl Turn<'_> {
         &self,
         caller: &Identity,
         server: &Server,
-        expected: &Expected,
+        (session, revision): (Option<&str>, Option<Revision>),
         asking: Asking<'_>,
     ) -> bool {
         let (given, now) = (&self.worker.node.given, Instant::now());
         match asking {
             Asking::Request { method, id, opened } => {
-                let may = self.may_be_asked(caller, server, method, expected.revision);
+                let may = self.may_be_asked(caller, server, method, revision);
                 if may {
                     // Before the caller has it, so that no answer comes too early.
-                    let between =
-                        Between { caller, server: &server.identity, session: expected.session().or(opened) };
+                    let between = Between { caller, server: &server.identity, session: session.or(opened) };
                     given.asked(between, id, Method::from_name(method), now);
                 }
                 may

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use toolgate_core::decision::{Ids, Server, Use};
+use toolgate_core::decision::{Ids, Server, Transport, Use};
 use toolgate_core::mcp::{Message, Method};
 
 use super::Turn;
 use crate::bindings::{Found, Kind};
+use crate::endpoints::Paired;
 use crate::events::Owes;
 use crate::given::Between;
 use crate::parse::Asked;
@@ -20,6 +21,9 @@ pub(super) struct Named {
     /// The tool whose call made the task.
     tool: Option<Arc<str>>,
     event: Use,
+    endpoint: Use,
+    /// The stream of its own endpoint, where answers come on one.
+    pub(super) paired: Option<Arc<Paired>>,
     /// What the stream that it resumes owes.
     owes: Option<Arc<Owes>>,
     /// What the server asked that it answers.
@@ -29,8 +33,8 @@ pub(super) struct Named {
 
 impl Named {
     pub(super) fn ids(&self) -> Ids<'_> {
-        let &Self { session, task, event, question, is_state_unknown, .. } = self;
-        Ids { session, task, tool: self.tool.as_deref(), event, question, is_state_unknown }
+        let &Self { session, task, event, endpoint, question, is_state_unknown, .. } = self;
+        Ids { session, task, tool: self.tool.as_deref(), event, endpoint, question, is_state_unknown }
     }
 
     pub(super) fn owes(&self) -> Option<&Owes> {
@@ -47,6 +51,14 @@ impl Turn<'_> {
         let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default().whose;
         let given = &self.worker.node.given;
         let mut named = Named { session, ..Named::default() };
+        let endpoint = match server.transport {
+            Transport::Sse => asked.message().map(|_| asked.request.head.target),
+            Transport::Streamable => None,
+        };
+        if let Some(endpoint) = endpoint {
+            (named.endpoint, named.paired) =
+                self.worker.node.endpoints.used_by(caller, &server.identity, endpoint);
+        }
         let task_id = match asked.message() {
             Some(Message::Request(call) | Message::Notification(call)) => {
                 let is_unknown = |state: &str| !given.has_state(caller, &server.identity, state, now);
@@ -54,7 +66,8 @@ impl Turn<'_> {
                 call.task_id()
             }
             Some(Message::Response(response)) => {
-                let between = Between { caller, server: &server.identity, session: asked.session };
+                let session = endpoint.or(asked.session);
+                let between = Between { caller, server: &server.identity, session };
                 named.question = given.answered(between, &response.id, now);
                 None
             }

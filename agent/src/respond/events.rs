@@ -16,7 +16,7 @@ use crate::limits::{Limit, Limits};
 use crate::parse::{Client, Stream};
 
 /// What becomes of an event.
-enum Judged {
+pub(super) enum Judged {
     Kept,
     Replaced(Vec<u8>),
     /// A request of the server's that may not pass, or news of another caller's task.
@@ -111,13 +111,13 @@ impl<S: Stream> Reply<'_, S> {
         mcp.bindings.events.give(given.get_or_insert_with(open), id, Instant::now());
     }
 
-    async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
+    pub(super) async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
         self.client.run(event, true, held).await?;
         if self.client.is_full() { self.client.flush(held).await } else { Ok(()) }
     }
 }
 
-fn unsplittable(error: &sse::SseError) -> Fault {
+pub(super) fn unsplittable(error: &sse::SseError) -> Fault {
     match *error {
         sse::SseError::TooLarge { event_bytes_max: bytes_max } => {
             Fault::TooLarge { what: "event", bytes_max, limit: Limit::EventBytes }
@@ -154,7 +154,12 @@ async fn judge(
 
 impl McpExchange<'_> {
     /// What becomes of a notification.
-    fn told(&self, method: &str, notification: Value<'_>, input: &Input<'_>) -> Result<Judged, Fault> {
+    pub(super) fn told(
+        &self,
+        method: &str,
+        notification: Value<'_>,
+        input: &Input<'_>,
+    ) -> Result<Judged, Fault> {
         if !self.may_be_told(method, notification) {
             return Ok(Judged::Withheld);
         }
@@ -165,7 +170,7 @@ impl McpExchange<'_> {
     }
 
     /// What becomes of the answer, the data of an event.
-    async fn answered(
+    pub(super) async fn answered(
         &self,
         (event, data): (&[u8], &[u8]),
         reply: Value<'_>,
@@ -186,12 +191,17 @@ impl McpExchange<'_> {
     }
 }
 
+/// A message as an event.
+pub(super) fn as_event(message: &[u8]) -> Vec<u8> {
+    [b"event: message\ndata: ", message, b"\n\n"].concat()
+}
+
 /// Ends an event stream in the server's place, with one more message where the client still waits for its answer. False:
 /// the client has left.
 pub async fn end_events<S: Stream>(client: &mut Client<S>, message: Option<&[u8]>, limits: &Limits) -> bool {
     let mut out = Vec::new();
     if let Some(message) = message {
-        put_chunk(&mut out, &[b"event: message\ndata: ", message, b"\n\n"].concat());
+        put_chunk(&mut out, &as_event(message));
     }
     out.extend_from_slice(http1::LAST_CHUNK);
     client.write(&mut [std::io::IoSlice::new(&out)], limits).await.is_ok()

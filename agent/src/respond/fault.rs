@@ -83,6 +83,15 @@ pub enum Fault {
     /// The session belongs to another caller, or there is no room for it.
     #[error("the server's session id cannot be bound to this caller")]
     Session,
+    /// A stream does not begin with one endpoint of this server that is the caller's alone.
+    #[error("the endpoint of the server's stream cannot be used: {problem}")]
+    Endpoint {
+        /// Why.
+        problem: String,
+    },
+    /// The agent ends, and the stream with it.
+    #[error("the agent ends")]
+    Ending,
     /// The task belongs to another caller, or its id is none.
     #[error("the server's task id cannot be bound to this caller")]
     Task,
@@ -97,6 +106,7 @@ impl Fault {
             Self::Slow(..) => Reason::ServerTimeout,
             Self::NoRoom(_) => Reason::Overload,
             Self::Asks { .. } => Reason::ServerRequest,
+            Self::Ending => Reason::ShuttingDown,
             Self::Http(_)
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
@@ -105,6 +115,7 @@ impl Fault {
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }
+            | Self::Endpoint { .. }
             | Self::Session
             | Self::Task => Reason::ServerFault,
         }
@@ -115,7 +126,7 @@ impl Fault {
     pub fn status(&self) -> u16 {
         match self {
             Self::Slow(..) => 504,
-            Self::NoRoom(_) => 503,
+            Self::NoRoom(_) | Self::Ending => 503,
             // As all that policy refuses.
             Self::Asks { .. } => 200,
             Self::ClientLeft
@@ -128,6 +139,7 @@ impl Fault {
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }
+            | Self::Endpoint { .. }
             | Self::Session
             | Self::Task => 502,
         }
@@ -140,6 +152,8 @@ impl Fault {
             | Self::Unreadable { .. }
             | Self::NotOwed(_)
             | Self::Asks { .. }
+            | Self::Endpoint { .. }
+            | Self::Ending
             | Self::Task => true,
             Self::ClientLeft
             | Self::SlowClient(_)
@@ -151,6 +165,28 @@ impl Fault {
             | Self::NoStream { .. }
             | Self::Redirect { .. }
             | Self::Session => false,
+        }
+    }
+
+    /// Whether all that the client has of a stream are whole events: then something can be said behind them.
+    pub(super) fn ends_between_events(&self) -> bool {
+        match self {
+            Self::Http(_) | Self::ServerLeft(_) => true,
+            Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::NotOwed(_)
+            | Self::Asks { .. }
+            | Self::Endpoint { .. }
+            | Self::Ending
+            | Self::Task
+            | Self::ClientLeft
+            | Self::SlowClient(_)
+            | Self::Slow(..)
+            | Self::NoRoom(_)
+            | Self::NoAnswer { .. }
+            | Self::NoStream { .. }
+            | Self::Redirect { .. }
+            | Self::Session => self.is_refusal(),
         }
     }
 
@@ -170,6 +206,8 @@ impl Fault {
             | Self::NoAnswer { .. }
             | Self::NoStream { .. }
             | Self::Redirect { .. }
+            | Self::Endpoint { .. }
+            | Self::Ending
             | Self::Session
             | Self::Task => None,
         }

@@ -8,6 +8,7 @@ mod client;
 mod content;
 mod events;
 mod fault;
+mod paired;
 mod shown;
 mod tasks;
 mod whole;
@@ -15,6 +16,7 @@ mod whole;
 pub use asks::Asking;
 pub use events::end_events;
 pub use fault::Fault;
+pub use paired::PairedExchange;
 pub use shown::PinExchange;
 
 use std::cell::{Cell, RefCell};
@@ -56,6 +58,7 @@ pub struct Exchange<'a> {
 }
 
 /// What the reply of a declared server is held to.
+#[derive(Clone, Copy)]
 pub struct McpExchange<'a> {
     /// Who asked.
     pub caller: &'a Identity,
@@ -77,6 +80,8 @@ pub struct McpExchange<'a> {
     pub observe: bool,
     /// Whether what the server asks, or gives, may pass to the caller.
     pub may_ask: &'a dyn Fn(Asking<'_>) -> bool,
+    /// The reply is a stream on which answers come to what is sent to its endpoint.
+    pub paired: Option<&'a PairedExchange<'a>>,
 }
 
 /// How a reply ended.
@@ -189,7 +194,10 @@ impl<S: Stream> Reply<'_, S> {
             self.upstream.buffer.consume(head_bytes);
             let mut body = Body::new(framing);
             if content == Content::Events {
-                self.events(&mut body).await?;
+                match self.exchange.mcp.as_ref().and_then(|mcp| Some((mcp, mcp.paired?))) {
+                    Some((mcp, paired)) => self.paired(&mut body, mcp, paired).await?,
+                    None => self.events(&mut body).await?,
+                }
             } else {
                 self.bytes(&mut body, outgoing).await?;
             }

@@ -19,6 +19,7 @@ pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, request_head, res
 pub use headers::{HEADERS_MAX, Header, Headers};
 pub use kept::KeptHead;
 pub use name::Name;
+pub use target::split as split_target;
 pub use write::{
     CHUNK_END, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head,
     write_resuming_head,
