@@ -142,6 +142,15 @@ impl SdkClient {
         Self::ready(prefix)
     }
 
+    /// The same on the Python SDK 2.x.
+    ///
+    /// # Errors
+    /// It gets none.
+    pub fn legacy_python2(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg(packages("python2/bin/python")?).arg(fixture("sse_client2.py")).arg(url);
+        Self::ready(prefix)
+    }
+
     /// The same on the TypeScript SDK.
     ///
     /// # Errors

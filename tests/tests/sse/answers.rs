@@ -89,14 +89,14 @@ fn a_list_shows_what_the_caller_may() -> Result<()> {
     let mut reader = rig.session("reader", ENDPOINT)?;
     let tools = ["echo", "delete_everything", "add"].map(|name| json!({ "name": name, "inputSchema": {} }));
     let deny = "  - { name: no, effect: deny, callers: [reader], servers: [docs], tools: [echo] }\n";
-    for (generation, rules, expected) in [(1.0, "", "echo add"), (2.0, deny, "add")] {
-        if generation > 1.0 {
+    for (id, rules, expected) in [(1, None, "echo add"), (2, Some(deny), "add")] {
+        if let Some(rules) = rules {
             rig.agent.write_resources(&legacy(&rig.peer, rules))?;
+            rig.agent.counts("toolgate_generation", &[], 2.0)?;
         }
-        rig.agent.counts("toolgate_generation", &[], generation)?;
-        let list = json!({ "jsonrpc": "2.0", "id": generation as u64, "method": "tools/list" });
+        let list = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/list" });
         rig.accepted(&mut reader, &list)?;
-        reader.say(&json!({ "jsonrpc": "2.0", "id": generation as u64, "result": { "tools": tools } }))?;
+        reader.say(&json!({ "jsonrpc": "2.0", "id": id, "result": { "tools": tools } }))?;
         let shown = reader.message()?;
         let names = shown["result"]["tools"].as_array().into_iter().flatten();
         let names: Vec<_> = names.filter_map(|tool| tool["name"].as_str()).collect();

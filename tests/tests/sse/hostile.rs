@@ -57,7 +57,8 @@ fn message(name: &'static str, lies: Where, message: &str, detail: &'static str)
 
 fn endpoints(address: &str) -> Vec<Row> {
     let (character, clear) = ("clients do not send as it is written", "its host is not clear");
-    let other = "it is none of this server's";
+    let (other, first) = ("it is none of this server's", "begins with something else");
+    let marked = "\u{feff}event: endpoint\ndata: /m\n\n";
     vec![
         endpoint("another host", "http://evil.example/poison", other),
         endpoint("another port", "http://127.0.0.1:1/poison", other),
@@ -76,21 +77,9 @@ fn endpoints(address: &str) -> Vec<Row> {
         endpoint("too long", &format!("/poison{}", "x".repeat(2_048)), "more than 2048 bytes"),
         row("no data", Where::First, "event: endpoint\n\n", Gets::End, "it is empty"),
         row("two lines", Where::First, "event: endpoint\ndata: /a\ndata: /poison\n\n", Gets::End, character),
-        message("a message first", Where::First, r#"{"poison":1}"#, "begins with something else"),
-        row(
-            "another event first",
-            Where::First,
-            "event: e\ndata: poison\n\n",
-            Gets::End,
-            "begins with something else",
-        ),
-        row(
-            "a byte order mark",
-            Where::First,
-            "\u{feff}event: endpoint\ndata: /m\n\n",
-            Gets::End,
-            "byte order mark",
-        ),
+        message("a message first", Where::First, r#"{"poison":1}"#, first),
+        row("another event first", Where::First, "event: e\ndata: poison\n\n", Gets::End, first),
+        row("a byte order mark", Where::First, marked, Gets::End, "byte order mark"),
         row(
             "a second endpoint",
             Where::Waiting,
@@ -110,60 +99,31 @@ fn endpoints(address: &str) -> Vec<Row> {
 
 fn messages() -> Vec<Row> {
     use Where::{Answered, Waiting};
-    let pending = "was not sent, or has its answer";
-    let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":["poison"]}}}}"#);
+    let (pending, read) = ("was not sent, or has its answer", "cannot be read");
+    let rpc = |members: &str| format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
+    let result = |id: &str| rpc(&format!(r#""id":{id},"result":{{"content":["poison"]}}"#));
+    let error = |id: &str| rpc(&format!(r#""id":{id},"error":{{"code":1,"message":"poison"}}"#));
+    let twice = rpc(r#""id":1,"id":2,"result":{"poison":1}"#);
+    let both = rpc(r#""id":1,"method":"poison","result":{}"#);
+    let asks = rpc(r#""id":9,"method":"roots/list","params":{"poison":1}"#);
+    let untyped = format!("data: {}\n\n", result("2"));
+    let endless = format!("data: {}", "poison".repeat(200_000));
+    let pinged = format!("event: ping\ndata: {}\n\n", result("1"));
+    let asked = format!("data: {asks}\n\n");
     vec![
         message("an answer to another request", Waiting, &result("2"), pending),
         message("an answer with an id of another kind", Waiting, &result("\"1\""), pending),
         message("a second answer", Answered, &result("1"), pending),
-        message(
-            "an error in the place of a second answer",
-            Answered,
-            r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"poison"}}"#,
-            pending,
-        ),
-        message(
-            "an error about nobody's request",
-            Waiting,
-            r#"{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"poison"}}"#,
-            pending,
-        ),
-        message("a batch", Waiting, &format!("[{}]", result("1")), "cannot be read"),
-        message("no JSON", Waiting, "poison", "cannot be read"),
-        message(
-            "two readings",
-            Waiting,
-            r#"{"jsonrpc":"2.0","id":1,"id":2,"result":{"poison":1}}"#,
-            "cannot be read",
-        ),
-        message(
-            "an answer and a request at once",
-            Waiting,
-            r#"{"jsonrpc":"2.0","id":1,"method":"poison","result":{}}"#,
-            "cannot be read",
-        ),
-        row("an event without a type", Waiting, &format!("data: {}\n\n", result("2")), Gets::End, pending),
-        row(
-            "too large an event",
-            Waiting,
-            &format!("data: {}", "poison".repeat(200_000)),
-            Gets::End,
-            "exceeds",
-        ),
-        row(
-            "an event of another type",
-            Waiting,
-            &format!("event: ping\ndata: {}\n\n", result("1")),
-            Gets::Nothing,
-            "",
-        ),
-        row(
-            "a request that no rule permits",
-            Waiting,
-            "data: {\"jsonrpc\":\"2.0\",\"id\":9,\"method\":\"roots/list\",\"params\":{\"poison\":1}}\n\n",
-            Gets::Nothing,
-            "",
-        ),
+        message("an error in the place of a second answer", Answered, &error("1"), pending),
+        message("an error about nobody's request", Waiting, &error("null"), pending),
+        message("a batch", Waiting, &format!("[{}]", result("1")), read),
+        message("no JSON", Waiting, "poison", read),
+        message("two readings", Waiting, &twice, read),
+        message("an answer and a request at once", Waiting, &both, read),
+        row("an event without a type", Waiting, &untyped, Gets::End, pending),
+        row("too large an event", Waiting, &endless, Gets::End, "exceeds"),
+        row("an event of another type", Waiting, &pinged, Gets::Nothing, ""),
+        row("a request that no rule permits", Waiting, &asked, Gets::Nothing, ""),
     ]
 }
 
@@ -262,20 +222,11 @@ fn check(rig: &Rig, rows: &[Row]) -> Result<()> {
 fn what_a_server_may_not_say_reaches_nobody() -> Result<()> {
     let rig = Rig::set("", "{ event_bytes_max: 1MiB }")?;
     let address = rig.peer.address.to_string();
-    check(&rig, &[endpoints(&address), messages(), replies()].concat_rows())?;
+    let rows: Vec<Row> = [endpoints(&address), messages(), replies()].into_iter().flatten().collect();
+    check(&rig, &rows)?;
     let audit = std::fs::read_to_string(rig.agent.config().join("audit.jsonl"))?;
     ensure!(!audit.contains(POISON), "what a server said is in the audit");
     Ok(())
-}
-
-trait Rows {
-    fn concat_rows(self) -> Vec<Row>;
-}
-
-impl<const N: usize> Rows for [Vec<Row>; N] {
-    fn concat_rows(self) -> Vec<Row> {
-        self.into_iter().flatten().collect()
-    }
 }
 
 /// A failed request waits no more: its answer would be one to nobody.
@@ -302,9 +253,8 @@ fn what_a_client_may_not_send_reaches_no_server() -> Result<()> {
     let rig = Rig::set("", "")?;
     let mut reader = rig.session("reader", ENDPOINT)?;
     rig.accepted(&mut reader, &call(&json!(1), "echo"))?;
-    let first = call(&json!(1), "echo");
     for (name, message, status) in [
-        ("an id that waits", first.clone(), 400),
+        ("an id that waits", call(&json!(1), "echo"), 400),
         ("another request with that id", json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" }), 400),
         ("a batch", json!([call(&json!(2), "echo")]), 400),
         ("no message", json!({ "id": 2 }), 400),
@@ -378,15 +328,15 @@ fn so_many_requests_wait_on_a_stream() -> Result<()> {
 fn a_stream_that_nobody_reads_holds_no_more_than_its_share() -> Result<()> {
     let rig = Rig::set("", "{ pending_per_stream_max: 8 }")?;
     let mut reader = rig.session("reader", ENDPOINT)?;
-    let news = json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "data": "x".repeat(1 << 20) } });
+    let news = json!({ "data": "x".repeat(1 << 20) });
+    let news = json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": news });
     let event = format!("data: {news}\n\n");
     let chunk = format!("{:x}\r\n{event}\r\n", event.len());
     reader.server.send_meanwhile(chunk.repeat(32).into_bytes())?;
-    let full = wait::until("a full stream", || {
+    wait::until("a full stream", || {
         let reply = rig.refused(&mut reader, &call(&json!(1), "delete_everything"))?;
         Ok((reply.status == 503).then_some(()))
-    });
-    full?;
+    })?;
     let mut others = rig.session("writer", "/writer")?;
     rig.accepted(&mut others, &call(&json!(1), "echo"))?;
     others.hears(&answer(&json!(1)))

@@ -10,8 +10,11 @@ use toolgate_tests::{Agent, Process, SdkClient, SdkServer, Setup, free_address, 
 
 type Start = fn(Command, &str) -> Result<SdkClient>;
 
-const CLIENTS: [(&str, Start); 2] =
-    [("Python", SdkClient::legacy), ("TypeScript", SdkClient::legacy_typescript)];
+const CLIENTS: [(&str, Start); 3] = [
+    ("Python 1.x", SdkClient::legacy),
+    ("Python 2.x", SdkClient::legacy_python2),
+    ("TypeScript 1.x", SdkClient::legacy_typescript),
+];
 
 /// `reader` may be asked to sample, `writer` not; both may call the tool that asks.
 const RULES: &str =
@@ -99,8 +102,13 @@ fn the_everything_server_is_used_as_directly() -> Result<()> {
     let server = Process::start(command.arg("sse").env("PORT", address.port().to_string()))?;
     server.line("Server is running on port")?;
     let url = format!("http://{address}/sse");
-    let rules = "  - { name: some, effect: allow, callers: [reader], servers: [docs], tools: [get-sum, trigger-long-running-operation] }\n";
-    let declared = resources(address).replace("path: /mcp", "transport: sse") + rules;
+    let rule = "  - name: some
+    effect: allow
+    callers: [reader]
+    servers: [docs]
+    tools: [get-sum, trigger-long-running-operation]
+";
+    let declared = resources(address).replace("path: /mcp", "transport: sse") + rule;
     let agent = Agent::start(Setup { resources: &declared, ..Setup::default() })?;
     for (name, start) in CLIENTS {
         let mut reader = start(agent.exec("reader"), &url).context(name)?;
