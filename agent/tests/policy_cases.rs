@@ -48,6 +48,7 @@ struct Case {
     task: Option<String>,
     tool: Option<String>,
     event: Option<String>,
+    endpoint: Option<String>,
     #[serde(default)]
     observe: bool,
     expect: String,
@@ -174,7 +175,8 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     };
     let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
     let (tool, question) = (case.tool.as_deref(), case.question.as_deref().map(Method::from_name));
-    let ids = Ids { session, task, tool, event, question, is_state_unknown: case.unknown_state };
+    let (endpoint, is_state_unknown) = (named(&case.endpoint), case.unknown_state);
+    let ids = Ids { session, task, tool, event, endpoint, question, is_state_unknown };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
@@ -279,6 +281,8 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::ForeignTask
         | Reason::UnknownEvent
         | Reason::ForeignEvent
+        | Reason::UnknownEndpoint
+        | Reason::ForeignEndpoint
         | Reason::PathNotServed => true,
         Reason::NotApproved
         | Reason::DefinitionChanged
