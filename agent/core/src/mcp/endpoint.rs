@@ -4,6 +4,7 @@
 //! the same way, and send as it is written, is taken.
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 
 use crate::http1::{self, HttpError};
 
@@ -40,6 +41,9 @@ pub enum EndpointError {
     /// A relative path that begins like a scheme.
     #[error("it could be a path or a scheme")]
     Colon,
+    /// A `?` with nothing behind it.
+    #[error("its query is empty, which some clients leave out")]
+    Query,
     /// No path that servers read in one way alone. It is not shown: who knows an endpoint can send to it.
     #[error("its path has {has}")]
     Path {
@@ -64,11 +68,12 @@ pub fn endpoint<'d>(data: &'d [u8], path: &str) -> Result<Endpoint<'d>, Endpoint
         }
         (_, None) => (None, relative(text, path)?),
     };
-    if let Err(error) = http1::split_target("POST", &target) {
-        let HttpError::AmbiguousPath { has, .. } = error else { return Err(EndpointError::Character) };
-        return Err(EndpointError::Path { has });
+    match http1::split_target("POST", &target) {
+        Ok((_, Some(""))) => Err(EndpointError::Query),
+        Ok((_, Some(_) | None)) => Ok(Endpoint { authority, target }),
+        Err(HttpError::AmbiguousPath { has, .. }) => Err(EndpointError::Path { has }),
+        Err(_) => Err(EndpointError::Character),
     }
-    Ok(Endpoint { authority, target })
 }
 
 /// The text, of characters and escapes that every client sends as they are.
@@ -104,7 +109,11 @@ fn absolute(text: &str) -> Result<Absolute<'_>, EndpointError> {
     let colon = authority.bytes().skip(literal).position(|byte| byte == b':');
     let (host, port) =
         authority.split_at_checked(colon.map_or(authority.len(), |at| literal + at)).unwrap_or_default();
-    let is_host = !host.is_empty() && (literal == 0 || literal == host.len());
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match inner {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains(['[', ']']),
+    };
     let is_port = match port.strip_prefix(':') {
         Some(port) => !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()),
         None => true,
