@@ -459,6 +459,26 @@ fn pins_are_read_and_explained() {
     }
 }
 
+#[test]
+fn a_transport_is_read_with_its_own_path_and_explained() {
+    use toolgate_core::decision::Transport;
+    let table = [
+        ("", Transport::Streamable, "path /mcp;"),
+        (", transport: streamable", Transport::Streamable, "path /mcp;"),
+        (", transport: sse", Transport::Sse, "path /sse (HTTP with SSE);"),
+        (", transport: sse, path: /events", Transport::Sse, "path /events (HTTP with SSE);"),
+    ];
+    for (keys, transport, expected) in table {
+        let text = format!(
+            "{HEAD}Server\nmetadata: {{ name: s }}\nspec: {{ local: {{ address: \"127.0.0.1:1\" }}{keys} }}\n"
+        );
+        let resources = compile(&text).unwrap_or_else(|findings| panic!("{keys}: {findings:#?}"));
+        assert_eq!(resources.servers[0].transport, transport, "{keys}");
+        let explained = explain(&AgentConfig::default(), &resources);
+        assert!(explained.contains(expected), "{keys}: {explained}");
+    }
+}
+
 /// The warnings of one Workload with these selectors.
 fn warned(selectors: &str) -> Vec<Diagnostic> {
     let text = format!("{HEAD}Workload\nmetadata: {{ name: w }}\nspec: {{ selectors: {{ {selectors} }} }}\n");
