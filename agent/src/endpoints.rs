@@ -13,6 +13,7 @@ use toolgate_core::decision::{Server, Use};
 use toolgate_core::denial::{self, Reason};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Id, Revision};
+use toolgate_core::policy::Ends;
 
 use crate::config::Resources;
 use crate::limits::Limit;
@@ -88,6 +89,8 @@ pub struct Request {
     pub resources: Arc<Resources>,
     /// The server, as that generation has it.
     pub server: Arc<Server>,
+    /// Which ends of the call are here.
+    pub ends: Ends,
     /// Policy is only observed: lists are shown whole.
     pub observe: bool,
     /// How the client may name it when it asks its operator.
@@ -135,7 +138,7 @@ impl Outcome {
 }
 
 /// Why nothing can be put to a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoPlace {
     /// It has ended.
     #[error("the stream has ended")]

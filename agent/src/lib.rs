@@ -10,8 +10,9 @@
 //! - [`record`]: one audit entry for each message, and the metrics
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
-//! [`listeners`] says whose local servers are, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`],
-//! [`endpoints`], [`events`], [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
+//! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`endpoints`],
+//! [`events`], [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`] and [`shares`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -20,6 +21,7 @@ pub mod bindings;
 pub mod body;
 mod bounded;
 pub mod buffer;
+pub mod ca;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -32,10 +34,12 @@ pub mod file;
 pub mod forward;
 pub mod given;
 pub mod identify;
+pub mod io;
 pub mod limits;
 pub mod listeners;
 pub mod netns;
 pub mod parse;
+pub mod peer;
 pub mod pins;
 pub mod proxy;
 pub mod record;
@@ -43,3 +47,4 @@ pub mod respond;
 pub mod room;
 pub mod shares;
 mod sockdiag;
+pub mod svid;

@@ -137,6 +137,10 @@ limits! {
     linger_time_max, LingerTime: Time(Duration) = seconds(1);
     /// Until a server accepts a connection.
     connect_time_max, ConnectTime: Time(Duration) = seconds(5);
+    /// Until mutual TLS stands between two agents, at either end.
+    handshake_time_max, HandshakeTime: Time(Duration) = seconds(5);
+    /// Connections of other agents on a thread that have not proven yet whose they are; beyond it newcomers are closed.
+    handshakes_max, Handshakes: Count(usize) = 256;
     /// Until a server takes a request, or a run of a streamed one.
     send_time_max, SendTime: Time(Duration) = seconds(30);
     /// From the last byte of a request to the first of its reply: a tool may work for minutes.
@@ -147,6 +151,8 @@ limits! {
     list_time_max, ListTime: Time(Duration) = seconds(60);
     /// How long an upstream connection waits in the pool. Uvicorn and Node close idle ones after 5 s.
     upstream_idle_max, UpstreamIdle: Time(Duration) = Duration::from_millis(3_500);
+    /// The same of one to another agent, which does not close it before.
+    peer_idle_max, PeerIdle: Time(Duration) = seconds(60);
     /// Idle upstream connections kept for each (caller, server) on a thread.
     upstream_idle_count_max, UpstreamIdleCount: Count(usize) = 64;
     /// Client connections served at once.

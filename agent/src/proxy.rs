@@ -7,6 +7,7 @@
 mod content;
 mod identified;
 mod ids;
+mod opening;
 mod paired;
 mod refused;
 mod undeclared;
@@ -15,19 +16,18 @@ use std::cell::Cell;
 use std::pin::pin;
 use std::sync::Arc;
 
-use crate::deadline::timeout;
-use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Permitted, Server, Transport};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Target, Transport};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
+use toolgate_core::policy::Ends;
 use toolgate_core::workload::Unidentified;
 
 use crate::app::{Node, Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
-use crate::identify::Origin;
+use crate::identify::{Origin, Source};
 use crate::limits::Limits;
 use crate::netns::CANARY;
 use crate::parse::{self, Asked, Client, Expected, HeadAt, Request, Stream, Watch};
@@ -38,8 +38,9 @@ use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
 use ids::Named;
+use opening::{Opening, canary, opening};
 use refused::deny;
-use undeclared::{Passing, Way};
+use undeclared::Passing;
 
 /// Whether a connection goes on after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,11 +78,21 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Sha
     }
     let mut client = Client::new(stream, Arc::clone(&share));
     let origin = Arc::new(worker.node.identify.origin(captured, share));
-    match opening(&mut client, &origin, worker).await {
-        Opening::Http(passing) => requests(&mut client, &origin, passing, worker).await,
+    match opening(&mut client, &origin, &captured, worker).await {
+        Opening::Http(passing) => {
+            let beyond = Some((passing, undeclared::beyond(&captured, worker)));
+            requests(&mut client, &origin, beyond, worker).await;
+        }
         Opening::Relay(way) => undeclared::relay(&mut client, way).await,
         Opening::Ended => {}
     }
+    client.close(&worker.node.limits).await;
+}
+
+/// A connection of another agent, which speaks for its caller: requests alone, and to one server.
+pub async fn remote<S: Stream>(stream: S, origin: Origin, worker: &Worker) {
+    let mut client = Client::new(stream, Arc::clone(&origin.share));
+    requests(&mut client, &Arc::new(origin), None, worker).await;
     client.close(&worker.node.limits).await;
 }
 
@@ -96,63 +107,27 @@ pub async fn one_too_many<S: Stream>(stream: S, share: Arc<Share>, limits: &Limi
     client.close(limits).await;
 }
 
-/// Proves to who connected that it is captured. It is no message, so there is no entry.
-async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
-    let answered = async {
-        stream.write_all(b"toolgate\n").await?;
-        stream.shutdown().await
+/// The declared server that a connection goes to, and which ends of its calls are here. Loopback is the caller's own: in
+/// another network namespace than the agent's, no Server is there. Other agents get to local servers alone.
+fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Option<Target<'r>> {
+    let captured = match &origin.source {
+        Source::Process(connecting) => &connecting.captured,
+        Source::Peer(remote) => {
+            let server = resources.local_server(&remote.server)?;
+            return Some(Target { server, ends: Ends::Server });
+        }
     };
-    // Who did not wait for the answer did not want it.
-    let _ = timeout(limits.client_write_max, answered).await;
-}
-
-/// The declared server that a connection goes to. Loopback is the caller's own: in another network namespace than the
-/// agent's, no Server is there.
-fn declared<'r>(resources: &'r Resources, captured: &Captured, node: &Node) -> Option<&'r Server> {
     let at_home = captured.process.netns_cookie == node.namespaces.home().cookie;
     let is_own = captured.original.ip().to_canonical().is_loopback();
-    if !at_home && is_own { None } else { resources.server_at(captured.original).map(Arc::as_ref) }
-}
-
-/// What a connection turned out to be.
-enum Opening {
-    Http(Passing),
-    Relay(Way),
-    Ended,
-}
-
-/// Looks at the first bytes: requests that can be decided one by one, or something else.
-async fn opening<S: Stream>(client: &mut Client<S>, origin: &Arc<Origin>, worker: &Worker) -> Opening {
-    let node = &*worker.node;
-    let Identified { resources, caller } = &identified(None, origin, node).await;
-    let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
-    let decision = match declared(resources, &origin.captured, node) {
-        Some(server) => decision::opaque(caller.as_ref(), server),
-        // The guard lets the agent pass: what is not decided as for that server must not.
-        None if node.namespaces.guards(origin.captured.process.netns_cookie, origin.captured.original) => {
-            Decision::Denied(Denied::because(Reason::Undeclared))
-        }
-        None => decision::unrecognised(node.unrecognised),
-    };
-    match decision {
-        Decision::Denied(denied) => match (client.guess(node.limits.silence_time_max).await, denied.reason) {
-            (Some(Guess::Yes), _) => Opening::Http(Err(denied)),
-            // It said nothing, to a server of which nothing is known.
-            (None, reason) if reason != Reason::Unrecognised => Opening::Ended,
-            (Some(Guess::No | Guess::Maybe) | None, _) => {
-                turn.record_connection(|entry| entry.denied(&denied, 0));
-                Opening::Ended
-            }
-        },
-        Decision::Permitted(passage) => turn.on_the_way(client, passage).await,
-    }
+    let server = if !at_home && is_own { None } else { resources.server_at(captured.original) };
+    server.map(|server| server.captured())
 }
 
 /// One request after another, until either side has enough.
 async fn requests<S: Stream>(
     client: &mut Client<S>,
     origin: &Arc<Origin>,
-    mut passing: Passing,
+    mut beyond: Option<(Passing, forward::Undeclared<'_>)>,
     worker: &Worker,
 ) {
     let node = &*worker.node;
@@ -180,15 +155,18 @@ async fn requests<S: Stream>(
             turn.turned_away(client, entry).await;
             return;
         }
-        let server = declared(resources, &origin.captured, node);
-        let flow = match (head, server) {
-            (Ok(None), _) => return,
-            (Err(broken), server) => turn.broken(client, &broken, server, entry).await,
-            (Ok(Some(head)), Some(server)) => match server.transport {
-                Transport::Streamable => housed(|| turn.served(client, &head, server, entry)).await,
-                Transport::Sse => housed(|| turn.paired(client, &head, server, entry)).await,
+        let target = declared(resources, origin, node);
+        let flow = match (head, target, &mut beyond) {
+            (Ok(None), _, _) => return,
+            (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
+            (Ok(Some(head)), Some(target), _) => match target.server.transport {
+                Transport::Streamable => housed(|| turn.served(client, &head, target, entry)).await,
+                Transport::Sse => housed(|| turn.paired(client, &head, target, entry)).await,
             },
-            (Ok(Some(head)), None) => housed(|| turn.undeclared(client, &head, &mut passing, entry)).await,
+            (Ok(Some(head)), None, Some((passing, to))) => {
+                housed(|| turn.undeclared(client, &head, (passing, *to), entry)).await
+            }
+            (Ok(Some(_)), None, None) => turn.gone(client, entry).await,
         };
         if flow != Flow::Continue {
             return;
@@ -202,18 +180,18 @@ impl Turn<'_> {
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
-        server: &Server,
+        target: Target<'_>,
         mut entry: Entry,
     ) -> Flow {
-        entry.target(&server.identity);
+        entry.target(&target.server.identity);
         self.name_caller(&mut entry);
         let body = match client.body(head, &self.worker.node.limits).await {
             Ok(body) => body,
-            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(target), entry).await,
         };
         let outcome = match client.request(head, &body) {
-            Ok((request, mut watch)) => self.decided(request, &mut watch, server, &mut entry).await,
-            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+            Ok((request, mut watch)) => self.decided(request, &mut watch, target, &mut entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(target), entry).await,
         };
         client.done(head, &body); // from here on the request's bytes are forgotten
         match outcome {
@@ -222,7 +200,7 @@ impl Turn<'_> {
                 self.unreachable(client, head, &error, &expected, &mut entry).await
             }
             Outcome::Sent { upstream, leg, expected, stream } => {
-                let flow = self.reply(client, head, upstream, leg, &expected, server, &mut entry).await;
+                let flow = self.reply(client, head, upstream, leg, &expected, target, &mut entry).await;
                 drop(stream); // it counts as long as it is open
                 flow
             }
@@ -234,17 +212,17 @@ impl Turn<'_> {
         &self,
         request: Request<'_>,
         watch: &mut Watch<'_, S>,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Outcome {
-        let node = &*self.worker.node;
+        let (node, server) = (&*self.worker.node, target.server);
         let asked = match parse::asked(request, server, &node.limits) {
             Ok(asked) => asked,
             Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
         };
         entry.asked(&asked, &node.record);
         let named = self.named(server, &asked, entry);
-        let (permitted, caller) = match self.judged(&asked, &named, server, entry) {
+        let (permitted, caller) = match self.judged(&asked, &named, target, entry) {
             Ok(permitted) => permitted,
             Err(denied) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
         };
@@ -254,7 +232,7 @@ impl Turn<'_> {
             taken => taken.and_then(Result::ok),
         };
         let leg = forward::leg(caller, server);
-        match self.sent(permitted, &leg, watch).await {
+        match self.sent(permitted, target, &leg, watch, entry).await {
             Ok(upstream) => Outcome::Sent { upstream, leg, expected, stream },
             Err(error) => Outcome::Unsent { error, expected },
         }
@@ -265,19 +243,19 @@ impl Turn<'_> {
         &'j self,
         asked: &'j Asked<'j>,
         named: &Named,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Result<(Permitted<&'j Asked<'j>>, &'j Identity), Denied> {
         let (caller, policies) = (self.caller.as_ref(), &self.resources.policies);
         let mode = self.worker.node.mode;
         let (permitted, caller) =
-            match (decision::decide(caller, server, asked, named.ids(), policies, mode), caller) {
+            match (decision::decide(caller, target, asked, named.ids(), policies, mode), caller) {
                 (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
                 (Decision::Permitted(_), Err(unidentified)) => return Err(unidentified.into()),
                 (Decision::Denied(denied), _) => return Err(denied),
             };
         entry.permitted(&permitted);
-        self.held_to_pins(caller, server, &permitted, entry)?;
+        self.held_to_pins(caller, target.server, &permitted, entry)?;
         Ok((permitted, caller))
     }
 
@@ -285,13 +263,17 @@ impl Turn<'_> {
     async fn sent<S: Stream>(
         &self,
         permitted: Permitted<&Asked<'_>>,
+        target: Target<'_>,
         leg: &Leg,
         watch: &mut Watch<'_, S>,
+        entry: &Entry,
     ) -> Result<Upstream, ForwardError> {
         let node = &*self.worker.node;
         let sent = {
-            let (pool, home) = (&self.worker.pool, node.namespaces.home());
-            let sending = pin!(forward::send(permitted, leg, pool, home, &node.limits));
+            let traceparent = self.traceparent(target, permitted.get(), entry);
+            let ways = self.worker.ways();
+            let place = &target.server.place;
+            let sending = pin!(forward::send(permitted, leg, place, &traceparent, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {
@@ -313,10 +295,10 @@ impl Turn<'_> {
         mut upstream: Upstream,
         leg: Leg,
         expected: &Expected,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Flow {
-        let node = &*self.worker.node;
+        let (node, Target { server, ends }) = (&*self.worker.node, target);
         if !expected.ends_by_itself {
             self.working.take(); // nobody waits for the end of a stream
             entry.opened();
@@ -327,6 +309,7 @@ impl Turn<'_> {
             mcp: Some(McpExchange {
                 caller: &leg.caller,
                 server,
+                ends,
                 resources: self.resources,
                 owed: expected.owed(),
                 pins: self.pinned(server, &findings),
@@ -335,7 +318,7 @@ impl Turn<'_> {
                 others_tasks: &findings.others_tasks,
                 observe,
                 may_ask: &|asking| {
-                    self.may_ask(&leg.caller, server, (expected.session(), expected.revision), asking)
+                    self.may_ask(&leg.caller, target, (expected.session(), expected.revision), asking)
                 },
                 paired: None,
             }),
@@ -413,8 +396,8 @@ impl Turn<'_> {
         let opened = self.worker.node.record.open(self.origin, self.resources.generation);
         let mut entry = opened.inspect_err(|error| tracing::error!(%error, "connection closed")).ok()?;
         entry.method("connection");
-        if let Some(server) = declared(self.resources, &self.origin.captured, &self.worker.node) {
-            entry.target(&server.identity);
+        if let Some(target) = declared(self.resources, self.origin, &self.worker.node) {
+            entry.target(&target.server.identity);
         }
         self.name_caller(&mut entry);
         say(&mut entry);

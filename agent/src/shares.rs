@@ -1,11 +1,14 @@
-//! What is in use at once: of the whole agent, and of each captured cgroup, so that none can use up the others' share.
+//! What is in use at once: of the whole agent, and of each captured cgroup and each caller of another node, so that none can
+//! use up the others' share.
 //!
-//! A connection looks up its cgroup's [`Share`] once. What it takes from there is counted without a lock, and given back
+//! A connection looks up its [`Share`] once. What it takes from there is counted without a lock, and given back
 //! when it is dropped, whatever ends it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use toolgate_core::identity::Identity;
 
 use crate::buffer::BLOCK_BYTES;
 use crate::limits::{Limit, Limits};
@@ -23,22 +26,40 @@ pub enum Use {
     Memory,
 }
 
+/// Who takes from a share of his own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Sharer {
+    /// A captured cgroup, by its id.
+    Cgroup(u64),
+    /// A caller that another agent speaks for.
+    Peer(Identity),
+}
+
+impl std::fmt::Display for Sharer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cgroup(id) => write!(f, "captured cgroup {id}"),
+            Self::Peer(caller) => write!(f, "`{caller}`, from another node,"),
+        }
+    }
+}
+
 /// One more was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{limit} is reached: {}", self.who())]
 pub struct Exceeded {
     /// Which limit.
     pub limit: Limit,
     /// Its value.
     pub max: usize,
-    /// The captured cgroup whose share it is; `None`: everybody's.
-    pub cgroup: Option<u64>,
+    /// Whose share it is; `None`: everybody's.
+    pub sharer: Option<Sharer>,
 }
 
 impl Exceeded {
     fn who(&self) -> String {
-        match self.cgroup {
-            Some(cgroup) => format!("captured cgroup {cgroup} has {} at most", self.max),
+        match &self.sharer {
+            Some(sharer) => format!("{sharer} has {} at most", self.max),
             None => format!("all together have {} at most", self.max),
         }
     }
@@ -56,24 +77,24 @@ struct Max {
 #[derive(Debug, Clone, Copy)]
 struct Maxima {
     all: Max,
-    of_cgroup: Max,
+    of_sharer: Max,
 }
 
 #[derive(Debug)]
 struct Node {
     counts: Counts,
     maxima: [Maxima; 4],
-    cgroups: Mutex<HashMap<u64, Weak<Share>>>,
+    sharers: Mutex<HashMap<Sharer, Weak<Share>>>,
 }
 
 /// All counts of an agent.
 #[derive(Debug)]
 pub struct Shares(Arc<Node>);
 
-/// The counts of one captured cgroup. The last connection takes them along.
+/// The counts of one sharer. The last connection takes them along.
 #[derive(Debug)]
 pub struct Share {
-    cgroup: u64,
+    sharer: Sharer,
     counts: Counts,
     node: Arc<Node>,
 }
@@ -90,7 +111,7 @@ impl Shares {
     /// Nothing is in use.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
-        let pair = |all, of_cgroup| Maxima { all, of_cgroup };
+        let pair = |all, of_sharer| Maxima { all, of_sharer };
         let max = |limit, count| Max { limit, count };
         let maxima = [
             pair(
@@ -110,18 +131,19 @@ impl Shares {
                 max(Limit::MemoryPerCgroupBytes, limits.memory_per_cgroup_bytes_max),
             ),
         ];
-        Self(Arc::new(Node { counts: Counts::default(), maxima, cgroups: Mutex::default() }))
+        Self(Arc::new(Node { counts: Counts::default(), maxima, sharers: Mutex::default() }))
     }
 
-    /// The share of a captured cgroup, by its id.
+    /// Somebody's share.
     #[must_use]
-    pub fn of(&self, cgroup: u64) -> Arc<Share> {
-        let mut cgroups = self.0.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = cgroups.get(&cgroup).and_then(Weak::upgrade) {
+    pub fn of(&self, sharer: &Sharer) -> Arc<Share> {
+        let mut sharers = self.0.sharers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = sharers.get(sharer).and_then(Weak::upgrade) {
             return share;
         }
-        let share = Arc::new(Share { cgroup, counts: Counts::default(), node: Arc::clone(&self.0) });
-        cgroups.insert(cgroup, Arc::downgrade(&share));
+        let node = Arc::clone(&self.0);
+        let share = Arc::new(Share { sharer: sharer.clone(), counts: Counts::default(), node });
+        sharers.insert(sharer.clone(), Arc::downgrade(&share));
         share
     }
 
@@ -175,16 +197,17 @@ impl Share {
     }
 
     fn add(&self, what: Use, amount: usize, is_large: bool) -> Result<(), Exceeded> {
-        let Maxima { all, of_cgroup } = self.node.maxima(what);
+        let Maxima { all, of_sharer } = self.node.maxima(what);
         let within = |max: &Max| if is_large { Limits::large(max.count) } else { max.count };
         let own = count(&self.counts, what);
-        if !add(own, amount, within(of_cgroup)) {
-            return Err(Exceeded { limit: of_cgroup.limit, max: of_cgroup.count, cgroup: Some(self.cgroup) });
+        if !add(own, amount, within(of_sharer)) {
+            let sharer = Some(self.sharer.clone());
+            return Err(Exceeded { limit: of_sharer.limit, max: of_sharer.count, sharer });
         }
         // What all together have of entries is the recorder's to count.
         if what != Use::Entry && !add(count(&self.node.counts, what), amount, within(all)) {
             own.fetch_sub(amount, Ordering::Relaxed);
-            return Err(Exceeded { limit: all.limit, max: all.count, cgroup: None });
+            return Err(Exceeded { limit: all.limit, max: all.count, sharer: None });
         }
         Ok(())
     }
@@ -192,10 +215,10 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut cgroups = self.node.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sharers = self.node.sharers.lock().unwrap_or_else(PoisonError::into_inner);
         // A new one may have come meanwhile.
-        if cgroups.get(&self.cgroup).is_some_and(|share| share.strong_count() == 0) {
-            cgroups.remove(&self.cgroup); // cgroups come and go
+        if sharers.get(&self.sharer).is_some_and(|share| share.strong_count() == 0) {
+            sharers.remove(&self.sharer); // cgroups come and go
         }
     }
 }
@@ -268,25 +291,25 @@ mod tests {
     #[test]
     fn no_cgroup_uses_up_the_others_share() {
         let shares = shares();
-        let take = |cgroup| shares.of(cgroup).take(Use::Connection, 1);
+        let take = |cgroup| shares.of(&Sharer::Cgroup(cgroup)).take(Use::Connection, 1);
         let (one, two) = (take(7).unwrap(), take(7).unwrap());
-        let full = Exceeded { limit: Limit::ConnectionsPerCgroup, max: 2, cgroup: Some(7) };
+        let full = Exceeded { limit: Limit::ConnectionsPerCgroup, max: 2, sharer: Some(Sharer::Cgroup(7)) };
         assert_eq!(take(7).unwrap_err(), full);
         let other = take(8).unwrap();
-        let all = Exceeded { limit: Limit::Connections, max: 3, cgroup: None };
+        let all = Exceeded { limit: Limit::Connections, max: 3, sharer: None };
         assert_eq!(take(9).unwrap_err(), all);
         drop(one);
         let again = take(7).unwrap();
         assert_eq!(shares.used(Use::Connection), 3);
         drop((two, other, again));
         assert_eq!(shares.used(Use::Connection), 0);
-        assert!(shares.0.cgroups.lock().unwrap().is_empty());
+        assert!(shares.0.sharers.lock().unwrap().is_empty());
     }
 
     #[test]
     fn the_last_quarter_of_the_memory_is_for_small_messages() {
         let shares = shares();
-        let (one, other) = (shares.of(1), shares.of(2));
+        let (one, other) = (shares.of(&Sharer::Cgroup(1)), shares.of(&Sharer::Cgroup(2)));
         let mut large = Charge::new(Arc::clone(&one));
         large.at_least(6 * BLOCK_BYTES).unwrap();
         let refused = one.take(Use::Memory, 2 * BLOCK_BYTES).unwrap_err();

@@ -8,26 +8,30 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use toolgate::bindings::{Bindings, Kind};
+use toolgate::ca::{Authority, Lives, Plan};
 use toolgate::capture::{Captured, Cookie, Executable, Recorded};
 use toolgate::config::{self, AgentConfig, Resources};
 use toolgate::deadline;
-use toolgate::forward::{self, Pool};
+use toolgate::forward::{self, Pool, Ways};
 use toolgate::identify::{Identify, Origin};
 use toolgate::limits::Limits;
 use toolgate::netns::{Door, Namespace};
 use toolgate::parse::{self, Client, Expected};
+use toolgate::peer::Tethers;
 use toolgate::pins::Pins;
 use toolgate::record::{self, AuditPlan, Recorder};
 use toolgate::respond::{self, Exchange, McpExchange};
 use toolgate::room::housed;
-use toolgate::shares::Shares;
+use toolgate::shares::{Sharer, Shares};
+use toolgate::svid::{Source, Svids};
 use toolgate_core::decision::{self, Decision, Ids, Mode, Use};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::Message;
 use toolgate_core::pin::{self, Definition, HiddenCharacters, Pinning, Seen, Verdict};
+use toolgate_core::policy::Ends;
 
 thread_local! {
     static HERE: Cell<u64> = const { Cell::new(0) };
@@ -124,6 +128,7 @@ struct Scene {
     resources: Arc<Resources>,
     caller: Identity,
     pins: Pins,
+    svids: Svids,
     recorder: Recorder,
     writer: record::Writer,
     folder: tempfile::TempDir,
@@ -147,7 +152,8 @@ impl Scene {
         let resources = Arc::new(resources(folder.path(), server));
         let caller = Identity::new("example.org", "default", "reader").unwrap();
         let pins = pins(folder.path(), &resources.servers[0].identity, &caller);
-        Self { server, resources, caller, pins, recorder, writer, folder }
+        let svids = svids(folder.path());
+        Self { server, resources, caller, pins, svids, recorder, writer, folder }
     }
 
     fn request(&self, id: &str, message: &str, session: Option<&str>) -> Vec<u8> {
@@ -169,7 +175,7 @@ impl Scene {
         let mut program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         // It reads when the call is over.
         socket2::SockRef::from(&program).set_recv_buffer_size(REPLY_BYTES_MAX).unwrap();
-        let share = Shares::new(&Limits::default()).of(1);
+        let share = Shares::new(&Limits::default()).of(&Sharer::Cgroup(1));
         let accepted = listener.accept().await.unwrap().0;
         accepted.set_nodelay(true).unwrap();
         let mut client = Client::new(accepted, Arc::clone(&share));
@@ -181,6 +187,8 @@ impl Scene {
             assert!(bindings.bind_session(&self.caller, server, session, Instant::now()));
         }
         let (pool, home) = (Pool::default(), Namespace::new(Cookie::default(), Door::home().unwrap()));
+        let tethers = Tethers::default();
+        let ways = Ways { pool: &pool, home: &home, svids: &self.svids, tethers: &tethers };
         let (mut here, mut others) = (0, 0);
         let mut got = vec![0; REPLY_BYTES_MAX];
         self.fill_lane(&origin);
@@ -190,7 +198,7 @@ impl Scene {
             }
             program.write_all(request).unwrap();
             let before = HERE.get();
-            housed(|| self.call(&mut client, &origin, &bindings, &pool, &home)).await;
+            housed(|| self.call(&mut client, &origin, &bindings, &ways)).await;
             if call >= WARM_UP {
                 here += HERE.get() - before;
             }
@@ -221,8 +229,7 @@ impl Scene {
         client: &mut Client<tokio::net::TcpStream>,
         origin: &Arc<Origin>,
         bindings: &Bindings,
-        pool: &Pool,
-        home: &Namespace,
+        ways: &Ways<'_>,
     ) {
         let limits = &Limits::default();
         let server = self.resources.servers[0].as_ref();
@@ -240,7 +247,8 @@ impl Scene {
         let ids = Ids { session: found.unwrap_or_default().whose, ..Ids::default() };
         assert_ne!(ids.session, Use::Unknown);
         let policies = &self.resources.policies;
-        let decision = decision::decide(Ok(&self.caller), server, &asked, ids, policies, Mode::default());
+        let decision =
+            decision::decide(Ok(&self.caller), server.captured(), &asked, ids, policies, Mode::default());
         let Decision::Permitted(permitted) = decision else { panic!("it is permitted") };
         entry.permitted(&permitted);
         let Some(Message::Request(request)) = asked.message() else { panic!("it is a call") };
@@ -250,7 +258,7 @@ impl Scene {
         let expected = Expected::of(&asked, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
-            let sending = pin!(forward::send(permitted, &leg, pool, home, limits));
+            let sending = pin!(forward::send(permitted, &leg, &server.place, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()
         };
         client.done(&head, &body);
@@ -259,6 +267,7 @@ impl Scene {
             mcp: Some(McpExchange {
                 caller: &self.caller,
                 server,
+                ends: Ends::Both,
                 resources: &self.resources,
                 owed: expected.owed(),
                 pins: None,
@@ -276,8 +285,18 @@ impl Scene {
         let replied = respond::stream(&mut upstream, client, &exchange).await.unwrap();
         assert!(replied.reusable);
         entry.replied(replied.status, replied.bytes);
-        pool.checkin(leg, upstream, limits);
+        ways.pool.checkin(leg, upstream, limits);
     }
+}
+
+/// Of a node that nobody else is trusted by.
+fn svids(folder: &std::path::Path) -> Svids {
+    let hours = |hours: u64| Duration::from_secs(3600 * hours);
+    let (svid, issuing, root, overlap, skew) = (hours(1), hours(10), hours(100), hours(1), hours(0));
+    let lives = Lives { svid, issuing, root, overlap, skew, root_is_credential: false };
+    let (state_directory, trust_domain) = (folder.to_owned(), "example.org".to_owned());
+    let plan = Plan { state_directory, trust_domain, lives, credentials: None };
+    Svids::start(Source::Embedded(Box::new(Authority::open(plan, SystemTime::now()).unwrap()))).unwrap()
 }
 
 /// With the tool that is called, approved.

@@ -15,7 +15,7 @@ use toolgate::capture::{Captured, Cookie, Executable, Recorded};
 use toolgate::identify::{Identify, Origin};
 use toolgate::limits::{Limit, Limits};
 use toolgate::record::{self, AuditPlan, NoSlot, Recorder, Writer};
-use toolgate::shares::Shares;
+use toolgate::shares::{Sharer, Shares};
 
 /// Until what must happen has happened.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ impl Scene {
         .unwrap();
         let limits = Limits { audit_entries_per_cgroup_max: entries_max, ..Limits::default() };
         let identify = Identify::new(Arc::clone(&writer.metrics));
-        let origin = Arc::new(identify.origin(captured(), Shares::new(&limits).of(1)));
+        let origin = Arc::new(identify.origin(captured(), Shares::new(&limits).of(&Sharer::Cgroup(1))));
         Self { recorder, writer, origin }
     }
 
@@ -76,7 +76,7 @@ fn a_callers_place_is_free_again_when_its_entry_is_written() {
     let open = scene.recorder.open(&scene.origin, 1).unwrap();
     let refused = scene.recorder.open(&scene.origin, 1).map(drop).unwrap_err();
     assert!(
-        matches!(refused, NoSlot::Share(full) if full.limit == Limit::AuditEntriesPerCgroup),
+        matches!(&refused, NoSlot::Share(full) if full.limit == Limit::AuditEntriesPerCgroup),
         "{refused}"
     );
     drop(open);

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toolgate::config::{AgentConfig, Diagnostic, Resources, explain, load_agent, load_resources};
 use toolgate_core::decision::{
-    Action, Asks, Decision, Ids, Mode, Server, ShadowVerdict, Use, decide, server_request,
+    Action, Asks, Decision, Ids, Mode, Server, ShadowVerdict, Target, Use, decide, server_request,
 };
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{JsonLimits, ListKind, Method, Revision, Scratch, parse};
-use toolgate_core::policy::Predicate;
+use toolgate_core::policy::{Ends, Predicate};
 use toolgate_core::workload::Unidentified;
 
 #[derive(Deserialize)]
@@ -33,6 +33,9 @@ struct Case {
     caller_is: Option<String>,
     #[serde(default = "docs")]
     server: String,
+    /// Another agent speaks for the caller.
+    #[serde(default)]
+    from_peer: bool,
     message: Option<String>,
     action: Option<String>,
     /// The revision that the request says it is of.
@@ -64,6 +67,8 @@ struct List {
     server: String,
     #[serde(default = "agent")]
     caller: String,
+    #[serde(default)]
+    from_peer: bool,
     kind: String,
     shown: Vec<String>,
     hidden: Vec<String>,
@@ -97,6 +102,11 @@ fn policies() -> PathBuf {
 fn read<T: for<'de> Deserialize<'de>>(file: &str) -> T {
     let text = std::fs::read_to_string(policies().join("cases").join(file)).unwrap();
     serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// As the agent sees it that captured the call, or that another one passes it to.
+fn target(server: &Server, from_peer: bool) -> Target<'_> {
+    if from_peer { Target { server, ends: Ends::Server } } else { server.captured() }
 }
 
 fn load(yaml: &str) -> Resources {
@@ -157,7 +167,13 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     if let Some(method) = &case.asks {
         let (caller, server) = (identity(&case.caller), server(resources, &case.server));
         let (method, mode) = ((Method::from_name(method), case.revision()), Mode { observe: case.observe });
-        return told(server_request(&caller, server, method, &resources.policies, mode));
+        return told(server_request(
+            &caller,
+            target(server, case.from_peer),
+            method,
+            &resources.policies,
+            mode,
+        ));
     }
     let action = match (case.action.as_deref(), &message) {
         (None, Some(message)) => Action::Message(message),
@@ -183,7 +199,7 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     let mode = Mode { observe: case.observe };
     let server = server(resources, &case.server);
     let action = Asked(action, case.revision());
-    told(decide(caller, server, action, ids, &resources.policies, mode))
+    told(decide(caller, target(server, case.from_peer), action, ids, &resources.policies, mode))
 }
 
 fn told<T>(decision: Decision<T>) -> Outcome {
@@ -245,7 +261,8 @@ fn decisions() {
 fn lists() {
     let table: Table = read("decisions.yaml");
     let resources = load(&table.resources);
-    for List { server, caller, kind, shown, hidden } in &table.lists {
+    for List { server, caller, from_peer, kind, shown, hidden } in &table.lists {
+        let ends = target(self::server(&resources, server), *from_peer).ends;
         let kind = match kind.as_str() {
             "tools" => ListKind::Tools,
             "prompts" => ListKind::Prompts,
@@ -255,7 +272,8 @@ fn lists() {
         };
         for (names, expected) in [(shown, true), (hidden, false)] {
             for name in names {
-                let lists = resources.policies.lists(&identity(caller), &identity(server), kind, name);
+                let lists =
+                    resources.policies.lists((&identity(caller), ends), &identity(server), kind, name);
                 assert_eq!(lists, expected, "{name} of {server} for {caller}");
             }
         }
@@ -297,6 +315,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::Batch
         | Reason::TooLarge
         | Reason::ServerUnreachable
+        | Reason::PeerUnproven
         | Reason::ServerTimeout
         | Reason::ServerFault
         | Reason::Overload
@@ -380,7 +399,8 @@ fn permits(resources: &Resources, name: &str, tool: usize, arguments: &str) -> b
         .unwrap_or_else(|e| panic!("{text}: {e}"));
     let (caller, action) = (identity("agent"), Action::Message(&message));
     let server = server(resources, name);
-    match decide(Ok(&caller), server, action, Ids::default(), &resources.policies, Mode::default()) {
+    match decide(Ok(&caller), server.captured(), action, Ids::default(), &resources.policies, Mode::default())
+    {
         Decision::Permitted(_) => true,
         Decision::Denied(_) => false,
     }

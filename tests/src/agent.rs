@@ -1,8 +1,9 @@
 //! An agent on a configuration of the test's own: free ports, its own socket, its own audit file.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -15,6 +16,8 @@ use tempfile::TempDir;
 use crate::scene::text;
 use crate::{Caller, Host, PATIENCE, Process, wait};
 
+/// Where it finds the token that it joins by.
+const TOKEN: &str = "join.token";
 /// What the agent says once it serves.
 const READY: &str = "toolgate: ready";
 
@@ -29,6 +32,14 @@ pub struct Setup<'t> {
     pub audit: &'t str,
     /// Its `limits` section, as a flow mapping; empty: the default.
     pub limits: &'t str,
+    /// Where other agents come to.
+    pub peer: Option<SocketAddr>,
+    /// Where nodes join its authority, if they may.
+    pub authority: Option<SocketAddr>,
+    /// The token by which it joins another agent's authority; empty: it has its own.
+    pub token: &'t str,
+    /// More of `toolgate.yaml`.
+    pub more: &'t str,
     /// Run with `--observe`.
     pub observe: bool,
     /// Run with `--stay-attached`.
@@ -53,6 +64,8 @@ pub struct Agent {
     /// Where captured connections arrive.
     pub outbound: SocketAddr,
     folder: TempDir,
+    /// On a [`Node`](crate::Node) of its own: the host is another agent's.
+    is_beside: bool,
     // Last: the next test's turn begins when all else is gone.
     host: Option<Host>,
 }
@@ -80,17 +93,26 @@ impl Agent {
     /// # Errors
     /// It does not get ready; with what it said.
     pub fn start_in(host: Host, setup: Setup<'_>) -> Result<Self> {
+        let mut agent = Self::start_somewhere(setup)?;
+        agent.host = Some(host);
+        Ok(agent)
+    }
+
+    /// The same beside the agent that has the turn.
+    pub(crate) fn start_beside(setup: Setup<'_>) -> Result<Self> {
+        let mut agent = Self::start_somewhere(setup)?;
+        agent.is_beside = true;
+        Ok(agent)
+    }
+
+    fn start_somewhere(setup: Setup<'_>) -> Result<Self> {
         loop {
             let folder = tempfile::tempdir().context("cannot make a folder")?;
             let ports = [free_address()?, free_address()?, free_address()?];
             match Self::start_at(ports, folder, setup) {
                 // The ports are of those that the kernel gives to any connection: one had been faster.
                 Err(error) if format!("{error:#}").contains("Address already in use") => {}
-                started => {
-                    let mut agent = started?;
-                    agent.host = Some(host);
-                    return Ok(agent);
-                }
+                started => return started,
             }
         }
     }
@@ -102,12 +124,19 @@ impl Agent {
     ) -> Result<Self> {
         let settings = settings(folder.path(), [outbound, metrics, ready], setup);
         write_config(folder.path(), &settings, setup.resources)?;
+        if !setup.token.is_empty() {
+            let mut file = OpenOptions::new();
+            let file = file.write(true).create_new(true).mode(0o600).open(folder.path().join(TOKEN));
+            file.and_then(|mut file| file.write_all(setup.token.as_bytes()))
+                .context("cannot keep a token")?;
+        }
         let given = [(setup.observe, "--observe"), (setup.stay_attached, "--stay-attached")];
         let flags: Vec<&str> = given.iter().filter(|(given, _)| *given).map(|(_, flag)| *flag).collect();
         let mut command = behind(setup.behind, run_command(folder.path()));
         command.args(&flags).envs(setup.environment.iter().copied());
         let process = Process::start(&mut command)?;
-        let agent = Self { process, successor: None, flags, metrics, ready, outbound, folder, host: None };
+        let (successor, is_beside, host) = (None, false, None);
+        let agent = Self { process, successor, flags, metrics, ready, outbound, folder, is_beside, host };
         agent.process.line(READY)?;
         Ok(agent)
     }
@@ -321,7 +350,9 @@ impl Drop for Agent {
         let _ended_before = self.stop_successor();
         let _ended_before = self.process.signal(Signal::SIGTERM);
         let _killed_by_its_guard = self.process.end();
-        let _nothing_to_detach = toolgate().arg("detach").output();
+        if !self.is_beside {
+            let _nothing_to_detach = toolgate().arg("detach").output();
+        }
     }
 }
 
@@ -369,8 +400,11 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
         "" => format!("{{ file: {} }}", file("audit.jsonl")),
         given => given.replace("FOLDER", &folder.display().to_string()),
     };
+    let listener =
+        |key: &str, at: Option<SocketAddr>| at.map(|at| format!("{key}: \"{at}\", ")).unwrap_or_default();
+    let others = listener("peer", setup.peer) + &listener("authority", setup.authority);
     let mut text = format!(
-        "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+        "listen: {{ {others}outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
          store: {{ embedded: {} }}\n\
          audit: {audit}\n",
         outbound.port(),
@@ -383,7 +417,10 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     if !setup.limits.is_empty() {
         text += &format!("limits: {}\n", setup.limits);
     }
-    text
+    if !setup.token.is_empty() {
+        text += &format!("identity: {{ source: join, token_file: {} }}\n", file(TOKEN));
+    }
+    text + setup.more
 }
 
 fn write_config(folder: &Path, settings: &str, resources: &str) -> Result<PathBuf> {

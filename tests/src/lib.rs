@@ -15,8 +15,10 @@
 //! - `port_range`: the host's ephemeral ports
 //! - `refusal`: what a refused call says on this kernel
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
+//! - `node`: a host of its own, as far as an agent sees one
 //! - `sdk`: the official Python SDK, as server and as client
 //! - `setting`: a setting of the kernel's, put back whatever becomes of the test
+//! - `sniffer`: what goes over a device
 //! - `stopped`: threads that stand still while the other ones of their process go on
 //! - `vrf`: a VRF of a test's own
 //! - `witness`: a server that tells who reached it, by every family and address
@@ -29,6 +31,7 @@ mod held;
 pub mod host;
 pub mod http;
 pub mod netns;
+mod node;
 mod peer;
 pub mod pid_max;
 pub mod pinned;
@@ -39,6 +42,7 @@ pub mod scene;
 mod sdk;
 pub mod server;
 mod setting;
+mod sniffer;
 mod stopped;
 mod vrf;
 pub mod wait;
@@ -51,6 +55,7 @@ pub use held::Held;
 pub use host::{Host, cgroup2};
 pub use http::Connection;
 pub use netns::Netns;
+pub use node::Node;
 pub use peer::Peer;
 pub use pid_max::PidMax;
 pub use port_range::PortRange;
@@ -59,6 +64,7 @@ pub use refusal::{kernel, refusal};
 pub use scene::Scene;
 pub use sdk::{SdkClient, SdkServer, fixture, packages};
 pub use server::{Request, Server};
+pub use sniffer::Sniffer;
 pub use stopped::Stopped;
 pub use vrf::Vrf;
 pub use witness::{Arrival, Witness};

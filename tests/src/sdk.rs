@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,6 +42,14 @@ impl SdkServer {
         Self::with(&[])
     }
 
+    /// One that other hosts reach.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn at(ip: IpAddr) -> Result<Self> {
+        Self::on(ip, &[("HOST", &ip.to_string())])
+    }
+
     /// One whose streams can be resumed: `slow_count` closes its own after the first step.
     ///
     /// # Errors
@@ -59,12 +67,16 @@ impl SdkServer {
     }
 
     fn with(environment: &[(&str, &str)]) -> Result<Self> {
+        Self::on(Ipv4Addr::LOCALHOST.into(), environment)
+    }
+
+    fn on(ip: IpAddr, environment: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         let gate = folder.path().join("gate");
         mkfifo(&gate, Mode::S_IRWXU).context("cannot make a FIFO")?;
         let gate_end =
             OpenOptions::new().read(true).write(true).open(&gate).context("cannot open the FIFO")?;
-        let address = free_address()?;
+        let address = SocketAddr::new(ip, free_address()?.port());
         let mut command = Command::new(python()?);
         command.arg(fixture("server.py")).env("PORT", address.port().to_string());
         command.env("LOG", folder.path().join("log")).env("GATE", &gate).envs(environment.iter().copied());

@@ -189,7 +189,7 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
 }
 
 /// Every command that a user sees.
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "run",
     "upgrade",
     "bypass",
@@ -198,12 +198,15 @@ const COMMANDS: [&str; 11] = [
     "status",
     "discover",
     "tools",
+    "ca",
     "detach",
     "completions",
     "man",
 ];
 /// Those of `tools`.
 const TOOLS: [&str; 4] = ["list", "diff", "approve", "revoke"];
+/// Those of `ca`.
+const CA: [&str; 7] = ["status", "rotate", "token", "nodes", "revoke", "backup", "restore"];
 
 /// Runs it to its end: exit code, output, errors.
 fn said(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
@@ -280,9 +283,12 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
         let (code, help, _errors) = said(&[command, "--help"])?;
         assert!(code == Some(0) && help.contains("Example: toolgate "), "{command}: {help}");
     }
-    for command in TOOLS {
-        let (code, help, _errors) = said(&["tools", command, "--help"])?;
-        assert!(code == Some(0) && help.contains("Example: toolgate tools "), "{command}: {help}");
+    for (group, commands) in [("tools", &TOOLS[..]), ("ca", &CA[..])] {
+        for command in commands {
+            let (code, help, _errors) = said(&[group, command, "--help"])?;
+            assert!(code == Some(0) && help.contains("Example: "), "{command}: {help}");
+            assert!(help.contains(&format!("toolgate {group} {command}")), "{command}: {help}");
+        }
     }
     for shell in ["bash", "zsh", "fish"] {
         let (code, script, errors) = said(&["completions", shell])?;

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use toolgate_core::http1::{
-    ChunkedDecoder, HeadLimits, Outgoing, request_head, response_head, write_request_head,
+    Changes, ChunkedDecoder, HeadLimits, Outgoing, request_head, response_head, write_request_head,
     write_response_head,
 };
 
@@ -30,7 +30,7 @@ fn codec(criterion: &mut Criterion) {
         group.bench_function("write_request_head", |b| {
             b.iter(|| {
                 out.clear();
-                write_request_head(&mut out, black_box(head), Some(440), false);
+                write_request_head(&mut out, black_box(head), Outgoing::Length(440), Changes::default());
                 out.len()
             });
         });

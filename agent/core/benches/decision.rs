@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use toolgate_core::decision::{Action, Decision, Enforcement, Ids, Mode, Server, Transport, decide};
+use toolgate_core::decision::{Action, Decision, Enforcement, Ids, Mode, Place, Server, Transport, decide};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{JsonLimits, Message, Scratch, parse};
 use toolgate_core::pin::Pinning;
@@ -83,6 +83,7 @@ fn decision(criterion: &mut Criterion) {
     let server = Server {
         identity: identity("docs"),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+        place: Place::Local,
         hosts: Vec::new(),
         path: "/mcp".to_owned(),
         enforcement: Enforcement::Enforce,
@@ -93,7 +94,8 @@ fn decision(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
     let run = |policies: &Policies, message: &Message<'_>| {
         let action = Action::Message(message);
-        let decision = decide(Ok(&caller), &server, action, Ids::default(), policies, Mode::default());
+        let decision =
+            decide(Ok(&caller), server.captured(), action, Ids::default(), policies, Mode::default());
         matches!(decision, Decision::Permitted(_))
     };
     for (name, crowd, sizes) in [

@@ -11,7 +11,7 @@ use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::{Message, Method, Revision};
 use crate::pin::Pinning;
-use crate::policy::{Policies, Refused, Rules, Verdict};
+use crate::policy::{Ends, Policies, Refused, Rules, Verdict};
 use crate::workload::Unidentified;
 
 /// How a server's messages travel.
@@ -32,13 +32,24 @@ pub enum Enforcement {
     DangerousObserve,
 }
 
+/// Where the process of a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Behind this agent.
+    Local,
+    /// Behind another one, which is at one of these addresses.
+    Peer(Arc<[SocketAddr]>),
+}
+
 /// A declared server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// Who it is.
     pub identity: Identity,
-    /// Where its process listens, and where callers connect to.
+    /// Where callers connect to, and where its process listens if it is local.
     pub address: SocketAddr,
+    /// Where its process is.
+    pub place: Place,
     /// The names it answers to, with or without port, in lower case; empty = its address and, on loopback,
     /// `localhost`.
     pub hosts: Vec<String>,
@@ -52,7 +63,26 @@ pub struct Server {
     pub pinning: Pinning,
 }
 
+/// Whom a call is for, as seen from here.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'s> {
+    /// Whom.
+    pub server: &'s Server,
+    /// Which ends of the call are here.
+    pub ends: Ends,
+}
+
 impl Server {
+    /// The target of a call that was captured here.
+    #[must_use]
+    pub fn captured(&self) -> Target<'_> {
+        let ends = match self.place {
+            Place::Local => Ends::Both,
+            Place::Peer(_) => Ends::Caller,
+        };
+        Target { server: self, ends }
+    }
+
     /// Whether a Host header names this server. A web page that had its own name resolve to this address is told
     /// apart by it (DNS rebinding).
     #[must_use]
@@ -302,11 +332,12 @@ impl Mode {
     }
 }
 
-/// Decides on a request to a declared server: the ids, then the caller, then the target, then policies.
+/// Decides on a request to a declared server: the ids, then the caller, then the target, then policies of the ends of it
+/// that are here.
 #[must_use]
 pub fn decide<T: Asks>(
     caller: Result<&Identity, &Unidentified>,
-    server: &Server,
+    target: Target<'_>,
     asked: T,
     ids: Ids<'_>,
     policies: &Policies,
@@ -327,13 +358,14 @@ pub fn decide<T: Asks>(
     {
         return Decision::Denied(denied);
     }
+    let Target { server, ends } = target;
     let (verdict, shadow) = match asked.action() {
         Action::Message(Message::Request(call) | Message::Notification(call)) => {
-            policies.judge(caller, &server.identity, call, ids.tool)
+            policies.judge(caller, &server.identity, call, ids.tool, ends)
         }
-        Action::OpenStream | Action::EndSession => policies.judge_may(caller, &server.identity),
+        Action::OpenStream | Action::EndSession => policies.judge_may(caller, &server.identity, ends),
         Action::Message(Message::Response(_)) => match ids.question {
-            Some(question) => judge_server(caller, server, question, policies),
+            Some(question) => judge_server(caller, target, question, policies),
             // Nobody asked: not a matter of policy.
             None => return Decision::Denied(Denied::because(Reason::UnexpectedResponse)),
         },
@@ -359,7 +391,7 @@ fn no_method_of(revision: Revision, senders: &str) -> Denied {
 #[must_use]
 pub fn server_request(
     caller: &Identity,
-    server: &Server,
+    target: Target<'_>,
     (method, revision): (Method, Option<Revision>),
     policies: &Policies,
     mode: Mode,
@@ -369,21 +401,21 @@ pub fn server_request(
     {
         return Decision::Denied(no_method_of(revision, "servers"));
     }
-    let (verdict, shadow) = judge_server(caller, server, method, policies);
-    weighed(method, verdict, shadow, mode.relaxes(server))
+    let (verdict, shadow) = judge_server(caller, target, method, policies);
+    weighed(method, verdict, shadow, mode.relaxes(target.server))
 }
 
 /// `ping` asks for nothing but a sign of life.
 fn judge_server(
     caller: &Identity,
-    server: &Server,
+    Target { server, ends }: Target<'_>,
     method: Method,
     policies: &Policies,
 ) -> (Verdict, Option<Verdict>) {
     if method == Method::Ping {
-        return policies.judge_may(caller, &server.identity);
+        return policies.judge_may(caller, &server.identity, ends);
     }
-    policies.judge_server(caller, &server.identity, method)
+    policies.judge_server(caller, &server.identity, method, ends)
 }
 
 fn weighed<T>(what: T, verdict: Verdict, shadow: Option<Verdict>, relaxed: bool) -> Decision<T> {
@@ -483,6 +515,7 @@ mod tests {
         Server {
             identity: Identity::new("example.org", "default", "docs").unwrap(),
             address: address.parse().unwrap(),
+            place: Place::Local,
             hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
             path: "/mcp".to_owned(),
             enforcement: Enforcement::Enforce,

@@ -109,6 +109,8 @@ reasons! {
     TooLarge = "too_large", "the request is too large";
     /// The server takes no connection.
     ServerUnreachable = "server_unreachable", "the server cannot be reached";
+    /// Who is at the other end of a connection between agents is not proven, or is another.
+    PeerUnproven = "peer_unproven", "the node of the server could not prove who it is";
     /// The server does not answer in time.
     ServerTimeout = "server_timeout", "the server did not answer in time";
     /// The server's answer is no valid answer.
@@ -224,7 +226,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::TooLarge
         | Reason::ClientLeft
         | Reason::NoRecord => Failure::Refused,
-        Reason::ServerUnreachable | Reason::ServerFault => Failure::Unavailable(502),
+        Reason::ServerUnreachable | Reason::PeerUnproven | Reason::ServerFault => Failure::Unavailable(502),
         Reason::ServerTimeout => Failure::Unavailable(504),
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
         Reason::UnknownSession

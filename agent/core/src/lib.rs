@@ -1,6 +1,6 @@
 //! Toolgate's pure part, in the order a request meets it.
 //!
-//! - [`identity`]: App IDs, namespaces, SPIFFE IDs
+//! - [`identity`]: App IDs and namespaces; [`spiffe`]: SPIFFE IDs
 //! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
 //! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
 //! - [`workload`]: which workload a process is
@@ -25,6 +25,8 @@ pub mod identity;
 pub mod mcp;
 pub mod pin;
 pub mod policy;
+pub mod spiffe;
+pub mod trace;
 pub mod workload;
 
 mod words;

@@ -1,8 +1,8 @@
 //! Chunked bodies in pieces of any size, and what leaves the agent.
 
 use toolgate_core::http1::{
-    CHUNK_END, ChunkedDecoder, HeadLimits, HttpError, LAST_CHUNK, Outgoing, request_head, response_head,
-    write_chunk_head, write_request_head, write_response_head, write_resuming_head,
+    CHUNK_END, Changes, ChunkedDecoder, HeadLimits, HttpError, LAST_CHUNK, Outgoing, request_head,
+    response_head, write_chunk_head, write_request_head, write_response_head,
 };
 
 /// The data and what is left behind the body, or the error; None where the body goes on.
@@ -99,13 +99,20 @@ fn overhead_is_bounded_over_the_whole_body() {
 }
 
 #[test]
-fn what_resumes_a_stream_keeps_the_last_events_id() {
-    let text = b"GET /mcp HTTP/1.1\r\nhost: a:1\r\nLAST-event-id: 7\r\nx-toolgate-a: b\r\n\r\n";
+fn what_is_changed_in_a_head_is_said() {
+    let text =
+        b"GET /mcp HTTP/1.1\r\nhost: a:1\r\nLAST-event-id: 7\r\nTraceParent: x\r\nx-toolgate-a: b\r\n\r\n";
     let head = request_head(text, &HeadLimits::default()).expect("valid").expect("complete");
-    let mut out = Vec::new();
-    write_resuming_head(&mut out, &head);
-    let expected = "GET /mcp HTTP/1.1\r\nhost: a:1\r\nLAST-event-id: 7\r\n\r\n";
-    assert_eq!(String::from_utf8_lossy(&out), expected);
+    for (changes, expected) in [
+        (Changes::default(), "TraceParent: x\r\n"),
+        (Changes { resumes: true, ..Changes::default() }, "LAST-event-id: 7\r\nTraceParent: x\r\n"),
+        (Changes { traceparent: "traceparent: y\r\n", ..Changes::default() }, "traceparent: y\r\n"),
+    ] {
+        let mut out = Vec::new();
+        write_request_head(&mut out, &head, Outgoing::None, changes);
+        let expected = format!("GET /mcp HTTP/1.1\r\nhost: a:1\r\n{expected}\r\n");
+        assert_eq!(String::from_utf8_lossy(&out), expected);
+    }
 }
 
 #[test]
@@ -114,7 +121,7 @@ fn requests_as_they_leave() {
         let text = format!("POST /mcp?q HTTP/1.1\r\nhost: a:1\r\n{headers}\r\n");
         let head = request_head(text.as_bytes(), &HeadLimits::default()).expect("valid").expect("complete");
         let mut out = b"before".to_vec();
-        write_request_head(&mut out, &head, Some(7), false);
+        write_request_head(&mut out, &head, Outgoing::Length(7), Changes::default());
         let expected =
             format!("beforePOST /mcp?q HTTP/1.1\r\nhost: a:1\r\n{expected}Content-Length: 7\r\n\r\n");
         assert_eq!(String::from_utf8_lossy(&out), expected, "{headers:?}");
@@ -152,14 +159,13 @@ fn requests_as_they_leave() {
 fn a_request_has_one_framing() {
     let text = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n";
     let head = request_head(text, &HeadLimits::default()).unwrap().unwrap();
-    for (length, chunked, expected) in [
-        (None, false, ""),
-        (Some(0), false, "Content-Length: 0\r\n"),
-        (None, true, "Transfer-Encoding: chunked\r\n"),
-        (Some(5), true, "Transfer-Encoding: chunked\r\n"),
+    for (framing, expected) in [
+        (Outgoing::None, ""),
+        (Outgoing::Length(0), "Content-Length: 0\r\n"),
+        (Outgoing::Chunked, "Transfer-Encoding: chunked\r\n"),
     ] {
         let mut out = Vec::new();
-        write_request_head(&mut out, &head, length, chunked);
+        write_request_head(&mut out, &head, framing, Changes::default());
         assert_eq!(String::from_utf8_lossy(&out), format!("POST / HTTP/1.1\r\nHost: a\r\n{expected}\r\n"));
     }
 }

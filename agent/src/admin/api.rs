@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
-use super::{Context, Port, definitions, exec};
+use super::{Context, Port, authority, definitions, exec};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
 use crate::app::canary;
 use crate::bindings::Kind;
@@ -98,6 +98,13 @@ pub(super) async fn route(
             answer(request, async |wanted| {
                 only_root(peer, "tools")?;
                 definitions::change(&wanted, peer, context).await.map_err(|refused| refused.to_string())
+            })
+            .await
+        }
+        (Port::Admin(peer), &Method::POST, "/authority") => {
+            answer(request, async |wanted| {
+                only_root(peer, "ca")?;
+                authority::answer(wanted, peer, context).await.map_err(|refused| refused.to_string())
             })
             .await
         }

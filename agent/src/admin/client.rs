@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 
 use super::api::ErrorBody;
 pub use super::api::{BypassRequest, ExecRequest, UpgradeRequest};
+pub use super::authority::AuthorityRequest;
 pub use super::definitions::{ChangeRequest, DefinitionsRequest};
 
 /// Why the agent did not answer as asked.
@@ -80,6 +81,14 @@ pub async fn bypass(socket: &Path, wanted: &BypassRequest) -> Result<serde_json:
 /// [`ClientError`]: the agent that runs goes on.
 pub async fn upgrade(socket: &Path, wanted: &UpgradeRequest) -> Result<serde_json::Value, ClientError> {
     call(socket, Method::POST, "/upgrade", wanted).await
+}
+
+/// `POST /authority`: what was asked of it.
+///
+/// # Errors
+/// [`ClientError`]: nothing was done.
+pub async fn authority(socket: &Path, wanted: &AuthorityRequest) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/authority", wanted).await
 }
 
 /// `POST /definitions`: what servers offer.

@@ -1,9 +1,10 @@
-//! What the operator asks: status, `exec`, `bypass`, `upgrade` and `tools` on a Unix socket, metrics and readiness on TCP.
+//! What the operator asks: status, `exec`, `bypass`, `upgrade`, `tools` and `ca` on a Unix socket, metrics and readiness on TCP.
 //!
 //! Whoever may open the socket is root (mode 0600), and no captured process may use it, root or not. The TCP ports
 //! are refused to captured processes in the kernel.
 
 mod api;
+mod authority;
 pub mod client;
 mod definitions;
 mod exec;
@@ -14,6 +15,7 @@ use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,10 +26,11 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::app::{Heritage, Node, Role};
+use crate::ca;
 use crate::capture::Kernel;
 use crate::config::AgentConfig;
 
@@ -59,6 +62,8 @@ pub struct Sockets {
     admin: UnixListener,
     metrics: (SocketAddr, TcpListener),
     ready: (SocketAddr, TcpListener),
+    /// Not the operator's: other nodes join there.
+    authority: Option<(SocketAddr, TcpListener)>,
     /// Removed with the sockets.
     path: SocketPath,
 }
@@ -78,7 +83,7 @@ impl Drop for SocketPath {
 }
 
 impl Sockets {
-    /// Binds all three, or takes what the agent before had at the same place. The caller holds the agent's lock: a socket
+    /// Binds all, or takes what the agent before had at the same place. The caller holds the agent's lock: a socket
     /// file that exists was left by a dead agent.
     ///
     /// # Errors
@@ -98,6 +103,9 @@ impl Sockets {
         };
         let metrics = tcp("listen.metrics", agent.listen.metrics, Role::Metrics)?;
         let ready = tcp("listen.ready", agent.listen.ready, Role::Ready)?;
+        let authority = agent.listen.authority;
+        let authority =
+            authority.map(|address| tcp("listen.authority", address, Role::Authority)).transpose()?;
         let path = &agent.listen.admin;
         let given = heritage.and_then(|heritage| heritage.take_unix(&Role::Admin(path.clone())));
         let is_ours = given.is_none();
@@ -106,7 +114,7 @@ impl Sockets {
             None => bind_unix(path),
         };
         let admin = admin.map_err(|cause| AdminError::Unix { path: path.clone(), cause })?;
-        Ok(Self { admin, metrics, ready, path: SocketPath { path: path.clone(), is_ours } })
+        Ok(Self { admin, metrics, ready, authority, path: SocketPath { path: path.clone(), is_ours } })
     }
 
     /// The socket file is this process's from now on, or another's.
@@ -115,12 +123,15 @@ impl Sockets {
     }
 
     /// What the next agent gets.
-    pub(crate) fn estate(&self) -> [(Role, BorrowedFd<'_>); 3] {
-        [
+    pub(crate) fn estate(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        let authority = self.authority.iter();
+        let authority = authority.map(|(address, listener)| (Role::Authority(*address), listener.as_fd()));
+        let operators = [
             (Role::Admin(self.path.path.clone()), self.admin.as_fd()),
             (Role::Metrics(self.metrics.0), self.metrics.1.as_fd()),
             (Role::Ready(self.ready.0), self.ready.1.as_fd()),
-        ]
+        ];
+        operators.into_iter().chain(authority)
     }
 }
 
@@ -162,6 +173,7 @@ const ACCEPT_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Answers until it is dropped; what was asked before is still answered then.
 pub async fn serve(context: Context, sockets: &Sockets) {
+    let nodes = ca::Listener::new(context.node.svids.clone());
     loop {
         let accepted = tokio::select! {
             accepted = sockets.admin.accept() => accepted.and_then(|(stream, _)| {
@@ -172,6 +184,10 @@ pub async fn serve(context: Context, sockets: &Sockets) {
             accepted = sockets.metrics.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Metrics))
             }
+            accepted = joining(sockets.authority.as_ref()) => accepted.map(|(stream, from)| {
+                let (nodes, node) = (Rc::clone(&nodes), Arc::clone(&context.node));
+                tokio::task::spawn_local(async move { nodes.serve(stream, from, &node.record).await });
+            }),
             accepted = sockets.ready.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Ready))
             }
@@ -180,6 +196,14 @@ pub async fn serve(context: Context, sockets: &Sockets) {
             tracing::warn!(%error, "cannot accept an operator's connection; trying again in {ACCEPT_AGAIN:?}");
             tokio::time::sleep(ACCEPT_AGAIN).await;
         }
+    }
+}
+
+/// The next connection of a node; never, where none may join.
+async fn joining(authority: Option<&(SocketAddr, TcpListener)>) -> io::Result<(TcpStream, SocketAddr)> {
+    match authority {
+        Some((_, listener)) => listener.accept().await,
+        None => std::future::pending().await,
     }
 }
 

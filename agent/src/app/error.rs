@@ -12,6 +12,7 @@ use crate::config::watch::WatchError;
 use crate::netns::NetnsError;
 use crate::pins::StoreError;
 use crate::record::AuditError;
+use crate::svid::SvidError;
 
 /// The agent's own errors, each with the next step. The cause stands in the text.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,9 @@ pub enum AppError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// SVIDs, and who issues them.
+    #[error(transparent)]
+    Svids(#[from] SvidError),
     /// Reload on change.
     #[error(transparent)]
     Watch(#[from] WatchError),

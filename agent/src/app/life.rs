@@ -20,7 +20,8 @@ use super::older::Older;
 use super::upgrade::{Attempt, Takeover};
 use super::worker::Phase;
 use super::{
-    AgentLock, AppError, Node, Options, PlanError, RESOURCES, exec_root, plan, systemd, upgrade, worker,
+    AgentLock, AppError, Node, Options, PlanError, RESOURCES, exec_root, peers, plan, systemd, upgrade,
+    worker,
 };
 use crate::admin;
 use crate::capture::{Cookie, Kernel};
@@ -181,7 +182,10 @@ impl Life {
         let home = Listeners::sorted(listeners.again().map_err(failed)?);
         let first = if self.predecessor.is_some() { Phase::Waiting } else { Phase::Serving };
         let (phase, phases) = watched::channel(first);
-        let workers = worker::spawn(node, kernel, listeners, &phases)?;
+        let threads = listeners.v4.len();
+        let peers = node.agent.listen.peer.map(|at| peers::listen(at, threads, self.predecessor.is_some()));
+        let peers = peers.transpose()?.unwrap_or_default();
+        let workers = worker::spawn(node, kernel, listeners, peers, &phases)?;
         let keeping = keep(node, kernel, workers.orders, others)?;
         let captured = || {
             node.capture(kernel, &node.resources.load())?;

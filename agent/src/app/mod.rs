@@ -11,6 +11,7 @@ mod life;
 mod lock;
 mod machine;
 mod older;
+mod peers;
 mod plan;
 mod systemd;
 mod upgrade;
@@ -29,6 +30,7 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use bypass::Bypasses;
@@ -41,8 +43,12 @@ use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
 
 use crate::admin;
 use crate::bindings::Bindings;
+use crate::ca::{self, Authority};
 use crate::capture::{Kernel, Loss, Plan, Settings, preflight};
-use crate::config::{self, AgentConfig, AgentLoss, Diagnostic, OnFailure, Resources, Severity};
+use crate::config::{
+    self, AgentConfig, AgentLoss, Diagnostic, IdentityConfig, IdentitySource, OnFailure, Resources, RootKey,
+    Severity,
+};
 use crate::discovered::Discovered;
 use crate::endpoints::Endpoints;
 use crate::given::Given;
@@ -53,6 +59,7 @@ use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::shares::Shares;
+use crate::svid::{JoinPlan, Joined, Source, SvidError, Svids};
 
 /// Below the configuration's directory: what is read again on change.
 const RESOURCES: &str = "resources";
@@ -92,6 +99,8 @@ pub struct Node {
     pub endpoints: Endpoints,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
+    /// The identities that this node can show, and whom it believes.
+    pub svids: Svids,
     /// Where entries are opened.
     pub record: Recorder,
     /// Whether policy is only observed.
@@ -282,6 +291,51 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// Where the authority of a configuration is, and how it is to be.
+#[must_use]
+pub fn authority_plan(agent: &AgentConfig) -> ca::Plan {
+    let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, clock_skew, root_key, .. } =
+        agent.identity;
+    let lives = ca::Lives {
+        svid: svid_ttl,
+        issuing: issuing_ttl,
+        root: root_ttl,
+        overlap,
+        skew: clock_skew,
+        root_is_credential: root_key == RootKey::Credential,
+    };
+    ca::Plan {
+        state_directory: agent.store.clone(),
+        trust_domain: agent.trust_domain.clone(),
+        lives,
+        credentials: config::credentials(),
+    }
+}
+
+/// An authority that is there is opened now, so that what is wrong with it is said at the start. One that is not is made
+/// when it is first needed.
+fn svids(agent: &AgentConfig) -> Result<Svids, SvidError> {
+    match agent.identity.source {
+        IdentitySource::Embedded => {
+            let plan = authority_plan(agent);
+            let is_there = plan.folder().symlink_metadata().is_ok();
+            let open = move || {
+                let authority = Authority::open(plan.clone(), SystemTime::now())?;
+                Ok(Source::Embedded(Box::new(authority)))
+            };
+            if is_there { Svids::start(open()?) } else { Svids::on_demand(open) }
+        }
+        IdentitySource::Join => {
+            let plan = JoinPlan {
+                state_directory: agent.store.clone(),
+                trust_domain: agent.trust_domain.clone(),
+                token_file: agent.identity.token_file.clone(),
+            };
+            Svids::start(Source::Joined(Box::new(Joined::open(plan, SystemTime::now())?)))
+        }
+    }
+}
+
 fn build(
     options: &Options,
     agent: AgentConfig,
@@ -292,6 +346,7 @@ fn build(
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = machine::fit(&agent.limits);
     let pins = Pins::open(&agent.store, &limits)?;
+    let svids = svids(&agent)?;
     let (recorder, writer) = record::start(&AuditPlan {
         file: agent.audit.file.clone(),
         sync: agent.audit.sync,
@@ -316,6 +371,7 @@ fn build(
         endpoints: Endpoints::new(limits.pending_per_stream_max),
         discovered: Discovered::new(&limits),
         pins,
+        svids,
         record: recorder,
         mode,
         limits,

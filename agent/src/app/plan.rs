@@ -89,7 +89,7 @@ pub(super) fn plan(
         capture: declared.chain(listed.iter().map(destination)).chain([exactly(CANARY)]).collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),
         refuse: vec![agent.listen.metrics, agent.listen.ready],
-        guarded: namespaces.listening(resources.servers.iter().map(|server| server.address)),
+        guarded: namespaces.listening(resources.local_servers().map(|server| server.address)),
     })
 }
 

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
 use tokio::net::{TcpListener, TcpStream};
@@ -22,8 +22,10 @@ use super::heartbeat::{TICK_EVERY, Tick};
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
 use crate::deadline;
-use crate::forward::Pool;
+use crate::forward::{Pool, Ways};
+use crate::io::Io;
 use crate::netns::{self, Listeners, ORDERS_MAX, Order};
+use crate::peer::Tethers;
 use crate::proxy;
 use crate::shares::{Share, Use};
 
@@ -57,13 +59,31 @@ pub struct Worker {
     pub node: Arc<Node>,
     /// Idle upstream connections.
     pub pool: Pool,
+    /// What ends connections between agents in time.
+    pub tethers: Tethers,
     taker: RefCell<Taker>,
     accepted: IntCounter,
     connections: Cell<usize>,
     turned_away: Cell<usize>,
+    pub(super) handshakes: Cell<usize>,
     working: Cell<usize>,
     rested: Notify,
     phase: watch::Receiver<Phase>,
+}
+
+/// What comes to a listener.
+#[derive(Debug, Clone, Copy)]
+enum Accepts {
+    /// Connections of captured processes.
+    Captured,
+    /// Other agents.
+    Peers,
+}
+
+/// What a thread accepts from as long as it runs.
+struct OwnListeners {
+    home: Vec<StdListener>,
+    peers: Vec<StdListener>,
 }
 
 /// A request that the end of the agent waits for.
@@ -82,13 +102,22 @@ impl Worker {
             accepted: node.metrics.accepted_by(index),
             node,
             pool: Pool::default(),
+            tethers: Tethers::default(),
             taker: RefCell::new(taker),
             connections: Cell::new(0),
             turned_away: Cell::new(0),
+            handshakes: Cell::new(0),
             working: Cell::new(0),
             rested: Notify::new(),
             phase,
         }
+    }
+
+    /// What its requests connect with.
+    #[must_use]
+    pub fn ways(&self) -> Ways<'_> {
+        let (pool, tethers, node) = (&self.pool, &self.tethers, &*self.node);
+        Ways { pool, home: node.namespaces.home(), svids: &node.svids, tethers }
     }
 
     /// Marks a request as running until the guard is dropped.
@@ -118,18 +147,22 @@ impl Worker {
     }
 
     /// Accepts at home and in the namespaces that the keeper gives to this thread, until the agent ends.
-    async fn run(self: Rc<Self>, home: Vec<StdListener>, mut orders: mpsc::Receiver<Order>, progress: Tick) {
+    async fn run(self: Rc<Self>, own: OwnListeners, mut orders: mpsc::Receiver<Order>, progress: Tick) {
         let mut phase = self.phase.clone();
         let limits = &self.node.limits;
         let mut tick = tokio::time::interval(TICK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
-        let mut accepting = HashMap::from([(self.node.namespaces.home().cookie, self.accept_all(home))]);
+        let mut trusted = self.node.svids.changed();
+        let peers = self.start_accepting(own.peers, Accepts::Peers);
+        let home = self.start_accepting(own.home, Accepts::Captured);
+        let mut accepting = HashMap::from([(self.node.namespaces.home().cookie, home)]);
         loop {
             tokio::select! {
                 Some(order) = orders.recv() => match order {
                     Order::Serve { namespace, listeners } => {
-                        let before = accepting.insert(namespace, self.accept_all(listeners));
+                        let tasks = self.start_accepting(listeners, Accepts::Captured);
+                        let before = accepting.insert(namespace, tasks);
                         before.into_iter().flatten().for_each(|task| task.abort());
                     }
                     Order::Leave { namespace } => {
@@ -137,11 +170,15 @@ impl Worker {
                     }
                 },
                 _ = sweep.tick() => self.pool.sweep(limits),
-                _ = tick.tick() => progress.made(),
+                _ = tick.tick() => {
+                    progress.made();
+                    self.end_untrusted();
+                }
+                Ok(()) = trusted.changed() => self.end_untrusted(),
                 _ = phase.wait_for(|phase| phase.is_end()) => break,
             }
         }
-        for task in accepting.into_values().flatten() {
+        for task in accepting.into_values().flatten().chain(peers) {
             if task.await.is_err_and(|error| error.is_panic()) {
                 tracing::error!("a listener's task panicked: what waited there was closed");
             }
@@ -157,9 +194,16 @@ impl Worker {
         }
     }
 
-    fn accept_all(self: &Rc<Self>, listeners: Vec<StdListener>) -> Vec<Task<()>> {
+    /// Ends connections between agents whose SVIDs are over or revoked.
+    fn end_untrusted(&self) {
+        if !self.tethers.is_empty() {
+            self.tethers.look(SystemTime::now(), &self.node.svids.trust());
+        }
+    }
+
+    fn start_accepting(self: &Rc<Self>, listeners: Vec<StdListener>, accepts: Accepts) -> Vec<Task<()>> {
         let start = |listener| match TcpListener::from_std(listener) {
-            Ok(listener) => Some(spawn_local(Rc::clone(self).accept(listener))),
+            Ok(listener) => Some(spawn_local(Rc::clone(self).accept(listener, accepts))),
             Err(error) => {
                 tracing::error!(%error, "a listener that nothing can be accepted from");
                 None
@@ -169,7 +213,7 @@ impl Worker {
     }
 
     /// One connection after another. At the end of the agent what has come already is served, too.
-    async fn accept(self: Rc<Self>, listener: TcpListener) {
+    async fn accept(self: Rc<Self>, listener: TcpListener, accepts: Accepts) {
         let mut phase = self.phase.clone();
         match phase.wait_for(|phase| *phase != Phase::Waiting).await.map(|phase| *phase) {
             Ok(Phase::Serving) => {}
@@ -179,7 +223,7 @@ impl Worker {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.accepted(stream, peer),
+                    Ok((stream, from)) => self.accepted(stream, from, accepts),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
                         tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -189,16 +233,25 @@ impl Worker {
             }
         }
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
+        while let Ok((stream, from)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
-                self.accepted(stream, peer);
+                self.accepted(stream, from, accepts);
             }
         }
     }
 
-    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let captured = match self.taker.borrow_mut().take(&stream, peer) {
+    fn accepted(self: &Rc<Self>, stream: TcpStream, from: SocketAddr, accepts: Accepts) {
+        // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
+        let _ = stream.set_nodelay(true);
+        match accepts {
+            Accepts::Captured => self.accepted_captured(stream, from),
+            Accepts::Peers => self.accepted_peer(stream, from),
+        }
+    }
+
+    fn accepted_captured(self: &Rc<Self>, stream: TcpStream, from: SocketAddr) {
+        let captured = match self.taker.borrow_mut().take(&stream, from) {
             Ok(captured) => captured,
             Err(error) => {
                 self.node.metrics.refused(Reason::NoRecord);
@@ -206,7 +259,7 @@ impl Worker {
             }
         };
         self.accepted.inc();
-        let share = self.node.shares.of(self.node.identify.sharer(&captured.process));
+        let share = self.node.shares.of(&self.node.identify.sharer(&captured.process));
         let counted = match share.take(Use::Connection, 1) {
             Ok(counted) => counted,
             Err(exceeded) => {
@@ -215,16 +268,22 @@ impl Worker {
                 return self.turn_away(stream, share);
             }
         };
-        // Without it an answer in two writes waits for a delayed ACK (45 ms). It cannot fail on a live socket.
-        let _ = stream.set_nodelay(true);
         let worker = Rc::clone(self);
-        worker.connections.set(worker.connections.get() + 1);
+        worker.came();
         spawn_local(async move {
-            deadline::connection(proxy::connection(stream, captured, share, &worker)).await;
+            deadline::connection(proxy::connection(Io::Plain(stream), captured, share, &worker)).await;
             drop(counted);
-            worker.connections.set(worker.connections.get() - 1);
-            worker.rested.notify_one();
+            worker.left();
         });
+    }
+
+    pub(super) fn came(&self) {
+        self.connections.set(self.connections.get() + 1);
+    }
+
+    pub(super) fn left(&self) {
+        self.connections.set(self.connections.get() - 1);
+        self.rested.notify_one();
     }
 
     /// One connection too many.
@@ -235,7 +294,7 @@ impl Worker {
         self.turned_away.set(self.turned_away.get() + 1);
         let worker = Rc::clone(self);
         spawn_local(async move {
-            proxy::one_too_many(stream, share, &worker.node.limits).await;
+            proxy::one_too_many(Io::Plain(stream), share, &worker.node.limits).await;
             worker.turned_away.set(worker.turned_away.get() - 1);
         });
     }
@@ -285,13 +344,17 @@ pub(super) fn spawn(
     node: &Arc<Node>,
     kernel: &Kernel,
     listeners: Listeners,
+    mut peers: Vec<Vec<StdListener>>,
     phase: &watch::Receiver<Phase>,
 ) -> Result<Workers, AppError> {
     let failed = |cause| AppError::Start { what: "start a worker thread", cause };
     let mut workers = Workers { threads: Vec::new(), orders: Vec::new() };
     let mut v6 = listeners.v6.into_iter();
     for (index, v4) in listeners.v4.into_iter().enumerate() {
-        let home = std::iter::once(v4).chain(v6.next()).collect();
+        let own = OwnListeners {
+            home: std::iter::once(v4).chain(v6.next()).collect(),
+            peers: peers.pop().unwrap_or_default(),
+        };
         let taker = kernel.taker().map_err(AppError::Capture)?;
         let (node, phase, progress) = (Arc::clone(node), phase.clone(), node.pulse.worker());
         let (orders, given) = mpsc::channel(ORDERS_MAX);
@@ -306,7 +369,7 @@ pub(super) fn spawn(
             // Who started this thread waits for it.
             let _ = began.send(outcome);
             if let Some(runtime) = runtime {
-                runtime.block_on(Rc::new(Worker::new(node, index, taker, phase)).run(home, given, progress));
+                runtime.block_on(Rc::new(Worker::new(node, index, taker, phase)).run(own, given, progress));
             }
         };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));

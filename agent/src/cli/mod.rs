@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bypass;
+mod ca;
 mod check;
 mod discover;
 mod exec;
@@ -97,6 +98,9 @@ enum Command {
     /// What servers offer: list it, see what changed, approve and revoke (Servers with `pins`)
     #[command(subcommand, after_help = "Example: toolgate tools approve docs --all")]
     Tools(tools::Tools),
+    /// The authority of this node: its certificates and their rotation, the nodes that join it, its backup
+    #[command(subcommand, after_help = "Example: toolgate ca status")]
+    Ca(ca::Ca),
     /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
     #[command(after_help = "Example: toolgate detach --json")]
     Detach {
@@ -180,6 +184,7 @@ impl Command {
             Self::Upgrade { config, binary, json } => upgrade(&config, binary, json)?,
             Self::Bypass(bypass) => bypass.run()?,
             Self::Tools(tools) => tools.run()?,
+            Self::Ca(ca) => ca.run()?,
             Self::Canary => return Ok(canary()),
             Self::Exec(exec) => return exec.run(),
             Self::Check(check) => check.run()?,

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use toolgate_core::decision::{Undeclared, Unrecognised};
 use toolgate_core::policy::Glob;
+use toolgate_core::spiffe::is_trust_domain;
 
 use super::diagnostic::Diagnostic;
+use super::identity::{self, IdentityConfig, IdentitySource};
 use super::limits;
 use super::schema::{AgentFile, AuditFile, CaptureFile, ListenFile, Words};
 use super::source::Source;
@@ -21,6 +23,8 @@ pub struct AgentConfig {
     pub trust_domain: String,
     /// What is captured, and what becomes of what policy does not speak of.
     pub capture: Capture,
+    /// Who issues its SVIDs.
+    pub identity: IdentityConfig,
     /// Where the agent listens.
     pub listen: Listen,
     /// Where it keeps its state.
@@ -105,12 +109,16 @@ pub enum Destinations {
 pub struct Listen {
     /// The port that captured connections are redirected to.
     pub outbound: u16,
+    /// Where other agents come to servers behind this one; `None`: nowhere.
+    pub peer: Option<SocketAddr>,
     /// The socket of the admin API.
     pub admin: PathBuf,
     /// Where metrics are served.
     pub metrics: SocketAddr,
     /// Where readiness is served.
     pub ready: SocketAddr,
+    /// Where nodes join this node's authority, if they may.
+    pub authority: Option<SocketAddr>,
 }
 
 /// `audit:`
@@ -148,11 +156,14 @@ impl Default for AgentConfig {
                 existing: Existing::Report,
                 canary: Duration::from_secs(30),
             },
+            identity: IdentityConfig::default(),
             listen: Listen {
                 outbound: 15001,
+                peer: None,
                 admin: "/run/toolgate/admin.sock".into(),
                 metrics: loopback(15020),
                 ready: loopback(15021),
+                authority: None,
             },
             store: "/var/lib/toolgate".into(),
             audit: Audit {
@@ -215,10 +226,8 @@ pub(super) fn parse(source: &Source) -> Result<AgentConfig, Vec<Diagnostic>> {
 
 fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConfig {
     let mut config = AgentConfig::default();
-    findings.refuse_later(source, &[("identity", &file.identity)]);
     if let Some(domain) = file.trust_domain {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
-        if domain.value.is_empty() || domain.value.len() > 255 || !domain.value.chars().all(allowed) {
+        if !is_trust_domain(&domain.value) {
             let fault = source.error(&domain, format!("`{}` is no trust domain", domain.value));
             findings.push(fault.help("use a-z, 0-9, `.`, `-` and `_`, as in `example.org`"));
         }
@@ -227,8 +236,17 @@ fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConf
     if let Some(capture) = &file.capture {
         read_capture(source, capture, &mut config.capture, findings);
     }
+    if let Some(identity) = &file.identity {
+        config.identity = identity::read(source, identity, findings);
+    }
     if let Some(listen) = &file.listen {
         read_listen(source, listen, &mut config.listen, findings);
+        if config.identity.source == IdentitySource::Join
+            && let Some(word) = &listen.authority
+        {
+            let fault = source.error(word, "with `identity: { source: join }` this node is no authority");
+            findings.push(fault.help("leave it out: nodes join where the authority is"));
+        }
     }
     if let Some(store) = file.store.and_then(|store| store.embedded) {
         config.store = findings.keep(words::file_path(source, &store)).unwrap_or(config.store);
@@ -300,7 +318,7 @@ fn cgroup(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<Cgrou
 }
 
 fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings: &mut Findings) {
-    let later = [("peer", &file.peer), ("authority", &file.authority), ("invoke", &file.invoke)];
+    let later = [("invoke", &file.invoke)];
     findings.refuse_later(source, &later);
     if let Some(port) = &file.outbound {
         if port.value == 0 {
@@ -310,8 +328,14 @@ fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings
         }
         listen.outbound = port.value;
     }
+    if let Some(word) = &file.peer {
+        listen.peer = findings.keep(words::listening(source, word));
+    }
     if let Some(admin) = &file.admin {
         listen.admin = findings.keep(words::file_path(source, admin)).unwrap_or_default();
+    }
+    if let Some(word) = &file.authority {
+        listen.authority = findings.keep(words::address(source, word));
     }
     for (word, address) in [(&file.metrics, &mut listen.metrics), (&file.ready, &mut listen.ready)] {
         if let Some(word) = word {

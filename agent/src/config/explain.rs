@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use toolgate_core::decision::{Enforcement, Server, Transport, Undeclared, Unrecognised};
+use toolgate_core::decision::{Enforcement, Place, Server, Transport, Undeclared, Unrecognised};
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
@@ -115,6 +115,13 @@ fn workload(workload: &Workload) -> String {
 fn server(server: &Server, policies: &Policies) -> String {
     let hosts =
         if server.hosts.is_empty() { String::new() } else { format!(", named {}", and(&server.hosts)) };
+    if let Place::Peer(endpoints) = &server.place {
+        let endpoints = listed(endpoints.iter(), "or");
+        return format!(
+            "{} is on another node, whose agent is at {endpoints}; callers connect to {}{hosts}, path {}",
+            server.identity, server.address, server.path
+        );
+    }
     let policy = match (policies.govern(&server.identity), server.enforcement) {
         (_, Enforcement::DangerousObserve) => "; what policy would deny passes (dangerous_observe)",
         (false, Enforcement::Enforce) => "; no policy names it, so every call is denied",

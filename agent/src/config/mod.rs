@@ -10,6 +10,7 @@
 mod agent;
 mod diagnostic;
 mod explain;
+mod identity;
 mod limits;
 mod policies;
 mod resources;
@@ -27,6 +28,7 @@ pub use self::agent::{
 };
 pub use self::diagnostic::{Diagnostic, Severity};
 pub use self::explain::explain;
+pub use self::identity::{IdentityConfig, IdentitySource, RootKey, credentials};
 pub use self::resources::{LocalWorkload, Resources, load_resources};
 pub use self::words::Destination;
 

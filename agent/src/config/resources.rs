@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_saphyr::Spanned;
-use toolgate_core::decision::{Enforcement, Server, Transport};
+use toolgate_core::decision::{Enforcement, Place, Server, Transport};
 use toolgate_core::identity::{Identity, check_name};
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::Policies;
@@ -57,7 +57,21 @@ impl Resources {
     pub fn server_at(&self, address: SocketAddr) -> Option<&Arc<Server>> {
         self.servers.iter().find(|server| server.address == address)
     }
+
+    /// The servers behind this agent.
+    pub fn local_servers(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.servers.iter().filter(|server| server.place == Place::Local)
+    }
+
+    /// The server of that name behind this agent.
+    #[must_use]
+    pub fn local_server(&self, identity: &Identity) -> Option<&Server> {
+        self.local_servers().find(|server| server.identity == *identity).map(Arc::as_ref)
+    }
 }
+
+/// Where an agent listens for others unless something else is said.
+const PEER_PORT: u16 = 15008;
 
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
@@ -294,7 +308,9 @@ fn read_servers(
             let fault = source.error(app_id, format!("another Server has the App ID `{identity}`"));
             findings.push(fault.help("give each its own `app_id`"));
         }
-        let address = spec.local.as_ref().and_then(|local| local.value.address.as_ref());
+        let local = spec.local.as_ref().and_then(|local| local.value.address.as_ref());
+        let peer = spec.peer.as_ref().and_then(|peer| peer.value.address.as_ref());
+        let address = local.or(peer);
         if let (Some(other), Some(at)) =
             (servers.iter().find(|other| other.address == server.address), address)
         {
@@ -334,7 +350,7 @@ fn read_server(
     spec: &ServerSpec,
     findings: &mut Findings,
 ) -> Option<Server> {
-    let later = [("peer", &spec.peer), ("external", &spec.external), ("configuration", &spec.configuration)];
+    let later = [("external", &spec.external), ("configuration", &spec.configuration)];
     findings.refuse_later(source, &later);
     let pinning = read_pinning(source, spec, findings);
     findings.keep(choice(source, &spec.opaque, ("opaque", ()), &[("deny", ())], &["allow"]));
@@ -360,23 +376,62 @@ fn read_server(
         // As the official SDKs have it.
         None => Some(if matches!(transport, Ok(Transport::Sse)) { "/sse" } else { "/mcp" }.to_owned()),
     };
-    let Some(local) = &spec.local else {
-        let later = spec.peer.is_some() || spec.external.is_some();
-        if !later {
-            let fault = source.error(&metadata.name, "`local` is missing: where the server listens");
-            findings.push(fault.help("add `local: { address: \"127.0.0.1:8000\" }`"));
+    let (address, place) = read_place(source, metadata, spec, findings)?;
+    let identity = Identity::new("unset", "unset", "unset").ok()?;
+    let transport = findings.keep(transport)?;
+    Some(Server { identity, address, place, hosts, path: path?, enforcement, transport, pinning: pinning? })
+}
+
+/// Where callers connect to, and where its process is.
+fn read_place(
+    source: &Source,
+    metadata: &Metadata,
+    spec: &ServerSpec,
+    findings: &mut Findings,
+) -> Option<(SocketAddr, Place)> {
+    let (given, address) = match (&spec.local, &spec.peer) {
+        (Some(local), None) => {
+            findings.refuse_later(source, &[("unix", &local.value.unix)]);
+            (source.error(local, "`address` is missing"), &local.value.address)
         }
-        return None;
+        (None, Some(peer)) => (source.error(peer, "`address` is missing"), &peer.value.address),
+        (Some(_), Some(peer)) => {
+            let fault = source.error(peer, "a Server is `local` or `peer`, not both");
+            findings
+                .push(fault.help("`local` where its process is on this node, `peer` on the callers' nodes"));
+            return None;
+        }
+        (None, None) => {
+            if spec.external.is_none() {
+                let fault = source.error(&metadata.name, "`local` is missing: where the server listens");
+                findings.push(fault.help(
+                    "add `local: { address: \"127.0.0.1:8000\" }`, or `peer` if it is on another node",
+                ));
+            }
+            return None;
+        }
     };
-    findings.refuse_later(source, &[("unix", &local.value.unix)]);
-    let Some(address) = &local.value.address else {
-        findings.push(source.error(local, "`address` is missing").help("add `address: \"127.0.0.1:8000\"`"));
+    let Some(address) = address else {
+        findings.push(given.help("add `address: \"127.0.0.1:8000\"`, as callers connect to it"));
         return None;
     };
     let address = findings.keep(words::address(source, address))?;
-    let identity = Identity::new("unset", "unset", "unset").ok()?;
-    let transport = findings.keep(transport)?;
-    Some(Server { identity, address, hosts, path: path?, enforcement, transport, pinning: pinning? })
+    let Some(peer) = &spec.peer else { return Some((address, Place::Local)) };
+    if let Some(word) = spec.pins.as_ref().or(spec.hidden_characters.as_ref()) {
+        let fault = source.error(word, "what a server offers is pinned at its own end");
+        findings.push(fault.help("write it into the Server of the node where it is `local`"));
+    }
+    let endpoints = match &peer.value.endpoints {
+        None => vec![SocketAddr::new(address.ip(), PEER_PORT)],
+        Some(list) => {
+            if list.value.is_empty() {
+                let fault = source.error(list, "`endpoints` is empty, so the agent there is nowhere");
+                findings.push(fault.help("name at least one, or leave it out for port 15008 of `address`"));
+            }
+            list.value.iter().filter_map(|word| findings.keep(words::address(source, word))).collect()
+        }
+    };
+    Some((address, Place::Peer(endpoints.into())))
 }
 
 fn read_pinning(source: &Source, spec: &ServerSpec, findings: &mut Findings) -> Option<Pinning> {
@@ -417,7 +472,8 @@ fn warn_ungoverned(
         let namespace = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
         let server =
             servers.iter().find(|s| s.identity.app_id() == app_id && s.identity.namespace() == namespace);
-        if server.is_some_and(|server| !policies.govern(&server.identity)) {
+        let is_here = |server: &&&Arc<Server>| server.place == Place::Local;
+        if server.as_ref().filter(is_here).is_some_and(|server| !policies.govern(&server.identity)) {
             let message = format!("no policy names `{app_id}`: every call to it is denied");
             let warning = source.error(&metadata.name, message).warning();
             findings.push(warning.help("add a Policy with a rule whose `servers` name it"));

@@ -36,7 +36,7 @@ keys! {
     struct AgentFile {
         trust_domain: Given<String>,
         capture: Option<CaptureFile>,
-        identity: Later,
+        identity: Option<IdentityFile>,
         listen: Option<ListenFile>,
         store: Option<StoreFile>,
         audit: Option<AuditFile>,
@@ -56,11 +56,23 @@ keys! {
         canary: Given<String>,
     }
 
+    /// `identity:`
+    struct IdentityFile {
+        source: Given<String>,
+        svid_ttl: Given<String>,
+        issuing_ttl: Given<String>,
+        root_ttl: Given<String>,
+        overlap: Given<String>,
+        clock_skew: Given<String>,
+        root_key: Given<String>,
+        token_file: Given<String>,
+    }
+
     /// `listen:`
     struct ListenFile {
         outbound: Given<u16>,
-        peer: Later,
-        authority: Later,
+        peer: Given<Scalar>,
+        authority: Given<String>,
         invoke: Later,
         admin: Given<String>,
         metrics: Given<String>,
@@ -107,7 +119,7 @@ keys! {
     struct ServerSpec {
         app_id: Given<String>,
         local: Given<LocalSpec>,
-        peer: Later,
+        peer: Given<PeerSpec>,
         external: Later,
         hosts: Option<Vec<Spanned<String>>>,
         path: Given<String>,
@@ -124,6 +136,12 @@ keys! {
         address: Given<String>,
         workload: Given<String>,
         unix: Later,
+    }
+
+    /// `peer:`
+    struct PeerSpec {
+        address: Given<String>,
+        endpoints: Given<Vec<Spanned<String>>>,
     }
 
     /// `spec:` of a Policy.

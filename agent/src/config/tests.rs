@@ -77,8 +77,21 @@ fn agent_settings_that_are_refused() {
         ("capture: { exclude: [db:5432] }\n", &["1:22 `db:5432` is no network"]),
         ("capture: { exclude: db }\n", &["1:21 a list belongs here"]),
         ("capture: { cgroups: [\"a/**\"] }\n", &["1:22 `a/**` has `**`"]),
-        ("identity: { source: embedded }\n", &["1:11 `identity` is designed but not built yet"]),
-        ("listen: { peer: 15008 }\n", &["1:17 `peer` is designed but not built yet"]),
+        ("listen: { peer: 70000 }\n", &["1:17 this is neither a port nor an address"]),
+        ("listen: { peer: \"10.0.0.2\" }\n", &["1:17 this is neither a port nor an address"]),
+        ("listen: { peer: true }\n", &["1:17 this is neither a port nor an address"]),
+        (
+            "identity: { source: workload-api }\n",
+            &["1:21 `source: workload-api` is designed but not built yet"],
+        ),
+        ("identity: { source: spire }\n", &["1:21 `spire` is no value of `source`"]),
+        ("identity: { svid_ttl: 1s }\n", &["1:23 `1s` is no life of a certificate"]),
+        ("identity: { root_ttl: 999999h }\n", &["1:23 `999999h` is no life of a certificate"]),
+        ("identity: { svid_ttl: 361h }\n", &["1:23 `svid_ttl` is more than half of `issuing_ttl`"]),
+        (
+            "identity: { overlap: 30000h }\n",
+            &["1:22 `issuing_ttl` and `overlap` are more than half of `root_ttl`"],
+        ),
         ("listen: { invoke: 127.0.0.1:3500 }\n", &["1:19 `invoke` is designed but not built yet"]),
         ("listen: { outbound: 70000 }\n", &["1:21 a whole number from 0 to 65535 belongs here"]),
         ("listen: { metrics: localhost:1 }\n", &["1:20 `localhost:1` is no address with a port"]),
@@ -208,7 +221,19 @@ fn resources_that_are_refused() {
             &["4:52 no Workload is called `w`"],
         ),
         ("Server\nmetadata: { name: s }\nspec: { external: { url: x } }\n", &["4:19 `external` is designed"]),
-        ("Server\nmetadata: { name: s }\nspec: { peer: {} }\n", &["4:15 `peer` is designed"]),
+        ("Server\nmetadata: { name: s }\nspec: { peer: {} }\n", &["4:15 `address` is missing"]),
+        (
+            "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\", endpoints: [] }, pins: warn }\n",
+            &["4:52 `endpoints` is empty", "4:64 what a server offers is pinned at its own end"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\", endpoints: [x] } }\n",
+            &["4:53 `x` is no address with a port"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:80\" }, peer: { address: \"10.0.0.2:80\" } }\n",
+            &["4:51 a Server is `local` or `peer`, not both"],
+        ),
         (
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: ws }\n",
             &[

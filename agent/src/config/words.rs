@@ -1,13 +1,14 @@
 //! Reading single values: choices, addresses, destinations, durations, names.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_saphyr::Spanned;
+use toolgate_core::policy::Literal;
 
 use super::diagnostic::Diagnostic;
-use super::schema::{Given, Later};
+use super::schema::{Given, Later, Scalar};
 use super::source::{Source, did_you_mean};
 
 /// Where traffic goes: a network and a port, `None` = every port.
@@ -70,6 +71,23 @@ pub(super) fn choice<T: Copy>(
 }
 
 /// An address with a port that one can connect to.
+/// Where to listen: a port of every address, or an address with a port.
+pub(super) fn listening(source: &Source, word: &Spanned<Scalar>) -> Result<SocketAddr, Diagnostic> {
+    let told = match &word.value.0 {
+        // All there are, IPv4 too.
+        Literal::Number(port) => {
+            let port = (1..=u16::MAX).find(|one| f64::from(*one) == *port);
+            port.map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+        }
+        Literal::Text(text) => text.parse().ok().filter(|address: &SocketAddr| address.port() != 0),
+        Literal::Bool(_) | Literal::Null => None,
+    };
+    told.ok_or_else(|| {
+        let fault = source.error(word, "this is neither a port nor an address with a port".to_owned());
+        fault.help("write `15008` for every address of this host, or `\"10.0.0.2:15008\"` for one")
+    })
+}
+
 pub(super) fn address(source: &Source, word: &Spanned<String>) -> Result<SocketAddr, Diagnostic> {
     let fault = |message: String, help: &str| Err(source.error(word, message).help(help));
     let text = &word.value;

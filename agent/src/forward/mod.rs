@@ -12,20 +12,26 @@ pub use pool::Pool;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::deadline::timeout;
-use tokio::net::{TcpSocket, TcpStream};
-use toolgate_core::decision::{Passage, Permitted, Server};
+use tokio::io::AsyncWrite as _;
+use tokio::net::TcpSocket;
+use toolgate_core::decision::{Passage, Permitted, Place, Server};
 use toolgate_core::denial::Reason;
-use toolgate_core::http1;
+use toolgate_core::http1::{self, Changes, Outgoing};
 use toolgate_core::identity::Identity;
 
 use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
 use crate::capture::Cookie;
+use crate::io::Io;
 use crate::limits::{Limit, Limits};
 use crate::netns::{Namespace, Namespaces, NetnsError};
-use crate::parse::{Asked, Request, write_all_vectored};
+use crate::parse::{Asked, Request};
+use crate::peer::{self, Cut, Tethers};
+use crate::svid::Svids;
 
 /// Why a permitted request did not reach its server.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +56,25 @@ pub enum ForwardError {
     #[error("{address} did not accept a connection within {limit:?} ({})", Limit::ConnectTime)]
     ConnectTimeout {
         /// Where the server should be.
+        address: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Who is in front of the server is not proven.
+    #[error("the agent at {address} is not trusted: {cause}")]
+    Peer {
+        /// Where it is.
+        address: SocketAddr,
+        /// Why not.
+        cause: peer::ConnectError,
+    },
+    /// It did not prove who it is in time.
+    #[error(
+        "the agent at {address} did not finish the handshake within {limit:?} ({})",
+        Limit::HandshakeTime
+    )]
+    HandshakeTimeout {
+        /// Where it is.
         address: SocketAddr,
         /// The limit.
         limit: Duration,
@@ -125,7 +150,10 @@ impl ForwardError {
             }
             Self::Exhausted { .. } => (Reason::Overload, 503),
             Self::Guarded { .. } | Self::LinkLocal { .. } => (Reason::Undeclared, 403),
-            Self::ConnectTimeout { .. } | Self::SendTimeout { .. } => (Reason::ServerTimeout, 504),
+            Self::Peer { .. } => (Reason::PeerUnproven, 502),
+            Self::ConnectTimeout { .. } | Self::HandshakeTimeout { .. } | Self::SendTimeout { .. } => {
+                (Reason::ServerTimeout, 504)
+            }
             Self::ClientBody { .. } | Self::ClientLeft => (Reason::ClientLeft, 400),
         }
     }
@@ -136,8 +164,10 @@ impl ForwardError {
         match self {
             Self::ConnectTimeout { .. } => Some(Limit::ConnectTime),
             Self::SendTimeout { .. } => Some(Limit::SendTime),
+            Self::HandshakeTimeout { .. } => Some(Limit::HandshakeTime),
             Self::Connect { .. }
             | Self::Exhausted { .. }
+            | Self::Peer { .. }
             | Self::Namespace { .. }
             | Self::Guarded { .. }
             | Self::LinkLocal { .. }
@@ -166,8 +196,22 @@ fn exhausted(error: &io::Error) -> &'static str {
 pub struct Leg {
     /// The caller.
     pub caller: Identity,
+    /// The server: what was proven of a connection holds for it alone.
+    pub server: Identity,
     /// The server's address.
     pub address: SocketAddr,
+}
+
+/// What a thread connects with.
+pub struct Ways<'w> {
+    /// Connections that wait.
+    pub pool: &'w Pool,
+    /// Where the agent is.
+    pub home: &'w Namespace,
+    /// Whom callers are shown as to other agents, and which of those are believed.
+    pub svids: &'w Svids,
+    /// What ends connections to other agents in time.
+    pub tethers: &'w Tethers,
 }
 
 /// What no Server declares, as seen from the network namespace that it is dialled from: the caller's own.
@@ -198,7 +242,7 @@ impl Undeclared<'_> {
 
 /// A connection to a server. Only this module writes to it.
 pub struct Upstream {
-    io: TcpStream,
+    io: Io,
     /// Bytes of the reply that is awaited have come.
     speaking: bool,
     /// What the server said and nobody has read yet.
@@ -210,23 +254,26 @@ pub struct Upstream {
 }
 
 /// Sends a permitted request over a connection of this caller to this server, and returns that connection: the
-/// reply is the next that it says.
+/// reply is the next that it says. `traceparent` comes in the place of the caller's, unless it is empty.
 ///
 /// # Errors
 /// [`ForwardError`]; the request may have reached the server in the case of `Send`.
 pub async fn send(
     permitted: Permitted<&Asked<'_>>,
     leg: &Leg,
-    pool: &Pool,
-    home: &Namespace,
+    place: &Place,
+    traceparent: &str,
+    ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut upstream = match pool.checkout(leg, limits) {
-        Some(idle) => idle,
-        None => connect(leg.address, home, limits).await?,
+    let mut upstream = match (ways.pool.checkout(leg, limits), place) {
+        (Some(idle), _) => idle,
+        (None, Place::Local) => connect(leg.address, ways.home, limits).await?,
+        (None, Place::Peer(endpoints)) => connect_peer(leg, endpoints, ways, limits).await?,
     };
     let asked = permitted.into_inner();
-    upstream.write_request(&asked.request, asked.last_event.is_some(), limits).await?;
+    let changes = Changes { resumes: asked.last_event.is_some(), traceparent };
+    upstream.write_request(&asked.request, changes, limits).await?;
     Ok(upstream)
 }
 
@@ -241,7 +288,7 @@ pub async fn send_undeclared(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = still_open(own, to, limits).await?;
-    upstream.write_request(permitted.into_inner(), false, limits).await?;
+    upstream.write_request(permitted.into_inner(), Changes::default(), limits).await?;
     Ok(upstream)
 }
 
@@ -273,7 +320,38 @@ async fn still_open(
 /// Where a server's requests go.
 #[must_use]
 pub fn leg(caller: &Identity, server: &Server) -> Leg {
-    Leg { caller: caller.clone(), address: server.address }
+    Leg { caller: caller.clone(), server: server.identity.clone(), address: server.address }
+}
+
+/// Connects to the agent in front of a server, at the first of its endpoints that answers. One that answers and does not
+/// prove who it is ends the search: nobody may be made to look elsewhere.
+async fn connect_peer(
+    leg: &Leg,
+    endpoints: &[SocketAddr],
+    ways: &Ways<'_>,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    let mut failed = None;
+    for &address in endpoints {
+        let plain = match connect(address, ways.home, limits).await {
+            Ok(Upstream { io: Io::Plain(plain), .. }) => plain,
+            Ok(Upstream { io: Io::Mutual(_), .. }) => continue,
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
+        };
+        let limit = limits.handshake_time_max;
+        let shaken =
+            timeout(limit, peer::connect(plain, address, &leg.caller, &leg.server, ways.svids)).await;
+        let mutual = shaken
+            .map_err(|_| ForwardError::HandshakeTimeout { address, limit })?
+            .map_err(|cause| ForwardError::Peer { address, cause })?;
+        ways.tethers.hold(&mutual.tether);
+        return Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address));
+    }
+    let nowhere = || ForwardError::connecting(leg.address, io::ErrorKind::AddrNotAvailable.into());
+    Err(failed.unwrap_or_else(nowhere))
 }
 
 /// A socket stays in the namespace that it is made in.
@@ -283,30 +361,35 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
     let made = from.within(make).map_err(|source| ForwardError::Namespace { address, source })?;
     let socket = made.map_err(|source| ForwardError::connecting(address, source))?;
     let connected = timeout(limit, socket.connect(address)).await;
-    let io = connected
+    let plain = connected
         .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
         .and_then(|io| io.set_nodelay(true).map(|()| io))
         .map_err(|source| ForwardError::connecting(address, source))?;
-    Ok(Upstream { io, speaking: false, buffer: Buffer::default(), address, cut: false })
+    Ok(Upstream::new(Io::Plain(plain), address))
 }
 
 impl Upstream {
+    fn new(io: Io, address: SocketAddr) -> Self {
+        Self { io, speaking: false, buffer: Buffer::default(), address, cut: false }
+    }
+
+    /// Why the agent itself has ended it; `None`: it has not.
+    #[must_use]
+    pub fn ended(&self) -> Option<Cut> {
+        self.io.tether()?.cut()
+    }
+
     /// Writes a request with exactly one framing, head and body in one system call.
-    /// `resumes`: it is a GET of the caller's own stream.
     async fn write_request(
         &mut self,
         request: &Request<'_>,
-        resumes: bool,
+        changes: Changes<'_>,
         limits: &Limits,
     ) -> Result<(), ForwardError> {
         let mut head = Scratch::default();
         let has_body = !request.body.is_empty() || matches!(request.head.method, "POST" | "PUT" | "PATCH");
-        let length = has_body.then_some(request.body.len() as u64);
-        if resumes {
-            http1::write_resuming_head(head.vec(), &request.head);
-        } else {
-            http1::write_request_head(head.vec(), &request.head, length, false);
-        }
+        let framing = if has_body { Outgoing::Length(request.body.len() as u64) } else { Outgoing::None };
+        http1::write_request_head(head.vec(), &request.head, framing, changes);
         self.write(&mut [IoSlice::new(&head), IoSlice::new(request.body)], limits).await?;
         self.speaking = self.cut;
         Ok(())
@@ -327,7 +410,7 @@ impl Upstream {
             if polled.is_pending() && std::mem::take(&mut waits_for_ack) {
                 // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
                 // Best effort: without it the reply is slow, not wrong.
-                let _ = socket2::SockRef::from(&*io).set_tcp_quickack(true);
+                let _ = socket2::SockRef::from(io.socket()).set_tcp_quickack(true);
             }
             polled
         });
@@ -349,22 +432,33 @@ impl Upstream {
     }
 
     /// Writes all of `parts`, unless the server replies first: then the rest is not wanted.
-    async fn write(&mut self, parts: &mut [IoSlice<'_>], limits: &Limits) -> Result<(), ForwardError> {
+    async fn write(&mut self, mut parts: &mut [IoSlice<'_>], limits: &Limits) -> Result<(), ForwardError> {
         let (address, limit) = (self.address, limits.send_time_max);
-        let (mut reading, mut writing) = self.io.split();
-        let either = async {
-            tokio::select! {
-                biased;
-                written = write_all_vectored(&mut writing, parts) => written.map(|()| false),
-                spoken = self.buffer.fill(&mut reading, BLOCK_BYTES) => match spoken? {
-                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    _ => Ok(true),
-                },
+        let Self { io, buffer, .. } = self;
+        IoSlice::advance_slices(&mut parts, 0);
+        let either = poll_fn(|cx| {
+            let polled = poll_write_all(cx, io, &mut parts);
+            if polled.is_ready() {
+                return polled.map_ok(|()| false);
             }
-        };
+            match ready!(buffer.poll_fill(cx, io, BLOCK_BYTES))? {
+                0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                _ => Poll::Ready(Ok(true)),
+            }
+        });
         let written =
             timeout(limit, either).await.map_err(|_| ForwardError::SendTimeout { address, limit })?;
         self.cut = written.map_err(|source| ForwardError::Send { address, source })?;
         Ok(())
     }
+}
+
+fn poll_write_all(cx: &mut Context<'_>, io: &mut Io, parts: &mut &mut [IoSlice<'_>]) -> Poll<io::Result<()>> {
+    while !parts.is_empty() {
+        match ready!(Pin::new(&mut *io).poll_write_vectored(cx, parts))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => IoSlice::advance_slices(parts, count),
+        }
+    }
+    Pin::new(io).poll_flush(cx) // what TLS keeps back
 }

@@ -7,7 +7,7 @@ use std::pin::pin;
 use crate::deadline::timeout;
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use toolgate_core::decision::{Passage, Permitted};
-use toolgate_core::http1::{self, Framing, Guess};
+use toolgate_core::http1::{self, Changes, Framing, Guess};
 
 use super::{ForwardError, Undeclared, Upstream, still_open};
 use crate::body::Body;
@@ -52,7 +52,8 @@ pub async fn pass<S: Stream>(
         // Its chunks were joined, so its framing is another now.
         Some(body @ BodyAt::Joined(_)) => {
             let (request, mut watch) = client.request(head, &body).map_err(broken)?;
-            let sent = watch.unless_left(pin!(upstream.write_request(&request, false, limits))).await;
+            let sent =
+                watch.unless_left(pin!(upstream.write_request(&request, Changes::default(), limits))).await;
             sent.unwrap_or(Err(ForwardError::ClientLeft))?;
             client.done(head, &body);
         }

@@ -17,6 +17,18 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    /// Whether its end is still far.
+    fn is_good(&self, limits: &Limits) -> bool {
+        let idle_max = match self.upstream.io.tether() {
+            None => limits.upstream_idle_max,
+            Some(tether) if tether.takes_more() => limits.peer_idle_max,
+            Some(_) => return false,
+        };
+        self.since.elapsed() < idle_max
+    }
+}
+
 /// The pool; each connection in it serves one [`Leg`].
 #[derive(Default)]
 pub struct Pool {
@@ -42,7 +54,7 @@ impl Pool {
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.get_mut(leg)?;
         while let Some(mut idle) = waiting.pop() {
-            if idle.since.elapsed() >= limits.upstream_idle_max {
+            if !idle.is_good(limits) {
                 continue;
             }
             match silence(&mut idle.upstream) {
@@ -76,7 +88,7 @@ impl Pool {
     /// Closes what waited too long.
     pub fn sweep(&self, limits: &Limits) {
         self.idle.borrow_mut().retain(|_, waiting| {
-            waiting.retain(|idle| idle.since.elapsed() < limits.upstream_idle_max);
+            waiting.retain(|idle| idle.is_good(limits));
             !waiting.is_empty()
         });
     }

@@ -1,4 +1,5 @@
-//! Stage 2, identify: the process that the kernel recorded -> the workload it belongs to.
+//! Stage 2, identify: the process that the kernel recorded -> the workload it belongs to. Of a caller of another node its
+//! SVID has told.
 //!
 //! What the record does not tell, and a Workload asks for, is looked up once for a connection and only then: the
 //! executable's SHA-256 ([`digest`]), a container's image ([`image`]). The connection waits, its thread does not.
@@ -7,6 +8,7 @@ mod digest;
 mod image;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -22,7 +24,7 @@ use crate::config::Resources;
 use crate::file::{self, Sync};
 use crate::limits::Limits;
 use crate::record::Metrics;
-use crate::shares::Share;
+use crate::shares::{Share, Sharer};
 
 /// Cgroup paths remembered; an id is never used twice while the machine is up, so an entry never lies.
 const CGROUPS_MAX: usize = 16_384;
@@ -33,19 +35,66 @@ const KNOWN_MAX: usize = 4_096;
 /// Who connected, and where to: one for each connection.
 #[derive(Debug)]
 pub struct Origin {
+    /// Who.
+    pub source: Source,
+    /// What it may have in use at once.
+    pub share: Arc<Share>,
+    /// Who, and where to, as each line of the record puts it; written by the first.
+    pub shown: OnceLock<[Box<str>; 2]>,
+}
+
+/// Who connected.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every connection is of a captured process")]
+pub enum Source {
+    /// A captured process of this node.
+    Process(Connecting),
+    /// The agent of another node, for a caller there.
+    Peer(Remote),
+}
+
+/// A captured process, as it was at connect.
+#[derive(Debug)]
+pub struct Connecting {
     /// What the kernel recorded.
     pub captured: Captured,
     /// The same in terms that selectors speak of; `None` where the cgroup is gone.
     pub process: Option<Process>,
     /// The executable's path for the record, when `/proc` still shows the recorded file there.
     pub exe: Option<Arc<str>>,
-    /// What its captured cgroup may have in use at once.
-    pub share: Arc<Share>,
-    /// Who, and where to, as each line of the record puts it; written by the first.
-    pub shown: OnceLock<[Box<str>; 2]>,
     connected: Connected,
     exe_sha256: OnceCell<Result<Sha256, Arc<str>>>,
     image: OnceCell<Result<Image, Arc<str>>>,
+}
+
+/// A caller of another node, as its SVID proved it.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// Who it is.
+    pub caller: Identity,
+    /// The server whose SVID it was shown.
+    pub server: Identity,
+    /// The agent that speaks for it.
+    pub address: SocketAddr,
+    /// The number of its SVID.
+    pub serial: Box<str>,
+}
+
+impl Origin {
+    /// Of a connection from another agent.
+    #[must_use]
+    pub fn remote(remote: Remote, share: Arc<Share>) -> Self {
+        Self { source: Source::Peer(remote), share, shown: OnceLock::new() }
+    }
+
+    /// What the kernel recorded of a captured process; `None`: it is of another node.
+    #[must_use]
+    pub fn captured(&self) -> Option<&Captured> {
+        match &self.source {
+            Source::Process(connecting) => Some(&connecting.captured),
+            Source::Peer(_) => None,
+        }
+    }
 }
 
 /// A process between two execs: its id, its start, what it runs.
@@ -101,14 +150,18 @@ impl Identify {
         let exe = self.exe(recorded);
         let connected = Connected::at(recorded.connected_ns);
         let (exe_sha256, image) = (OnceCell::new(), OnceCell::new());
-        let shown = OnceLock::new();
-        Origin { captured, process, exe, share, shown, connected, exe_sha256, image }
+        let connecting = Connecting { captured, process, exe, connected, exe_sha256, image };
+        Origin { source: Source::Process(connecting), share, shown: OnceLock::new() }
     }
 
-    /// Whose share of the limits a process takes from, as a cgroup's id: the captured cgroup's, or of what `exec` started
-    /// the one of its own that only root makes.
+    /// Whose share of the limits a process takes from: the captured cgroup's, or of what `exec` started the one of its own
+    /// that only root makes.
     #[must_use]
-    pub fn sharer(&self, recorded: &Recorded) -> u64 {
+    pub fn sharer(&self, recorded: &Recorded) -> Sharer {
+        Sharer::Cgroup(self.sharing_cgroup(recorded))
+    }
+
+    fn sharing_cgroup(&self, recorded: &Recorded) -> u64 {
         let Ok(path) = self.cgroup(recorded.cgroup_id) else { return recorded.captured_id };
         let mut parts = path.trim_start_matches('/').split('/');
         let (Some(EXEC_CGROUP), Some(own)) = (parts.next(), parts.next()) else {
@@ -121,7 +174,7 @@ impl Identify {
         above.unwrap_or(recorded.captured_id)
     }
 
-    /// The one workload that `origin` is of.
+    /// Who `origin` is of: the one workload that fits its process.
     ///
     /// # Errors
     /// [`Unidentified`]: no workload matches, or more than one, or of one it cannot be told, or the `exec` claim is
@@ -133,6 +186,10 @@ impl Identify {
         trust_domain: &str,
         limits: &Limits,
     ) -> Result<Identity, Unidentified> {
+        let origin = match &origin.source {
+            Source::Process(connecting) => connecting,
+            Source::Peer(remote) => return Ok(remote.caller.clone()),
+        };
         let process = origin.process.as_ref().ok_or(Unidentified::Unknown)?;
         let key = (origin.captured.process.cgroup_id, process.uid, process.exe);
         if let Some(caller) = self.known_caller(&key, resources) {
@@ -191,7 +248,7 @@ impl Identify {
     }
 
     /// Looks up what is asked, once for each connection.
-    async fn evidence(&self, origin: &Origin, asked: Asked, limits: &Limits) -> Evidence {
+    async fn evidence(&self, origin: &Connecting, asked: Asked, limits: &Limits) -> Evidence {
         let exe_sha256 = match asked.exe_sha256 {
             true => Some(origin.exe_sha256.get_or_init(|| self.digest(origin, limits)).await.clone()),
             false => None,
@@ -203,7 +260,7 @@ impl Identify {
         Evidence { exe_sha256, image }
     }
 
-    async fn digest(&self, origin: &Origin, limits: &Limits) -> Result<Sha256, Arc<str>> {
+    async fn digest(&self, origin: &Connecting, limits: &Limits) -> Result<Sha256, Arc<str>> {
         let recorded = &origin.captured.process;
         let (pid, exe) = (recorded.tgid, FileId { dev: recorded.exe.dev, ino: recorded.exe.ino });
         let found = self.digests.of(Ran { pid, exe }, origin.connected, limits).await;

@@ -8,6 +8,8 @@ use toolgate_core::denial::{METHOD_NOT_FOUND_CODE, Reason, Shape};
 use toolgate_core::http1::{Framing, Headers, HttpError, Name, RequestHead};
 use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, Revision, json};
 
+use toolgate_core::trace::TraceId;
+
 use super::Request;
 use crate::limits::{Limit, Limits};
 
@@ -25,6 +27,8 @@ pub struct Asked<'b> {
     pub last_event: Option<&'b [u8]>,
     /// The revision that it says it is of.
     revision: Option<Revision>,
+    /// The trace that it is a part of, as it says.
+    pub trace: Option<TraceId>,
     what: What<'b>,
 }
 
@@ -195,6 +199,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
     }
     let session = head.headers.only(Name::McpSessionId).map_err(|error| Refused::from(&error))?;
     let version = head.headers.only_bytes(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
+    let trace = TraceId::of(&head.headers);
     let is_streamable = match server.transport {
         Transport::Streamable => true,
         Transport::Sse => false,
@@ -224,7 +229,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
         What::Message(_) | What::OpenStream | What::EndSession | What::OtherPath => None,
     };
     let revision = version.or(said).and_then(Revision::named);
-    Ok(Asked { request, session, last_event, revision, what })
+    Ok(Asked { request, session, last_event, revision, trace, what })
 }
 
 fn message<'b>(request: &Request<'b>, transport: Transport, limits: &Limits) -> Result<Message<'b>, Refused> {

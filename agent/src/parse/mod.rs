@@ -467,5 +467,5 @@ pub async fn write_all_vectored<W: AsyncWrite + Unpin>(
         }
         IoSlice::advance_slices(&mut parts, count);
     }
-    Ok(())
+    io.flush().await // what TLS keeps back
 }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::time::Instant;
 
 use serde::Serialize;
-use toolgate_core::decision::{self, Decision, Denied, Permitted, Server};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Server, Target};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Message, Method, Revision};
@@ -105,14 +105,14 @@ impl Turn<'_> {
     pub(super) fn may_ask(
         &self,
         caller: &Identity,
-        server: &Server,
+        target: Target<'_>,
         (session, revision): (Option<&str>, Option<Revision>),
         asking: Asking<'_>,
     ) -> bool {
-        let (given, now) = (&self.worker.node.given, Instant::now());
+        let (given, now, server) = (&self.worker.node.given, Instant::now(), target.server);
         match asking {
             Asking::Request { method, id, opened } => {
-                let may = self.may_be_asked(caller, server, method, revision);
+                let may = self.may_be_asked(caller, target, method, revision);
                 if may {
                     // Before the caller has it, so that no answer comes too early.
                     let between = Between { caller, server: &server.identity, session: session.or(opened) };
@@ -120,7 +120,7 @@ impl Turn<'_> {
                 }
                 may
             }
-            Asking::Within(method) => self.may_be_asked(caller, server, method, None),
+            Asking::Within(method) => self.may_be_asked(caller, target, method, None),
             Asking::State(state) => {
                 given.gave_state(caller, &server.identity, state, now);
                 true
@@ -133,7 +133,7 @@ impl Turn<'_> {
     fn may_be_asked(
         &self,
         caller: &Identity,
-        server: &Server,
+        target: Target<'_>,
         method_name: &str,
         revision: Option<Revision>,
     ) -> bool {
@@ -141,13 +141,13 @@ impl Turn<'_> {
         let method = Method::from_name(method_name);
         // A message of its own, on a stream that may be older than what holds now.
         let now = node.resources.load();
-        let decision = decision::server_request(caller, server, (method, revision), &now.policies, node.mode);
+        let decision = decision::server_request(caller, target, (method, revision), &now.policies, node.mode);
         // `ping` is no news.
         if method != Method::Ping {
             let Ok(mut entry) = node.record.open(self.origin, now.generation) else {
                 return false; // it does not pass without a record either
             };
-            entry.target(&server.identity);
+            entry.target(&target.server.identity);
             self.name_caller(&mut entry);
             entry.server_request(method_name);
             match &decision {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use toolgate_core::decision::{Ids, Server, Transport, Use};
+use toolgate_core::decision::{Ids, Server, Target, Transport, Use};
 use toolgate_core::mcp::{Message, Method};
+use toolgate_core::policy::Ends;
 
 use super::Turn;
 use crate::bindings::{Found, Kind};
@@ -43,6 +44,12 @@ impl Named {
 }
 
 impl Turn<'_> {
+    /// What tells the agent at the other end which trace a request is of, where its caller does not; empty: nothing.
+    pub(super) fn traceparent(&self, target: Target<'_>, asked: &Asked<'_>, entry: &Entry) -> String {
+        let trace = if asked.trace.is_none() && target.ends == Ends::Caller { entry.trace() } else { None };
+        trace.map(|(trace, part)| trace.header(part)).unwrap_or_default()
+    }
+
     /// Looks up what a request names; the record keeps the tool of its task. Who answers a question has answered it.
     pub(super) fn named(&self, server: &Server, asked: &Asked<'_>, entry: &mut Entry) -> Named {
         let Ok(caller) = self.caller else { return Named::default() };

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 
-use toolgate_core::decision::{Denied, Server};
+use toolgate_core::decision::{Denied, Target};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Id, Message, Method, Owed};
@@ -47,18 +47,18 @@ impl Turn<'_> {
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
-        server: &Server,
+        target: Target<'_>,
         mut entry: Entry,
     ) -> Flow {
-        entry.target(&server.identity);
+        entry.target(&target.server.identity);
         self.name_caller(&mut entry);
         let body = match client.body(head, &self.worker.node.limits).await {
             Ok(body) => body,
-            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(target), entry).await,
         };
         let outcome = match client.request(head, &body) {
-            Ok((request, mut watch)) => self.decided_paired(request, &mut watch, server, &mut entry).await,
-            Err(broken) => return self.broken(client, &broken, Some(server), entry).await,
+            Ok((request, mut watch)) => self.decided_paired(request, &mut watch, target, &mut entry).await,
+            Err(broken) => return self.broken(client, &broken, Some(target), entry).await,
         };
         client.done(head, &body); // from here on the request's bytes are forgotten
         match outcome {
@@ -72,12 +72,12 @@ impl Turn<'_> {
                 self.tell_awaited(client, head, awaited, answer, &mut entry).await
             }
             Outcome::Opened { upstream, leg, stream } => {
-                let flow = self.paired_stream(client, head, upstream, leg, server, &mut entry).await;
+                let flow = self.paired_stream(client, head, upstream, leg, target, &mut entry).await;
                 drop(stream); // it counts as long as it is open
                 flow
             }
             Outcome::Sent { upstream, leg, expected, awaited } => {
-                self.posted(client, head, (upstream, leg), &expected, server, awaited, entry).await
+                self.posted(client, head, (upstream, leg), &expected, target, awaited, entry).await
             }
         }
     }
@@ -87,10 +87,10 @@ impl Turn<'_> {
         &self,
         request: Request<'_>,
         watch: &mut Watch<'_, S>,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Outcome {
-        let node = &*self.worker.node;
+        let (node, server) = (&*self.worker.node, target.server);
         let mut asked = match parse::asked(request, server, &node.limits) {
             Ok(asked) => asked,
             Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
@@ -100,7 +100,7 @@ impl Turn<'_> {
         if let Some(paired) = &named.paired {
             asked.is_of(paired.revision());
         }
-        let (permitted, caller) = match self.judged(&asked, &named, server, entry) {
+        let (permitted, caller) = match self.judged(&asked, &named, target, entry) {
             Ok(permitted) => permitted,
             Err(denied) => return denied_paired(&denied, &asked, named, entry),
         };
@@ -111,13 +111,13 @@ impl Turn<'_> {
                 Ok(stream) => stream,
                 Err(exceeded) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             };
-            return match self.sent(permitted, &leg, watch).await {
+            return match self.sent(permitted, target, &leg, watch, entry).await {
                 Ok(upstream) => Outcome::Opened { upstream, leg, stream },
                 Err(error) => Outcome::Unsent { error, expected, awaited: None },
             };
         };
         let awaited = match asked.message() {
-            Some(Message::Request(call)) => self.awaited(paired, call, &expected, server, entry),
+            Some(Message::Request(call)) => self.awaited(paired, call, &expected, target, entry),
             Some(Message::Notification(call)) => {
                 if let Some(id) = cancels(call) {
                     paired.cancelled(&id);
@@ -130,7 +130,7 @@ impl Turn<'_> {
             Ok(awaited) => awaited,
             Err(answer) => return Outcome::Answered(answer),
         };
-        match self.sent(permitted, &leg, watch).await {
+        match self.sent(permitted, target, &leg, watch, entry).await {
             Ok(upstream) => Outcome::Sent { upstream, leg, expected, awaited },
             Err(error) => Outcome::Unsent { error, expected, awaited },
         }
@@ -142,15 +142,17 @@ impl Turn<'_> {
         paired: &Arc<Paired>,
         call: &Call<'_>,
         expected: &Expected,
-        server: &Server,
+        Target { server, ends }: Target<'_>,
         entry: &mut Entry,
     ) -> Result<Option<Awaited>, Answer> {
-        let declared = self.resources.server_at(server.address);
+        let mut all = self.resources.servers.iter();
+        let declared = all.find(|one| one.identity == server.identity);
         let (Some(id), Some(declared)) = (&call.id, declared) else { return Ok(None) };
         let request = endpoints::Request {
             expected: expected.clone(),
             resources: Arc::clone(self.resources),
             server: Arc::clone(declared),
+            ends,
             observe: self.worker.node.mode.relaxes(server),
             request_id: entry.request_id(),
         };
@@ -230,7 +232,7 @@ impl Turn<'_> {
         head: &HeadAt,
         (mut upstream, leg): (Upstream, Leg),
         expected: &Expected,
-        server: &Server,
+        Target { server, ends }: Target<'_>,
         awaited: Option<Awaited>,
         mut entry: Entry,
     ) -> Flow {
@@ -241,6 +243,7 @@ impl Turn<'_> {
             mcp: Some(McpExchange {
                 caller: &leg.caller,
                 server,
+                ends,
                 resources: self.resources,
                 owed: Owed::Elsewhere,
                 pins: None,
@@ -290,10 +293,10 @@ impl Turn<'_> {
         head: &HeadAt,
         mut upstream: Upstream,
         leg: Leg,
-        server: &Server,
+        target: Target<'_>,
         entry: &mut Entry,
     ) -> Flow {
-        let node = &*self.worker.node;
+        let (node, Target { server, ends }) = (&*self.worker.node, target);
         entry.opened(); // and the end of the agent waits for it, which has it end
         let open = node.endpoints.open(&leg.caller, &server.identity);
         let (findings, of_answer) = (Findings::default(), Findings::default());
@@ -310,6 +313,7 @@ impl Turn<'_> {
             mcp: Some(McpExchange {
                 caller: &leg.caller,
                 server,
+                ends,
                 resources: self.resources,
                 owed: expected.owed(),
                 pins: None,
@@ -317,7 +321,7 @@ impl Turn<'_> {
                 expected: &expected,
                 others_tasks: &findings.others_tasks,
                 observe: node.mode.relaxes(server),
-                may_ask: &|asking| self.may_ask_on(&open.paired, &leg.caller, server, asking),
+                may_ask: &|asking| self.may_ask_on(&open.paired, &leg.caller, target, asking),
                 paired: Some(&with),
             }),
             upgrade: false,
@@ -349,10 +353,10 @@ impl Turn<'_> {
         &self,
         paired: &Paired,
         caller: &Identity,
-        server: &Server,
+        target: Target<'_>,
         asking: respond::Asking<'_>,
     ) -> bool {
-        self.may_ask(caller, server, (paired.endpoint(), paired.revision()), asking)
+        self.may_ask(caller, target, (paired.endpoint(), paired.revision()), asking)
     }
 }
 

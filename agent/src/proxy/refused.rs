@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use toolgate_core::decision::{Denied, Server};
+use toolgate_core::decision::{Denied, Target};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 
 use super::{Flow, Turn};
@@ -65,6 +65,14 @@ impl Turn<'_> {
         self.answer(client, &answer, true).await;
     }
 
+    /// Another agent asks for a server that has been here when it connected.
+    pub(super) async fn gone<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) -> Flow {
+        self.name_caller(&mut entry);
+        let denied = Denied::because(Reason::Undeclared).with_detail("the server is declared here no more");
+        let answer = deny(&denied, Shape::Connection, &mut entry);
+        self.answer(client, &answer, true).await
+    }
+
     /// The target is down.
     pub(super) async fn unreachable<S: Stream>(
         &self,
@@ -105,11 +113,11 @@ impl Turn<'_> {
         &self,
         client: &mut Client<S>,
         broken: &Broken,
-        server: Option<&Server>,
+        target: Option<Target<'_>>,
         mut entry: Entry,
     ) -> Flow {
-        if let Some(server) = server {
-            entry.target(&server.identity);
+        if let Some(target) = target {
+            entry.target(&target.server.identity);
         }
         self.name_caller(&mut entry);
         let refused = match broken {

@@ -9,6 +9,7 @@ use toolgate_core::denial::{Answer, Shape};
 use toolgate_core::http1::Guess;
 
 use super::{Flow, Opening, Turn, deny};
+use crate::app::Worker;
 use crate::capture::Captured;
 use crate::forward::{self, ForwardError, Upstream};
 use crate::parse::{self, BodyAt, Client, Expected, HeadAt, Request, Shadow, Stream, Watch};
@@ -43,19 +44,26 @@ pub(super) async fn relay<S: Stream>(client: &mut Client<S>, way: Way) {
     entry.relayed(sent, received);
 }
 
+/// Where a captured connection goes if no Server is there.
+pub(super) fn beyond<'w>(captured: &Captured, worker: &'w Worker) -> forward::Undeclared<'w> {
+    let Captured { original, process } = captured;
+    let namespaces = &worker.node.namespaces;
+    forward::Undeclared { address: *original, namespace: process.netns_cookie, namespaces }
+}
+
 impl Turn<'_> {
     /// A request to no declared server: MCP is decided by `undeclared`, the rest goes its connection's way.
     pub(super) async fn undeclared<S: Stream>(
         &self,
         client: &mut Client<S>,
         head: &HeadAt,
-        passing: &mut Passing,
+        (passing, to): (&mut Passing, forward::Undeclared<'_>),
         mut entry: Entry,
     ) -> Flow {
         let node = &*self.worker.node;
         self.name_caller(&mut entry);
         if !client.may_be_mcp(&node.limits) {
-            return self.pass(client, head, None, passing, entry).await;
+            return self.pass(client, head, None, (passing, to), entry).await;
         }
         let body = match client.body(head, &node.limits).await {
             Ok(body) => body,
@@ -63,7 +71,9 @@ impl Turn<'_> {
         };
         let own = passing.as_mut().ok().and_then(|way| way.upstream.take());
         let outcome = match client.request(head, &body) {
-            Ok((request, mut watch)) => self.decided_undeclared(&request, &mut watch, own, &mut entry).await,
+            Ok((request, mut watch)) => {
+                self.decided_undeclared(&request, &mut watch, own, to, &mut entry).await
+            }
             Err(broken) => return self.broken(client, &broken, None, entry).await,
         };
         let (sent, expected) = match outcome {
@@ -71,7 +81,7 @@ impl Turn<'_> {
                 if let Ok(way) = passing {
                     way.upstream = own;
                 }
-                return self.pass(client, head, Some(body), passing, entry).await;
+                return self.pass(client, head, Some(body), (passing, to), entry).await;
             }
             Undeclared::Denied(answer) => {
                 client.done(head, &body);
@@ -93,6 +103,7 @@ impl Turn<'_> {
         request: &Request<'_>,
         watch: &mut Watch<'_, S>,
         own: Option<Upstream>,
+        to: forward::Undeclared<'_>,
         entry: &mut Entry,
     ) -> Undeclared {
         let node = &*self.worker.node;
@@ -101,15 +112,14 @@ impl Turn<'_> {
         };
         entry.shadow(message.as_ref(), request, &node.record);
         let caller = self.caller.as_ref().ok().map(ToString::to_string);
-        let original = self.origin.captured.original;
-        let address = SocketAddr::new(original.ip().to_canonical(), original.port());
+        let address = SocketAddr::new(to.address.ip().to_canonical(), to.address.port());
         node.discovered.saw(caller, address, request.head.path, message.as_ref(), SystemTime::now());
         match decision::undeclared(self.caller.as_ref(), request, node.undeclared, node.mode) {
             Decision::Denied(denied) => Undeclared::Denied(deny(&denied, Shape::Connection, entry)),
             Decision::Permitted(permitted) => {
                 entry.permitted(&permitted);
                 let expected = Box::new(Expected::unread(request.head.method));
-                let sending = pin!(forward::send_undeclared(permitted, own, self.beyond(), &node.limits));
+                let sending = pin!(forward::send_undeclared(permitted, own, to, &node.limits));
                 let sent = watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft));
                 Undeclared::Sent(sent, expected)
             }
@@ -122,7 +132,7 @@ impl Turn<'_> {
         client: &mut Client<S>,
         head: &HeadAt,
         body: Option<BodyAt>,
-        passing: &mut Passing,
+        (passing, to): (&mut Passing, forward::Undeclared<'_>),
         mut entry: Entry,
     ) -> Flow {
         let limits = &self.worker.node.limits;
@@ -145,7 +155,7 @@ impl Turn<'_> {
         entry.permitted(&way.passage);
         let expected = Expected::passing(head.http_method);
         let upstream = way.upstream.take();
-        let sent = forward::pass(&way.passage, client, head, body, upstream, self.beyond(), limits).await;
+        let sent = forward::pass(&way.passage, client, head, body, upstream, to, limits).await;
         let whole = sent.as_ref().is_ok_and(|upstream| !upstream.cut);
         let head = &head.going_on_if(whole);
         let (flow, upstream) = self.unread_reply(client, head, sent, &expected, &mut entry).await;
@@ -188,21 +198,15 @@ impl Turn<'_> {
         (flow, reusable.then_some(upstream))
     }
 
-    /// Where this connection goes if no Server is there.
-    fn beyond(&self) -> forward::Undeclared<'_> {
-        let Captured { original, process } = self.origin.captured;
-        let namespaces = &self.worker.node.namespaces;
-        forward::Undeclared { address: original, namespace: process.netns_cookie, namespaces }
-    }
-
     /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.
     pub(super) async fn on_the_way<S: Stream>(
         &self,
         client: &mut Client<S>,
         passage: Permitted<Passage>,
+        to: forward::Undeclared<'_>,
     ) -> Opening {
         let limits = &self.worker.node.limits;
-        let mut upstream = match forward::dial(&passage, self.beyond(), limits).await {
+        let mut upstream = match forward::dial(&passage, to, limits).await {
             Ok(upstream) => upstream,
             Err(error) => {
                 let (reason, _) = error.reason();

@@ -8,10 +8,11 @@ use toolgate_core::decision::ShadowVerdict;
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Method};
+use toolgate_core::trace::TraceId;
 
 use super::json::{Clock, Json};
 use super::name::Name;
-use crate::identify::Origin;
+use crate::identify::{Origin, Remote, Source};
 use crate::shares::Held;
 
 /// Whether the message went on.
@@ -124,6 +125,7 @@ impl Clone for Place {
 #[derive(Debug, Clone)]
 pub struct Line {
     id: u64,
+    trace: TraceId,
     time: SystemTime,
     origin: Arc<Origin>,
     generation: u64,
@@ -143,9 +145,15 @@ pub struct Line {
 }
 
 impl Line {
-    pub(super) fn new(id: u64, origin: Arc<Origin>, generation: u64, place: Held) -> Self {
+    pub(super) fn new(
+        (id, trace): (u64, TraceId),
+        origin: Arc<Origin>,
+        generation: u64,
+        place: Held,
+    ) -> Self {
         Self {
             id,
+            trace,
             time: SystemTime::now(),
             origin,
             generation,
@@ -188,6 +196,15 @@ impl Line {
         self.place.0 = None;
     }
 
+    /// It is a part of a trace that others know.
+    pub(super) fn traced(&mut self, trace: TraceId) {
+        self.trace = trace;
+    }
+
+    pub(super) fn trace(&self) -> (TraceId, u64) {
+        (self.trace, self.id)
+    }
+
     pub(super) fn request_id(&self) -> String {
         format!("{:x}", self.id)
     }
@@ -198,7 +215,8 @@ impl Line {
         let mut json = Json(out);
         json.raw(r#"{"time":""#);
         clock.show(self.time, &mut json);
-        json.raw(r#"","request_id":""#).hex_number(self.id).raw("\"");
+        json.raw(r#"","request_id":""#).hex_number(self.id);
+        json.raw(r#"","trace_id":""#).hex(&self.trace.bytes()).raw("\"");
         match self.phase {
             Phase::Whole => {}
             Phase::Opened => {
@@ -294,6 +312,10 @@ impl Shown {
 
 /// Who connected, and where to: the same for all messages of a connection.
 fn of_origin(origin: &Origin) -> [Box<str>; 2] {
+    let origin = match &origin.source {
+        Source::Process(connecting) => connecting,
+        Source::Peer(remote) => return of_remote(remote),
+    };
     let recorded = &origin.captured.process;
     let cgroup = origin.process.as_ref().map(|process| process.cgroup.as_str());
     let who = text(|json| {
@@ -304,6 +326,17 @@ fn of_origin(origin: &Origin) -> [Box<str>; 2] {
     });
     let where_to = text(|json| {
         json.raw(r#","address":"#).string(&origin.captured.original.to_string());
+    });
+    [who, where_to]
+}
+
+/// The same of a caller of another node.
+fn of_remote(remote: &Remote) -> [Box<str>; 2] {
+    let who = text(|json| {
+        json.raw(r#","svid":"#).string(&remote.serial).raw("}");
+    });
+    let where_to = text(|json| {
+        json.raw(r#","peer":"#).string(&remote.address.to_string());
     });
     [who, where_to]
 }

@@ -21,6 +21,7 @@ pub use metrics::Metrics;
 pub use refusals::Refusals;
 pub use writer::{AuditError, Recent, Writer};
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,7 @@ use toolgate_core::decision::{Denied, Permitted};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Message, Method};
+use toolgate_core::trace::TraceId;
 
 use crate::identify::Origin;
 use crate::limits::Limit;
@@ -41,7 +43,7 @@ use queue::{Item, Queue, Slots};
 use serde::Serialize;
 
 /// No entry can be opened: the message must be denied (`audit.on_failure: deny`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoSlot {
     /// `audit_entries_max` entries are open or wait for the writer.
     #[error("{} is reached: all {entries_max} entries are in use", Limit::AuditEntries)]
@@ -73,6 +75,8 @@ impl NoSlot {
 pub struct Recorder {
     queue: Arc<Queue>,
     next_id: AtomicU64,
+    /// Of this agent's traces; with a request's id it makes the trace of those that come without.
+    traces: u64,
     digester: Digester,
     metrics: Arc<Metrics>,
     deny_on_failure: bool,
@@ -88,6 +92,7 @@ impl Recorder {
         Self {
             queue,
             next_id: AtomicU64::new(first_id),
+            traces: RandomState::new().hash_one(first_id),
             digester,
             metrics: Arc::clone(&writer.metrics),
             deny_on_failure: plan.deny_on_failure,
@@ -105,7 +110,9 @@ impl Recorder {
         let share = origin.share.take(Use::Entry, 1).map_err(NoSlot::Share);
         let taken = share.and_then(|share| Ok((self.take_slot()?, share)));
         let line = match taken {
-            Ok((id, share)) => Some(self.queue.line(id, Arc::clone(origin), generation, share)),
+            Ok((id, share)) => {
+                Some(self.queue.line((id, self.trace(id)), Arc::clone(origin), generation, share))
+            }
             Err(no_slot) if self.deny_on_failure => return Err(no_slot),
             // `audit.on_failure: dangerous_allow`: it passes without a record.
             Err(_) => {
@@ -114,6 +121,10 @@ impl Recorder {
             }
         };
         Ok(Entry { line, started: Instant::now(), queue: Arc::clone(&self.queue) })
+    }
+
+    fn trace(&self, id: u64) -> TraceId {
+        TraceId::new(u128::from(self.traces) << 64 | u128::from(id))
     }
 
     fn take_slot(&self) -> Result<u64, NoSlot> {
@@ -226,6 +237,12 @@ impl Entry {
         self.line.as_ref().map(|line| line.request_id()).unwrap_or_default()
     }
 
+    /// The trace that it is a part of, and what it is called there; `None`: it is not recorded.
+    #[must_use]
+    pub fn trace(&self) -> Option<(TraceId, u64)> {
+        self.line.as_ref().map(|line| line.trace())
+    }
+
     /// Who asks, once that is known.
     pub fn caller(&mut self, caller: &Identity) {
         self.set(|line| line.labels.caller = Some(caller.clone()));
@@ -244,6 +261,9 @@ impl Entry {
     /// What is asked of a declared server.
     pub fn asked(&mut self, asked: &Asked<'_>, recorder: &Recorder) {
         let request = &asked.request;
+        if let Some(trace) = asked.trace {
+            self.set(|line| line.traced(trace));
+        }
         match asked.message() {
             Some(message) => self.message(message, request.body.len(), recorder),
             None if asked.is_other_path() => self.method("http"),

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use toolgate_core::trace::TraceId;
+
 use super::Line;
 use crate::identify::Origin;
 use crate::shares::Held;
@@ -98,7 +100,13 @@ impl Queue {
     }
 
     /// A line that says nothing yet.
-    pub(super) fn line(&self, id: u64, origin: Arc<Origin>, generation: u64, place: Held) -> Box<Line> {
+    pub(super) fn line(
+        &self,
+        id: (u64, TraceId),
+        origin: Arc<Origin>,
+        generation: u64,
+        place: Held,
+    ) -> Box<Line> {
         let spare = self.own_lane().spare.pop();
         let fresh = Line::new(id, origin, generation, place);
         match spare {

@@ -32,6 +32,7 @@ use toolgate_core::http1::{self, Framing, HttpError, Name, Outgoing, ResponseHea
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::json::{self, Value};
 use toolgate_core::mcp::{self, Envelope, Input, Owed};
+use toolgate_core::policy::Ends;
 
 use crate::bindings::Bindings;
 use crate::body::Body;
@@ -64,6 +65,8 @@ pub struct McpExchange<'a> {
     pub caller: &'a Identity,
     /// Whom.
     pub server: &'a Server,
+    /// Which ends of the call are here.
+    pub ends: Ends,
     /// The generation that the request was decided on.
     pub resources: &'a Arc<Resources>,
     /// What it may say.

@@ -232,10 +232,11 @@ impl McpExchange<'_> {
     ) -> Result<Answered, Fault> {
         let id = RequestId::from(id);
         let request = with.paired.waiting(&id).ok_or(NotOwed::NotPending)?;
-        let Request { expected, resources, server, observe, request_id } = &*request;
+        let Request { expected, resources, server, ends, observe, request_id } = &*request;
         let pins = (server.pinning.mode != Mode::Off).then_some(with.pins);
         let mcp = McpExchange {
             server,
+            ends: *ends,
             resources,
             owed: Owed::Stream,
             pins,

@@ -65,7 +65,8 @@ async fn show_list(
         (Some(_) | None, _) => None,
     };
     let permitted = |name: &str| {
-        mcp.observe || mcp.resources.policies.lists(mcp.caller, &mcp.server.identity, kind, name)
+        let caller = (mcp.caller, mcp.ends);
+        mcp.observe || mcp.resources.policies.lists(caller, &mcp.server.identity, kind, name)
     };
     let holds_back = mcp.server.pinning.mode.holds_back();
     let keep = |place: usize, name: &str| {

@@ -75,7 +75,7 @@ fn a_hand_over_at_a_set_rate_refuses_nobody_at_home_or_in_another_namespace() ->
     let times = times.with_context(|| places.agent.process().said())?;
     for (begun, ended) in hand_overs {
         let counts: Vec<usize> =
-            times.iter().map(|made| made.iter().filter(|at| (begun..=ended).contains(at)).count()).collect();
+            times.iter().map(|made| made.iter().filter(|at| (begun..=ended).contains(*at)).count()).collect();
         let (took, all) = ((ended - begun).as_secs_f64(), counts.iter().sum::<usize>());
         println!(
             "a hand-over of {took:.2} s: {} connections from home, {} from another namespace, 0 refused",

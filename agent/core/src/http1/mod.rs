@@ -21,6 +21,5 @@ pub use kept::KeptHead;
 pub use name::Name;
 pub use target::split as split_target;
 pub use write::{
-    CHUNK_END, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head,
-    write_resuming_head,
+    CHUNK_END, Changes, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head,
 };

@@ -29,6 +29,8 @@ pub enum Name {
     McpProtocolVersion,
     /// `Mcp-Session-Id`
     McpSessionId,
+    /// `traceparent`: of W3C Trace Context.
+    Traceparent,
     /// `Transfer-Encoding`
     TransferEncoding,
     /// Any that holds for one connection alone (RFC 9110 7.6.1).
@@ -68,6 +70,7 @@ impl Name {
             Self::McpName => "mcp-name",
             Self::McpProtocolVersion => "mcp-protocol-version",
             Self::McpSessionId => "mcp-session-id",
+            Self::Traceparent => "traceparent",
             Self::TransferEncoding => "transfer-encoding",
             Self::McpParam | Self::HopByHop | Self::NotForwarded | Self::Twin | Self::Other => "",
         }
@@ -102,6 +105,7 @@ fn by_hyphens(name: &[u8]) -> Name {
             name,
             [(b"connection", Name::Connection), (b"keep-alive", HopByHop), (b"mcp-method", Name::McpMethod)],
         ),
+        11 => pick(name, [(b"traceparent", Name::Traceparent)]),
         12 => pick(name, [(b"content-type", Name::ContentType)]),
         13 => pick(name, [(b"last-event-id", Name::LastEventId)]),
         14 => pick(

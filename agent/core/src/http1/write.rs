@@ -21,36 +21,36 @@ pub enum Outgoing {
     None,
 }
 
+/// What of a request's head differs from what its caller sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes<'t> {
+    /// It resumes a stream of the caller's own: the id of the last event goes with it, which it otherwise does not.
+    pub resumes: bool,
+    /// The line that comes in the place of the caller's `traceparent`; empty: that one goes on.
+    pub traceparent: &'t str,
+}
+
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
-/// what holds for one hop alone, what a caller may not say, what asks for an encoded reply, and the id of the last event. `chunked` wins over
-/// `content_length`; with neither there is no body.
+/// what holds for one hop alone, what a caller may not say, and what asks for an encoded reply. Says of the caller's own
+/// headers which go, and what comes in their place.
 pub fn write_request_head(
     out: &mut Vec<u8>,
     head: &RequestHead<'_>,
-    content_length: Option<u64>,
-    chunked: bool,
+    framing: Outgoing,
+    changes: Changes<'_>,
 ) {
-    request_head(out, head, |name| matches!(name, Name::NotForwarded | Name::Expect | Name::LastEventId));
-    let framing = match (chunked, content_length) {
-        (true, _) => Outgoing::Chunked,
-        (false, Some(bytes)) => Outgoing::Length(bytes),
-        (false, None) => Outgoing::None,
+    let Changes { resumes, traceparent } = changes;
+    let is_dropped = |name| {
+        matches!(name, Name::NotForwarded | Name::Expect)
+            || (name == Name::LastEventId && !resumes)
+            || (name == Name::Traceparent && !traceparent.is_empty())
     };
-    end(out, framing);
-}
-
-/// Appends the head of a request without body by which a caller resumes a stream of its own, by the same rules: the id of
-/// the last event goes with it.
-pub fn write_resuming_head(out: &mut Vec<u8>, head: &RequestHead<'_>) {
-    request_head(out, head, |name| matches!(name, Name::NotForwarded | Name::Expect));
-    end(out, Outgoing::None);
-}
-
-fn request_head(out: &mut Vec<u8>, head: &RequestHead<'_>, is_dropped: impl Fn(Name) -> bool) {
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     headers(out, &head.headers, is_dropped);
+    out.extend_from_slice(traceparent.as_bytes());
+    end(out, framing);
 }
 
 /// Appends the head of a reply as it leaves the agent, by the same rules. `close` says that the connection ends

@@ -60,6 +60,18 @@ pub enum At {
     Caller,
 }
 
+/// Which ends of a call this agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ends {
+    /// It captured the call, and is in front of the server.
+    #[default]
+    Both,
+    /// It captured the call; another agent is in front of the server.
+    Caller,
+    /// It is in front of the server; another agent captured the call.
+    Server,
+}
+
 /// One Policy resource.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -96,13 +108,13 @@ pub struct Policies {
 /// The rules about one server.
 #[derive(Debug, Default)]
 struct Governed {
-    enforced: Ends,
+    enforced: Layers,
     /// What would count if the shadow policies did; `None` without any.
-    preview: Option<Ends>,
+    preview: Option<Layers>,
 }
 
 #[derive(Debug, Default)]
-struct Ends {
+struct Layers {
     server: Layer,
     /// `None`: no policy of the caller's end names the server.
     caller: Option<Layer>,
@@ -139,18 +151,21 @@ impl Policies {
     /// Whether some rule lets the caller do something on the server, its conditions aside, that no unconditional
     /// deny takes away: what the handshake hangs on.
     #[must_use]
-    pub fn may_anything(&self, caller: &Identity, server: &Identity) -> bool {
-        self.governed.get(server).is_some_and(|governed| governed.enforced.may(caller).is_ok())
+    pub fn may_anything(&self, caller: &Identity, server: &Identity, ends: Ends) -> bool {
+        self.governed.get(server).is_some_and(|governed| governed.enforced.may(caller, ends).is_ok())
     }
 
     /// Whether a list shows this entry (a name, a URI or a URI template) to the caller.
     #[must_use]
-    pub fn lists(&self, caller: &Identity, server: &Identity, kind: ListKind, name: &str) -> bool {
-        self.governed.get(server).is_some_and(|governed| {
-            let ends = &governed.enforced;
-            ends.server.lists(caller, kind, name)
-                && ends.caller.as_ref().is_none_or(|layer| layer.lists(caller, kind, name))
-        })
+    pub fn lists(
+        &self,
+        (caller, ends): (&Identity, Ends),
+        server: &Identity,
+        kind: ListKind,
+        name: &str,
+    ) -> bool {
+        let governed = self.governed.get(server);
+        governed.is_some_and(|it| it.enforced.of(ends).all(|layer| layer.lists(caller, kind, name)))
     }
 
     /// The verdict on a call, and that of the shadow policies. `tool`: whose call made the task that it is about.
@@ -160,8 +175,9 @@ impl Policies {
         server: &Identity,
         call: &Call<'_>,
         tool: Option<&str>,
+        ends: Ends,
     ) -> (Verdict, Option<Verdict>) {
-        self.both(server, |ends| ends.judge(caller, call, tool))
+        self.both(server, |layers| layers.judge(caller, call, tool, ends))
     }
 
     /// The verdict on what the server asks of the caller.
@@ -170,16 +186,22 @@ impl Policies {
         caller: &Identity,
         server: &Identity,
         method: Method,
+        ends: Ends,
     ) -> (Verdict, Option<Verdict>) {
-        self.both(server, |ends| ends.judge_server(caller, method))
+        self.both(server, |layers| layers.judge_server(caller, method, ends))
     }
 
     /// The verdict on what needs no more than that the caller may anything.
-    pub(crate) fn judge_may(&self, caller: &Identity, server: &Identity) -> (Verdict, Option<Verdict>) {
-        self.both(server, |ends| ends.may(caller))
+    pub(crate) fn judge_may(
+        &self,
+        caller: &Identity,
+        server: &Identity,
+        ends: Ends,
+    ) -> (Verdict, Option<Verdict>) {
+        self.both(server, |layers| layers.may(caller, ends))
     }
 
-    fn both(&self, server: &Identity, judge: impl Fn(&Ends) -> Verdict) -> (Verdict, Option<Verdict>) {
+    fn both(&self, server: &Identity, judge: impl Fn(&Layers) -> Verdict) -> (Verdict, Option<Verdict>) {
         match self.governed.get(server) {
             Some(governed) => (judge(&governed.enforced), governed.preview.as_ref().map(judge)),
             None => (Err(Refused::without_rule(Reason::NoRule)), None),
@@ -191,39 +213,41 @@ impl Governed {
     fn new(rules: &[(&Policy, Arc<Rule>)]) -> Self {
         let enforced = rules.iter().filter(|(policy, _)| policy.mode == PolicyMode::Enforce);
         let shadowed = rules.iter().any(|(policy, _)| policy.mode == PolicyMode::Shadow);
-        Self { enforced: Ends::new(enforced), preview: shadowed.then(|| Ends::new(rules.iter())) }
+        Self { enforced: Layers::new(enforced), preview: shadowed.then(|| Layers::new(rules.iter())) }
     }
 }
 
-impl Ends {
+impl Layers {
     fn new<'p>(rules: impl Iterator<Item = &'p (&'p Policy, Arc<Rule>)>) -> Self {
-        let mut ends = Self::default();
+        let mut layers = Self::default();
         for (policy, rule) in rules {
             let layer = match policy.at {
-                At::Server => &mut ends.server,
-                At::Caller => ends.caller.get_or_insert_default(),
+                At::Server => &mut layers.server,
+                At::Caller => layers.caller.get_or_insert_default(),
             };
             match rule.effect {
                 Effect::Allow => layer.allow.push(Arc::clone(rule)),
                 Effect::Deny => layer.deny.push(Arc::clone(rule)),
             }
         }
-        ends
+        layers
     }
 
-    fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.caller.iter().chain([&self.server])
+    /// Those that have a say here. None at all: this end leaves it to the other.
+    fn of(&self, ends: Ends) -> impl Iterator<Item = &Layer> {
+        let caller = self.caller.iter().filter(move |_| ends != Ends::Server);
+        caller.chain((ends != Ends::Caller).then_some(&self.server))
     }
 
-    fn may(&self, caller: &Identity) -> Verdict {
-        self.layers().map(|layer| layer.may(caller)).collect()
+    fn may(&self, caller: &Identity, ends: Ends) -> Verdict {
+        self.of(ends).map(|layer| layer.may(caller)).collect()
     }
 
-    fn judge(&self, caller: &Identity, call: &Call<'_>, tool: Option<&str>) -> Verdict {
+    fn judge(&self, caller: &Identity, call: &Call<'_>, tool: Option<&str>, ends: Ends) -> Verdict {
         let mut budget = Budget::new(ARGUMENT_BYTES_READ_MAX);
         let mut rules: Rules = smallvec![];
         each_asked(call, tool, |asked| {
-            for layer in self.layers() {
+            for layer in self.of(ends) {
                 let rule = if let Asked::Task(tool) = asked {
                     layer.judge_task(caller, call, tool, &mut budget)?
                 } else {
@@ -239,11 +263,11 @@ impl Ends {
     }
 
     /// One of what it asks for must be permitted, by each end.
-    fn judge_server(&self, caller: &Identity, method: Method) -> Verdict {
+    fn judge_server(&self, caller: &Identity, method: Method, ends: Ends) -> Verdict {
         let mut refused = Refused::without_rule(Reason::ServerRequest);
         for &asks in method.server_asks() {
             let judged: Verdict =
-                self.layers().map(|layer| layer.judge_server(caller, method, asks)).collect();
+                self.of(ends).map(|layer| layer.judge_server(caller, method, asks)).collect();
             match judged {
                 Ok(rules) => return Ok(rules),
                 Err(why) if why.rules.is_empty() => {}

@@ -2,7 +2,7 @@
 
 use super::hyper_reads::{Seen, replies, requests, sorted};
 use toolgate_core::http1::{
-    CHUNK_END, ChunkedDecoder, Framing, HeadLimits, HttpError, LAST_CHUNK, Outgoing, RequestHead,
+    CHUNK_END, Changes, ChunkedDecoder, Framing, HeadLimits, HttpError, LAST_CHUNK, Outgoing, RequestHead,
     request_head, response_head, write_chunk_head, write_request_head, write_response_head,
 };
 
@@ -105,11 +105,13 @@ fn pieces(bytes: &[u8], step: usize, whole: &Result<Option<usize>, &HttpError>) 
 /// What is written of a head is read as that head, and writing that again changes nothing.
 fn written_is_read(head: &RequestHead<'_>, shown: &str) {
     let limits = HeadLimits::default();
-    for (length, chunked, framing) in
-        [(None, false, Framing::None), (Some(7), false, Framing::Length(7)), (None, true, Framing::Chunked)]
-    {
+    for (outgoing, framing) in [
+        (Outgoing::None, Framing::None),
+        (Outgoing::Length(7), Framing::Length(7)),
+        (Outgoing::Chunked, Framing::Chunked),
+    ] {
         let mut out = Vec::new();
-        write_request_head(&mut out, head, length, chunked);
+        write_request_head(&mut out, head, outgoing, Changes::default());
         let read = request_head(&out, &limits).ok().flatten();
         let read = read.unwrap_or_else(|| panic!("written, but no head: {}", out.escape_ascii()));
         assert_eq!((read.method, read.target, read.framing), (head.method, head.target, framing), "{shown}");
@@ -120,7 +122,7 @@ fn written_is_read(head: &RequestHead<'_>, shown: &str) {
             assert!(is_framing || head.headers.iter().any(|header| header == written), "{shown}");
         }
         let mut again = Vec::new();
-        write_request_head(&mut again, &read, length, chunked);
+        write_request_head(&mut again, &read, outgoing, Changes::default());
         assert_eq!(again.escape_ascii().to_string(), out.escape_ascii().to_string(), "{shown}");
     }
 }

@@ -53,6 +53,8 @@ pub(crate) enum Role {
     Metrics(SocketAddr),
     /// `listen.ready`
     Ready(SocketAddr),
+    /// `listen.authority`
+    Authority(SocketAddr),
 }
 
 /// What the predecessor passes on.

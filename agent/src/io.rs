@@ -1,0 +1,92 @@
+//! A connection, whatever protects it.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::peer::{Mutual, Tether};
+
+/// Bytes both ways. One type and not a parameter: the path through it is there once.
+pub enum Io {
+    /// Within a host.
+    Plain(TcpStream),
+    /// Between two agents.
+    Mutual(Box<Mutual>),
+}
+
+impl Io {
+    /// The socket below.
+    #[must_use]
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Mutual(mutual) => mutual.socket(),
+        }
+    }
+
+    /// What it hangs on between two agents.
+    #[must_use]
+    pub fn tether(&self) -> Option<&Tether> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Mutual(mutual) => Some(&mutual.tether),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    #[inline]
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        space: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_read(cx, space),
+            Self::Mutual(io) => Pin::new(io).poll_read(cx, space),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write(cx, bytes),
+            Self::Mutual(io) => Pin::new(io).poll_write(cx, bytes),
+        }
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, parts),
+            Self::Mutual(io) => Pin::new(io).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(_) => Poll::Ready(Ok(())), // nothing waits in a socket of ours
+            Self::Mutual(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Mutual(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The thread that owns the source of SVIDs: it issues what is asked for, and renews before it is over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rcgen::KeyPair;
+use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use toolgate_core::identity::Identity;
+
+use super::source::{NodeAsk, Operation, Own, Source};
+use super::{Known, Published, Svid, SvidError, Trust};
+use crate::ca::{self, Issued, Validity};
+
+/// The clock may be set at any time: how late that is noticed at most.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The least time between two looks: lives may be configured down to seconds.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(200);
+/// A part of an SVID's half life by which renewals are spread.
+const JITTER: u32 = 8;
+
+/// What is asked of the thread.
+pub(super) enum Order {
+    Issue { identity: Identity, answer: oneshot::Sender<Result<Arc<Svid>, SvidError>> },
+    Operate { operation: Operation, answer: oneshot::Sender<Result<Value, SvidError>> },
+    Node { ask: NodeAsk, answer: oneshot::Sender<Result<Value, SvidError>> },
+    Own { answer: oneshot::Sender<Result<Own, SvidError>> },
+}
+
+impl Order {
+    /// Answers it with why there is no source.
+    fn refuse(self, error: SvidError) {
+        match self {
+            Self::Issue { answer, .. } => drop(answer.send(Err(error))),
+            Self::Operate { answer, .. } | Self::Node { answer, .. } => drop(answer.send(Err(error))),
+            Self::Own { answer } => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+/// What the thread begins with.
+pub(super) enum Begin {
+    /// An open source.
+    With(Source),
+    /// One that is opened by the first order.
+    OnDemand(Box<dyn Fn() -> Result<Source, SvidError> + Send>),
+}
+
+impl Begin {
+    /// The source, and the order that has opened it. `None`: nobody will ask any more.
+    fn source(self, orders: &mut mpsc::Receiver<Order>) -> Option<(Source, Option<Order>)> {
+        let open = match self {
+            Self::With(source) => return Some((source, None)),
+            Self::OnDemand(open) => open,
+        };
+        loop {
+            let order = orders.blocking_recv()?;
+            match open() {
+                Ok(source) => return Some((source, Some(order))),
+                Err(error) => order.refuse(error),
+            }
+        }
+    }
+}
+
+pub(super) fn start(
+    begin: Begin,
+    published: Arc<Published>,
+    mut orders: mpsc::Receiver<Order>,
+) -> Result<(), SvidError> {
+    let thread = std::thread::Builder::new().name("toolgate-svids".to_owned());
+    let run = move || {
+        let Some((source, first)) = begin.source(&mut orders) else { return };
+        let mut owner = Owner { source, published, looked: None };
+        owner.publish_trust();
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                if let Some(order) = first {
+                    owner.obey(order).await;
+                }
+                owner.run(orders).await;
+            }),
+            Err(error) => tracing::error!(%error, "SVIDs are not issued: no runtime"),
+        }
+    };
+    thread.spawn(run).map(drop).map_err(|cause| SvidError::Thread { cause })
+}
+
+struct Owner {
+    source: Source,
+    published: Arc<Published>,
+    /// Why the last look did not do what was due, as it was logged.
+    looked: Option<String>,
+}
+
+impl Owner {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        // One that has joined learns at once what changed meanwhile.
+        self.look(SystemTime::now()).await;
+        loop {
+            let wait = self.until_the_next(SystemTime::now());
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(order) => self.obey(order).await,
+                    None => return,
+                },
+                () = tokio::time::sleep(wait) => self.look(SystemTime::now()).await,
+            }
+        }
+    }
+
+    /// Who asked may have left: then nobody misses the answer.
+    async fn obey(&mut self, order: Order) {
+        let now = SystemTime::now();
+        match order {
+            Order::Issue { identity, answer } => {
+                let known = self.published.svids.load().get(&identity).cloned();
+                // Another thread may have asked for the same a moment ago.
+                let issued = match known.filter(|svid| svid.is_valid(now)) {
+                    Some(svid) => Ok(svid),
+                    None => self.issue(&identity, now).await,
+                };
+                if let Ok(svid) = &issued {
+                    self.publish(vec![Arc::clone(svid)]);
+                }
+                let _ = answer.send(issued);
+            }
+            Order::Operate { operation, answer } => {
+                let mut done = self.source.operate(operation, now);
+                if let Ok(status) = &mut done
+                    && status.get("source").is_some()
+                {
+                    status["svids"] = self.svids();
+                }
+                self.publish_trust();
+                let _ = answer.send(done);
+            }
+            Order::Node { ask, answer } => {
+                let _ = answer.send(self.source.node(ask, now));
+            }
+            Order::Own { answer } => {
+                let _ = answer.send(self.source.own(now));
+            }
+        }
+    }
+
+    /// The SVIDs that there are, for the operator.
+    fn svids(&self) -> Value {
+        let shown = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let known = self.published.svids.load();
+        let mut svids: Vec<&Arc<Svid>> = known.values().collect();
+        svids.sort_by_key(|svid| &svid.identity);
+        let told = svids.into_iter().map(|svid| {
+            json!({
+                "spiffe_id": svid.identity.spiffe_id(),
+                "serial": svid.serial.to_string(),
+                "not_after": shown(svid.not_after),
+                "renewed_at": shown(svid.renew_at),
+            })
+        });
+        told.collect()
+    }
+
+    /// Rotates and fetches what is due, renews what is half over, and forgets what nobody used.
+    async fn look(&mut self, now: SystemTime) {
+        match self.source.look(now).await {
+            Ok(is_new) => {
+                self.looked = None;
+                if is_new {
+                    self.publish_trust();
+                }
+            }
+            Err(error) => self.fails("what is due of this node's identity is not done", &error),
+        }
+        let known = self.published.svids.load_full();
+        let due = known.values().filter(|svid| svid.renew_at <= now || now < svid.not_before);
+        let (used, unused): (Vec<_>, Vec<_>) = due.partition(|svid| svid.is_used.load(Ordering::Relaxed));
+        let mut renewed = Vec::new();
+        for svid in used {
+            match self.issue(&svid.identity, now).await {
+                Ok(svid) => renewed.push(svid),
+                Err(error) => {
+                    self.fails(&format!("the SVID of {} is not renewed", svid.identity), &error);
+                    break;
+                }
+            }
+        }
+        let is_over = |svid: &&&Arc<Svid>| !svid.is_valid(now);
+        let forgotten: Vec<Identity> =
+            unused.iter().filter(is_over).map(|svid| svid.identity.clone()).collect();
+        if !forgotten.is_empty() {
+            let mut known = Known::clone(&known);
+            known.retain(|identity, _| !forgotten.contains(identity));
+            self.published.svids.store(Arc::new(known));
+        }
+        if !renewed.is_empty() {
+            self.publish(renewed);
+        }
+    }
+
+    /// Says once what stays the same.
+    fn fails(&mut self, what: &str, error: &SvidError) {
+        let text = format!("{what}: {error}");
+        if self.looked.as_ref() != Some(&text) {
+            tracing::error!("{text}; what there is goes on");
+            self.looked = Some(text);
+        }
+    }
+
+    fn until_the_next(&self, now: SystemTime) -> Duration {
+        let known = self.published.svids.load();
+        let lives = known.values().map(|svid| (svid.renew_at, svid.not_after)).chain(self.source.own_life());
+        let in_time = |(renew_at, not_after): (SystemTime, SystemTime)| {
+            // One whose time has come and that is still there is not used, or could not be renewed.
+            let again = || not_after.duration_since(now).unwrap_or(LOOK_EVERY) / 4;
+            renew_at.duration_since(now).unwrap_or_else(|_| again())
+        };
+        let next = lives.map(in_time).min().unwrap_or(LOOK_EVERY);
+        next.clamp(LOOK_EVERY_MIN, LOOK_EVERY)
+    }
+
+    async fn issue(&mut self, identity: &Identity, now: SystemTime) -> Result<Arc<Svid>, SvidError> {
+        let (issued, key) = self.source.issue(identity, now).await?;
+        svid(identity.clone(), issued, &key, now).map(Arc::new)
+    }
+
+    fn publish(&self, svids: Vec<Arc<Svid>>) {
+        let mut known = Known::clone(&self.published.svids.load());
+        known.extend(svids.into_iter().map(|svid| (svid.identity.clone(), svid)));
+        self.published.svids.store(Arc::new(known));
+        self.published.changed.send_modify(|count| *count += 1);
+    }
+
+    /// If anything of it is new.
+    fn publish_trust(&self) {
+        let before = self.published.trust.load();
+        let trust = self.source.trust();
+        let roots = |trust: &Trust| -> Vec<_> {
+            trust.bundles.iter().map(|(name, bundle)| (name.clone(), bundle.roots.clone())).collect()
+        };
+        if roots(&trust) == roots(&before) && trust.revoked == before.revoked {
+            return;
+        }
+        let generation = before.generation + 1;
+        self.published.trust.store(Arc::new(Trust { generation, ..trust }));
+        self.published.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// An SVID of what was issued for a key.
+fn svid(identity: Identity, issued: Issued, key: &KeyPair, now: SystemTime) -> Result<Svid, SvidError> {
+    let failed = |cause: String| SvidError::Key { identity: identity.clone(), cause };
+    let Validity { not_before, not_after } = issued.validity;
+    let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let signing = any_ecdsa_type(&private).map_err(|error| failed(error.to_string()))?;
+    let half = not_after.duration_since(now).unwrap_or_default() / 2;
+    let spread = half / JITTER * u32::from(random_byte()) / u32::from(u8::MAX);
+    Ok(Svid {
+        certified: Arc::new(CertifiedKey::new(issued.chain, signing)),
+        not_before,
+        not_after,
+        serial: issued.serial,
+        renew_at: now + half.saturating_sub(spread),
+        is_used: AtomicBool::new(false),
+        identity,
+    })
+}
+
+/// Without randomness nothing is spread, and all is well otherwise.
+fn random_byte() -> u8 {
+    ca::random::<1>().map_or(0, |[byte]| byte)
+}
