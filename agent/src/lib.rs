@@ -11,8 +11,8 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
-//! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`events`],
-//! [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`endpoints`],
+//! [`events`], [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -27,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod discovered;
+pub mod endpoints;
 pub mod events;
 pub mod existing;
 pub mod file;

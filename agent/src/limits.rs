@@ -170,6 +170,8 @@ limits! {
     streams_max, Streams: Count(usize) = 8_192;
     /// The same of one captured cgroup.
     streams_per_cgroup_max, StreamsPerCgroup: Count(usize) = 1_024;
+    /// Requests that wait on one stream for their answers there, denied ones until they are told (`transport: sse`).
+    pending_per_stream_max, PendingPerStream: Count(usize) = 1_024;
     /// Bytes that messages hold while they wait: for the rest of a body or a list, or for who does not read.
     memory_bytes_max, MemoryBytes: Size(usize) = 256 * MIB;
     /// The same of one captured cgroup.

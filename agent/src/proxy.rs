@@ -2,13 +2,15 @@
 //!
 //! Every stage is a module that knows no other; what leads from one to the next is here, and how what does not pass is
 //! answered in `proxy/refused.rs`. The same path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy
-//! in `proxy/proxied.rs`; what begins as no request is in `proxy/opening.rs`.
+//! in `proxy/proxied.rs`, for a server whose answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
+//! what begins as no request is in `proxy/opening.rs`.
 
 mod content;
 mod identified;
 mod ids;
 mod opening;
 mod pages;
+mod paired;
 mod proxied;
 mod refused;
 mod undeclared;
@@ -17,7 +19,7 @@ use std::cell::Cell;
 use std::pin::pin;
 use std::sync::Arc;
 
-use toolgate_core::decision::{self, Decision, Denied, Target};
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Target, Transport};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
@@ -38,6 +40,7 @@ use crate::respond::{self, Exchange, McpExchange, Pages, Replied, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
+use ids::Named;
 use opening::{Opening, Passing, canary, opening};
 use refused::deny;
 
@@ -161,7 +164,10 @@ async fn requests<S: Stream>(
                 housed(|| turn.proxied(client, (passing, *to), entry)).await
             }
             (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
-            (Ok(Some(head)), Some(target), _) => housed(|| turn.served(client, &head, target, entry)).await,
+            (Ok(Some(head)), Some(target), _) => match target.server.transport {
+                Transport::Streamable => housed(|| turn.served(client, &head, target, entry)).await,
+                Transport::Sse => housed(|| turn.paired(client, &head, target, entry)).await,
+            },
             (Ok(Some(head)), None, Some((passing, to))) => {
                 housed(|| turn.undeclared(client, &head, (passing, *to), None, entry)).await
             }
@@ -220,59 +226,71 @@ impl Turn<'_> {
             Err(refused) => return Outcome::Answered(self.refuse(&refused, entry)),
         };
         entry.asked(&asked, &node.record);
-        let mut outcome = match self.judged(&asked, watch, target, entry).await {
-            Ok(outcome) => outcome,
+        let named = self.named(server, &asked, entry);
+        let (permitted, caller) = match self.judged(&asked, &named, target, entry) {
+            Ok(permitted) => permitted,
             Err(denied) => return Outcome::Answered(deny(&denied, asked.shape(), entry)),
         };
-        if let Outcome::Sent { expected, .. } = &mut outcome
-            && expected.list.is_some()
-        {
-            expected.again = Again::of(&asked, &self.origin.share);
-        }
-        outcome
-    }
-
-    /// Decide and forward what was parsed.
-    async fn judged<S: Stream>(
-        &self,
-        asked: &Asked<'_>,
-        watch: &mut Watch<'_, S>,
-        target: Target<'_>,
-        entry: &mut Entry,
-    ) -> Result<Outcome, Denied> {
-        let (node, server) = (&*self.worker.node, target.server);
-        let caller = self.caller.as_ref();
-        let named = caller.map(|caller| self.named(caller, server, asked, entry)).unwrap_or_default();
-        let policies = &self.resources.policies;
-        let decision = decision::decide(caller, target, asked, named.ids(), policies, node.mode);
-        let (permitted, caller) = match (decision, caller) {
-            (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
-            (Decision::Permitted(_), Err(unidentified)) => return Err(unidentified.into()),
-            (Decision::Denied(denied), _) => return Err(denied),
-        };
-        entry.permitted(&permitted);
-        self.held_to_pins(caller, server, &permitted, entry)?;
-        let expected = Expected::of(asked, named.owes(), named.revision());
+        let mut expected = Expected::of(&asked, named.owes(), named.revision());
         let stream = match (!expected.ends_by_itself).then(|| self.origin.share.take(Use::Stream, 1)) {
-            Some(Err(exceeded)) => return Ok(Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry))),
+            Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             taken => taken.and_then(Result::ok),
         };
         let leg = forward::leg(caller, server);
+        match self.sent(permitted, target, &leg, watch, entry).await {
+            Ok(upstream) => {
+                if expected.list.is_some() {
+                    expected.again = Again::of(&asked, &self.origin.share);
+                }
+                Outcome::Sent { upstream, leg, expected, stream }
+            }
+            Err(error) => Outcome::Unsent { error, expected },
+        }
+    }
+
+    /// Decides: policy, then pins. What is permitted is recorded so.
+    fn judged<'j>(
+        &'j self,
+        asked: &'j Asked<'j>,
+        named: &Named,
+        target: Target<'_>,
+        entry: &mut Entry,
+    ) -> Result<(Permitted<&'j Asked<'j>>, &'j Identity), Denied> {
+        let (caller, policies) = (self.caller.as_ref(), &self.resources.policies);
+        let mode = self.worker.node.mode;
+        let (permitted, caller) =
+            match (decision::decide(caller, target, asked, named.ids(), policies, mode), caller) {
+                (Decision::Permitted(permitted), Ok(caller)) => (permitted, caller),
+                (Decision::Permitted(_), Err(unidentified)) => return Err(unidentified.into()),
+                (Decision::Denied(denied), _) => return Err(denied),
+            };
+        entry.permitted(&permitted);
+        self.held_to_pins(caller, target.server, &permitted, entry)?;
+        Ok((permitted, caller))
+    }
+
+    /// Forwards, unless the client leaves first.
+    async fn sent<S: Stream>(
+        &self,
+        permitted: Permitted<&Asked<'_>>,
+        target: Target<'_>,
+        leg: &Leg,
+        watch: &mut Watch<'_, S>,
+        entry: &Entry,
+    ) -> Result<Upstream, ForwardError> {
+        let node = &*self.worker.node;
         let sent = {
-            let traceparent = self.traceparent(target, asked, entry);
+            let traceparent = self.traceparent(target, permitted.get(), entry);
             let ways = self.worker.ways();
-            let sending =
-                pin!(forward::send(permitted, &leg, &server.place, &traceparent, &ways, &node.limits));
+            let place = &target.server.place;
+            let sending = pin!(forward::send(permitted, leg, place, &traceparent, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {
             // Without a record it is in the log all the same.
             let _ = node.record.event(&fault);
         }
-        Ok(match sent {
-            Ok(upstream) => Outcome::Sent { upstream, leg, expected, stream },
-            Err(error) => Outcome::Unsent { error, expected },
-        })
+        sent
     }
 
     /// Streams the reply of a declared server, and keeps what can serve again.
@@ -312,7 +330,10 @@ impl Turn<'_> {
                 view: Cell::new(self.view(&leg.caller, target, expected, &findings)),
                 others_tasks: &findings.others_tasks,
                 observe,
-                may_ask: &|asking| self.may_ask(&leg.caller, target, expected, asking),
+                may_ask: &|asking| {
+                    self.may_ask(&leg.caller, target, (expected.session(), expected.revision), asking)
+                },
+                paired: None,
             }),
             upgrade: false,
             close: !head.keep_alive,
@@ -337,7 +358,9 @@ impl Turn<'_> {
         }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         findings.pages.set(pages.as_ref().map_or(0, Pages::asked));
-        self.record_findings(&leg.caller, server, findings, entry);
+        if let Some(note) = self.record_findings(&leg.caller, server, &findings) {
+            entry.noted(note);
+        }
         if let Some(upstream) = upstream.filter(|_| reusable) {
             self.worker.pool.checkin(leg, upstream, &node.limits);
         }
@@ -371,16 +394,9 @@ impl Turn<'_> {
                 (flow, replied.reusable)
             }
             Err(broken) => {
-                let reason = broken.fault.reason();
-                if let Some(limit) = broken.fault.limit() {
-                    self.worker.node.metrics.limits.count(limit, &broken.fault);
-                }
-                entry.failed(reason, broken.bytes, broken.fault.to_string());
-                let is_refused = reason == Reason::ServerRequest;
-                let shape = if is_refused { expected.refusal() } else { expected.failure() };
-                let answer = denial::answer(reason, shape, &entry.request_id());
+                let answer = self.broke(&broken, expected, entry);
                 match broken.seen {
-                    Seen::Nothing if reason != Reason::ClientLeft => {
+                    Seen::Nothing if broken.fault.reason() != Reason::ClientLeft => {
                         entry.replied(answer.status, 0);
                         (self.answer(client, &answer, !head.keep_alive).await, false)
                     }

@@ -278,6 +278,7 @@ impl Scene {
                 others_tasks: &Cell::new(0),
                 observe: false,
                 may_ask: &|_| false,
+                paired: None,
             }),
             upgrade: false,
             close: false,

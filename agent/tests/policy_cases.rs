@@ -53,6 +53,7 @@ struct Case {
     task: Option<String>,
     tool: Option<String>,
     event: Option<String>,
+    endpoint: Option<String>,
     #[serde(default)]
     observe: bool,
     expect: String,
@@ -201,7 +202,8 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
     let (tool, question) = (case.tool.as_deref(), case.question.as_deref().map(Method::from_name));
     let revision = case.session_revision.as_deref().map(dated);
-    let ids = Ids { session, revision, task, tool, event, question, is_state_unknown: case.unknown_state };
+    let (endpoint, is_state_unknown) = (named(&case.endpoint), case.unknown_state);
+    let ids = Ids { session, revision, task, tool, event, endpoint, question, is_state_unknown };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
@@ -309,6 +311,8 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::UnknownEvent
         | Reason::RevisionMismatch
         | Reason::ForeignEvent
+        | Reason::UnknownEndpoint
+        | Reason::ForeignEndpoint
         | Reason::PathNotServed => true,
         Reason::NotApproved
         | Reason::DefinitionChanged

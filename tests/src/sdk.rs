@@ -1,4 +1,4 @@
-//! The official Python SDK at both ends: `tests/fixtures/server.py` and `client.py`.
+//! The official SDKs at both ends: `tests/fixtures/server.py` and `client.py`, and a client in JavaScript for HTTP with SSE.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -25,7 +25,7 @@ pub struct SdkServer {
     _process: Process,
 }
 
-/// A client on the SDK, behind whatever prefix it was started with.
+/// A client on an SDK, behind whatever prefix it was started with.
 #[derive(Debug)]
 pub struct SdkClient {
     process: Process,
@@ -67,6 +67,14 @@ impl SdkServer {
         Self::with(if by_json { &environment } else { &environment[..1] })
     }
 
+    /// One that speaks HTTP with SSE.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub fn legacy() -> Result<Self> {
+        Self::with(&[("TRANSPORT", "sse")])
+    }
+
     fn with(environment: &[(&str, &str)]) -> Result<Self> {
         Self::on(Ipv4Addr::LOCALHOST.into(), environment)
     }
@@ -84,6 +92,12 @@ impl SdkServer {
         let process = Process::start(&mut command)?;
         process.line("Uvicorn running on")?;
         Ok(Self { address, folder, gate: gate_end, _process: process })
+    }
+
+    /// The same of one that speaks HTTP with SSE.
+    #[must_use]
+    pub fn legacy_url(&self) -> String {
+        format!("http://{}/sse", self.address)
     }
 
     /// Its URL, as any client would be given it.
@@ -137,7 +151,38 @@ impl SdkClient {
     /// It gets none.
     pub fn start(mut prefix: Command, url: &str) -> Result<Self> {
         prefix.arg(python()?).arg(fixture("client.py")).arg(url);
-        let mut client = Self { process: Process::start(&mut prefix)?, read: 0 };
+        Self::ready(prefix)
+    }
+
+    /// The same by HTTP with SSE.
+    ///
+    /// # Errors
+    /// It gets none.
+    pub fn legacy(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg(python()?).arg(fixture("client.py")).arg(url).arg("sse");
+        Self::ready(prefix)
+    }
+
+    /// The same on the Python SDK 2.x.
+    ///
+    /// # Errors
+    /// It gets none.
+    pub fn legacy_python2(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg(packages("python2/bin/python")?).arg(fixture("sse_client2.py")).arg(url);
+        Self::ready(prefix)
+    }
+
+    /// The same on the TypeScript SDK.
+    ///
+    /// # Errors
+    /// It gets none.
+    pub fn legacy_typescript(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg("node").arg(fixture("sse_client.mjs")).arg(url).env("PACKAGES", packages("node")?);
+        Self::ready(prefix)
+    }
+
+    fn ready(mut command: Command) -> Result<Self> {
+        let mut client = Self { process: Process::start(&mut command)?, read: 0 };
         client.answer("ready")?;
         Ok(client)
     }

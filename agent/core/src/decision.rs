@@ -27,6 +27,8 @@ use crate::workload::Unidentified;
 pub enum Transport {
     /// Streamable HTTP (MCP 2025-03-26 and later).
     Streamable,
+    /// HTTP with SSE (MCP 2024-11-05): the client opens a stream, and sends to the endpoint that is named there.
+    Sse,
 }
 
 /// Whether policy counts for a server.

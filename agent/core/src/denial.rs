@@ -89,6 +89,10 @@ reasons! {
     UnknownEvent = "unknown_event", "no such event";
     /// The last event of another caller's stream.
     ForeignEvent = "event_hijack", "no such event";
+    /// A message to an endpoint of no open stream, or whose caller is no longer known (MCP 2024-11-05, HTTP with SSE).
+    UnknownEndpoint = "unknown_endpoint", "no such endpoint";
+    /// A message to the endpoint of another caller's stream.
+    ForeignEndpoint = "endpoint_hijack", "no such endpoint";
     /// A request state that does not exist or is another's.
     UnknownState = "unknown_request_state", "no such request state";
     /// A Host that is none of the server's.
@@ -194,7 +198,7 @@ enum Failure {
     Unavailable(u16),
     /// Try again: 503.
     Busy,
-    /// 404, as the MCP specification says for sessions.
+    /// 404, as the MCP specification says for sessions, and SDK servers of endpoints.
     Session,
     /// What a server says of a task (MCP 2025-11-25, tasks) or a request state (2026-07-28) that it does not have.
     NoSuch,
@@ -233,7 +237,10 @@ fn failure(reason: Reason) -> Failure {
         Reason::ServerUnreachable | Reason::PeerUnproven | Reason::ServerFault => Failure::Unavailable(502),
         Reason::ServerTimeout => Failure::Unavailable(504),
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
-        Reason::UnknownSession | Reason::ForeignSession => Failure::Session,
+        Reason::UnknownSession
+        | Reason::ForeignSession
+        | Reason::UnknownEndpoint
+        | Reason::ForeignEndpoint => Failure::Session,
         Reason::UnknownTask | Reason::ForeignTask | Reason::UnknownState => Failure::NoSuch,
         Reason::UnknownEvent | Reason::ForeignEvent | Reason::RevisionMismatch => Failure::Misfit,
     }
@@ -294,6 +301,12 @@ fn json(status: u16, body: String) -> Answer {
 }
 
 impl Answer {
+    /// The message was taken; what is said to it is said elsewhere.
+    #[must_use]
+    pub fn accepted() -> Self {
+        empty(202)
+    }
+
     fn with(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));
         self

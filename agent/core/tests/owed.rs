@@ -76,6 +76,21 @@ fn what_was_no_request_is_owed_nothing() {
 }
 
 #[test]
+fn what_is_answered_elsewhere_is_owed_no_message() {
+    let owed = Owed::Elsewhere;
+    always(owed, r#""id":7,"result":{}"#, Err(NotOwed::Misplaced));
+    always(owed, r#""id":7,"error":{}"#, Err(NotOwed::Misplaced));
+    check(owed, r#""id":null,"error":{}"#, Err(NotOwed::Misplaced), Ok(()));
+    always(owed, r#""id":7,"method":"ping""#, Err(NotOwed::Request));
+    always(owed, r#""method":"notifications/message""#, Err(NotOwed::Notification));
+    for members in
+        [r#""method":"notifications/progress""#, r#""id":7,"method":"ping""#, r#""id":7,"result":{}"#]
+    {
+        assert_eq!(read(members, |message| owed.admits_event(message, false)), Err(NotOwed::Misplaced));
+    }
+}
+
+#[test]
 fn a_stream_ends_with_the_one_answer() {
     let event = |owed: Owed<'_>, members: &str, before: Result<(), NotOwed>| {
         let found =

@@ -1,6 +1,6 @@
 //! Server-sent events, fed in pieces of any size.
 
-use toolgate_core::mcp::sse::{Splitter, SseError, data, id, with_data};
+use toolgate_core::mcp::sse::{Splitter, SseError, data, id, kind, with_data};
 
 /// Data of each event that has some, and the bytes that are no complete event yet.
 fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Vec<u8>) {
@@ -143,4 +143,19 @@ fn ids_of_events() {
     check("id: 1\nid\n\n", None);
     check("id: \n\n", None);
     check("Id: 1\nidx: 2\n: id: 3\ndata: id: 4\n\n", None);
+}
+
+#[test]
+fn the_type_of_an_event_is_what_its_last_line_says() {
+    for (event, expected) in [
+        ("data: a\n\n", ""),
+        ("event: message\ndata: a\n\n", "message"),
+        ("event:endpoint\r\ndata: a\r\n\r\n", "endpoint"),
+        ("event: message\nevent: endpoint\n\n", "endpoint"),
+        ("event: endpoint\nevent\ndata: a\n\n", ""),
+        ("event:  endpoint\n\n", " endpoint"),
+        ("Event: endpoint\neventual: endpoint\n: event: endpoint\n\n", ""),
+    ] {
+        assert_eq!(String::from_utf8_lossy(kind(event.as_bytes())), expected, "{event:?}");
+    }
 }

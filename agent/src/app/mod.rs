@@ -50,6 +50,7 @@ use crate::config::{
     Severity,
 };
 use crate::discovered::Discovered;
+use crate::endpoints::Endpoints;
 use crate::given::Given;
 use crate::identify::Identify;
 use crate::limits::Limits;
@@ -95,6 +96,8 @@ pub struct Node {
     pub given: Given,
     /// Undeclared servers that were seen.
     pub discovered: Discovered,
+    /// Endpoints of open streams, and what waits on these.
+    pub endpoints: Endpoints,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
     /// The identities that this node can show, and whom it believes.
@@ -376,6 +379,7 @@ fn build(
         namespaces,
         bindings: Bindings::new(&limits),
         given: Given::new(limits.given_max, limits.given_time_max),
+        endpoints: Endpoints::new(limits.pending_per_stream_max),
         discovered: Discovered::new(&limits),
         pins,
         svids,

@@ -139,6 +139,13 @@ impl Worker {
         *self.phase.borrow() == Phase::Leaving
     }
 
+    /// Resolves when the agent ends, or another one has taken over.
+    pub async fn ending(&self) {
+        let mut phase = self.phase.clone();
+        // Without a sender it has ended.
+        let _ = phase.wait_for(|phase| phase.is_end()).await;
+    }
+
     /// Accepts at home and in the namespaces that the keeper gives to this thread, until the agent ends.
     async fn run(self: Rc<Self>, own: OwnListeners, mut orders: mpsc::Receiver<Order>, progress: Tick) {
         let mut phase = self.phase.clone();

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use toolgate_core::decision::{Enforcement, Opaque, Place, Server, Undeclared, Unrecognised};
+use toolgate_core::decision::{Enforcement, Opaque, Place, Server, Transport, Undeclared, Unrecognised};
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
@@ -137,7 +137,12 @@ fn server(server: &Server, policies: &Policies) -> String {
             "; TLS that names it passes unread for callers that may anything there (opaque: allow)"
         }
     };
-    format!("{} is at {}{hosts}, path {}{policy}{pins}{opaque}", server.identity, server.address, server.path)
+    let transport = match server.transport {
+        Transport::Streamable => "",
+        Transport::Sse => " (HTTP with SSE)",
+    };
+    let Server { identity, address, path, .. } = server;
+    format!("{identity} is at {address}{hosts}, path {path}{transport}{policy}{pins}{opaque}")
 }
 
 fn pins(pinning: Pinning) -> String {

@@ -354,9 +354,8 @@ fn read_server(
     findings.refuse_later(source, &later);
     let pinning = read_pinning(source, spec, findings);
     let opaque = read_opaque(source, spec, pinning, findings);
-    let transports = [("streamable", Transport::Streamable)];
-    let transport =
-        choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &["sse"]);
+    let transports = [("streamable", Transport::Streamable), ("sse", Transport::Sse)];
+    let transport = choice(source, &spec.transport, ("transport", Transport::Streamable), &transports, &[]);
     let enforcements =
         [("enforce", Enforcement::Enforce), ("dangerous_observe", Enforcement::DangerousObserve)];
     let enforcement = findings.keep(choice(
@@ -374,7 +373,8 @@ fn read_server(
         spec.hosts.iter().flatten().filter_map(|word| findings.keep(words::host(source, word))).collect();
     let path = match &spec.path {
         Some(word) => findings.keep(http_path(source, word)),
-        None => Some("/mcp".to_owned()),
+        // As the official SDKs have it.
+        None => Some(if matches!(transport, Ok(Transport::Sse)) { "/sse" } else { "/mcp" }.to_owned()),
     };
     let (address, place) = read_place(source, metadata, spec, findings)?;
     let identity = Identity::new("unset", "unset", "unset").ok()?;
@@ -418,6 +418,10 @@ fn read_place(
     };
     let address = findings.keep(words::address(source, address))?;
     let Some(peer) = &spec.peer else { return Some((address, Place::Local)) };
+    if let Some(word) = spec.transport.as_ref().filter(|word| word.value == "sse") {
+        let fault = source.error(word, "`transport: sse` of a server on another node is not built yet");
+        findings.push(fault.help("let its clients run on the server's node, or use streamable HTTP"));
+    }
     if let Some(word) = spec.pins.as_ref().or(spec.hidden_characters.as_ref()) {
         let fault = source.error(word, "what a server offers is pinned at its own end");
         findings.push(fault.help("write it into the Server of the node where it is `local`"));

@@ -136,10 +136,10 @@ fn resources_that_are_refused() {
         ("kind: A\nkind: B\napiVersion: x\n", &["2:1 `kind` is given twice"]),
         (
             "apiVersion: toolgate/v1\nkind: Server\nmetadata: { name: d }\n\
-             spec: { local: { address: \"127.0.0.1:1\" }, transport: sse }\n---\n\
+             spec: { local: { address: \"127.0.0.1:1\" }, opaque: allow }\n---\n\
              apiVersion: toolgate/v1\nkind: Policy\nmetadata: { name: p }\n\
              spec: { rules: [{ name: a, effect: allow, callers: [x], servers: [d], tools: [t] }] }\n",
-            &["4:55 `transport: sse` is designed but not built yet"],
+            &["4:52 `opaque: allow` is designed but not built yet"],
         ),
         ("apiVersion: &x toolgate/v1\n<<: *x\nkind: A\n", &["2:1 `<<` merges are not read here"]),
     ];
@@ -235,12 +235,16 @@ fn resources_that_are_refused() {
             &["4:51 a Server is `local` or `peer`, not both"],
         ),
         (
-            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: sse }\n",
-            &["4:48 `unix` is designed", "4:80 `transport: sse` is designed"],
+            "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: ws }\n",
+            &["4:48 `unix` is designed", "4:80 `ws` is no value of `transport`"],
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\" }, pins: enforce, opaque: allow }\n",
             &["4:67 pins cannot hold in TLS that nobody reads"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\" }, transport: sse }\n",
+            &["4:54 `transport: sse` of a server on another node is not built yet"],
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\" }, opaque: allow }\n",
@@ -485,6 +489,26 @@ fn pins_are_read_and_explained() {
         let explained = explain(&AgentConfig::default(), &resources);
         assert!(explained.contains(expected), "{keys}: {explained}");
         assert_eq!(explained.contains("pins"), mode != Mode::Off, "{keys}: {explained}");
+    }
+}
+
+#[test]
+fn a_transport_is_read_with_its_own_path_and_explained() {
+    use toolgate_core::decision::Transport;
+    let table = [
+        ("", Transport::Streamable, "path /mcp;"),
+        (", transport: streamable", Transport::Streamable, "path /mcp;"),
+        (", transport: sse", Transport::Sse, "path /sse (HTTP with SSE);"),
+        (", transport: sse, path: /events", Transport::Sse, "path /events (HTTP with SSE);"),
+    ];
+    for (keys, transport, expected) in table {
+        let text = format!(
+            "{HEAD}Server\nmetadata: {{ name: s }}\nspec: {{ local: {{ address: \"127.0.0.1:1\" }}{keys} }}\n"
+        );
+        let resources = compile(&text).unwrap_or_else(|findings| panic!("{keys}: {findings:#?}"));
+        assert_eq!(resources.servers[0].transport, transport, "{keys}");
+        let explained = explain(&AgentConfig::default(), &resources);
+        assert!(explained.contains(expected), "{keys}: {explained}");
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Again {
 impl Again {
     /// `None`: it asks for no list, or there is no memory to keep it.
     #[must_use]
-    pub fn of(asked: &Asked<'_>, share: &Arc<Share>) -> Option<Box<Self>> {
+    pub fn of(asked: &Asked<'_>, share: &Arc<Share>) -> Option<Arc<Self>> {
         let Some(Message::Request(call)) = asked.message() else { return None };
         let Class::List(_) = call.method.class() else { return None };
         let Request { head, body } = &asked.request;
@@ -35,7 +35,7 @@ impl Again {
             charge.at_least(bytes.len()).ok()?;
         }
         let cursor = call.params.and_then(|params| params.get("cursor")).and_then(Value::as_str);
-        Some(Box::new(Self {
+        Some(Arc::new(Self {
             head_bytes: head.headers.head().len(),
             head: KeptHead::of(head),
             place: CursorPlace::of(body, call),

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use smallvec::SmallVec;
-use toolgate_core::decision::{Action, Asks, Server};
+use toolgate_core::decision::{Action, Asks, Server, Transport};
 use toolgate_core::denial::{METHOD_NOT_FOUND_CODE, Reason, Shape};
 use toolgate_core::http1::{Framing, Headers, HttpError, Name, RequestHead};
 use toolgate_core::mcp::{self, Call, HeaderMismatch, Message, Method, Revision, json};
@@ -25,6 +25,8 @@ pub struct Asked<'b> {
     pub session: Option<&'b str>,
     /// The last event of the stream that it resumes.
     pub last_event: Option<&'b [u8]>,
+    /// The revision that it says it is of.
+    revision: Option<Revision>,
     /// The trace that it is a part of, as it says.
     pub trace: Option<TraceId>,
     what: What<'b>,
@@ -49,7 +51,7 @@ impl Asks for Asked<'_> {
     }
 
     fn revision(&self) -> Option<Revision> {
-        Revision::named(self.request.head.headers.get(Name::McpProtocolVersion)?)
+        self.revision
     }
 
     fn names_revision(&self) -> bool {
@@ -58,6 +60,11 @@ impl Asks for Asked<'_> {
 }
 
 impl Asked<'_> {
+    /// Holds it to a revision where it names none that is known.
+    pub fn is_of(&mut self, revision: Option<Revision>) {
+        self.revision = self.revision.or(revision);
+    }
+
     /// The message, where it is one.
     #[must_use]
     pub fn message(&self) -> Option<&Message<'_>> {
@@ -93,6 +100,7 @@ impl Asked<'_> {
             Message::Request(call) => {
                 let id = call.id.as_ref().map_or("null", |id| id.raw());
                 let version = self.request.head.headers.get(Name::McpProtocolVersion);
+                let version = version.or(call.version.as_deref().map(str::as_bytes));
                 let is_stateless = version.is_some_and(mcp::is_stateless);
                 if call.method == Method::ToolsCall {
                     Shape::ToolCall { id, result_type: is_stateless }
@@ -205,13 +213,17 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
         });
     }
     let session = head.headers.only(Name::McpSessionId).map_err(|error| Refused::from(&error))?;
-    head.headers.only_bytes(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
+    let version = head.headers.only_bytes(Name::McpProtocolVersion).map_err(|error| Refused::from(&error))?;
     let trace = TraceId::of(&head.headers);
-    if head.path != server.path {
-        return Ok(Asked { request, session, last_event: None, trace, what: What::OtherPath });
-    }
+    let is_streamable = match server.transport {
+        Transport::Streamable => true,
+        Transport::Sse => false,
+    };
     let what = match head.method {
-        "POST" => What::Message(message(&request, limits)?),
+        // Its endpoint may be anywhere.
+        "POST" if !is_streamable => What::Message(message(&request, server.transport, limits)?),
+        _ if head.path != server.path => What::OtherPath,
+        "POST" => What::Message(message(&request, server.transport, limits)?),
         "GET" if upgrades_to(head, "websocket") => {
             return Err(Refused::http(
                 400,
@@ -219,21 +231,29 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
             ));
         }
         "GET" if request.body.is_empty() => What::OpenStream,
-        "DELETE" if request.body.is_empty() => What::EndSession,
-        "GET" | "DELETE" => return Err(Refused::http(400, format!("{} with a body", head.method))),
+        "DELETE" if request.body.is_empty() && is_streamable => What::EndSession,
+        "GET" => return Err(Refused::http(400, "GET with a body")),
+        "DELETE" if is_streamable => return Err(Refused::http(400, "DELETE with a body")),
         other => return Err(Refused::http(405, format!("method `{other}` is none of MCP's"))),
     };
     // Elsewhere it means nothing, and does not go on.
     let last_event = match &what {
-        What::OpenStream => {
+        What::OpenStream if is_streamable => {
             head.headers.only_bytes(Name::LastEventId).map_err(|error| Refused::from(&error))?
         }
-        What::Message(_) | What::EndSession | What::OtherPath => None,
+        What::OpenStream | What::Message(_) | What::EndSession | What::OtherPath => None,
     };
-    Ok(Asked { request, session, last_event, trace, what })
+    let said = match &what {
+        What::Message(Message::Request(call) | Message::Notification(call)) if !is_streamable => {
+            call.version.as_deref().map(str::as_bytes)
+        }
+        What::Message(_) | What::OpenStream | What::EndSession | What::OtherPath => None,
+    };
+    let revision = version.or(said).and_then(Revision::named);
+    Ok(Asked { request, session, last_event, revision, trace, what })
 }
 
-fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Refused> {
+fn message<'b>(request: &Request<'b>, transport: Transport, limits: &Limits) -> Result<Message<'b>, Refused> {
     let content_type = request.head.headers.only_bytes(Name::ContentType);
     let content_type = content_type.map_err(|error| Refused::from(&error))?.unwrap_or_default();
     if !is_json(content_type) {
@@ -248,7 +268,8 @@ fn message<'b>(request: &Request<'b>, limits: &Limits) -> Result<Message<'b>, Re
         parsed
             .map_err(|error| Refused::unknown(&error, version).unwrap_or_else(|| Refused::malformed(&error)))
     })?;
-    let mirrored = mcp::Mirrored { version, method: header(Name::McpMethod)?, name: header(Name::McpName)? };
+    let (method, name) = (header(Name::McpMethod)?, header(Name::McpName)?);
+    let mirrored = mcp::Mirrored { version, method, name, may_miss: transport == Transport::Sse };
     mcp::mirrors(&message, mirrored).map_err(|error| Refused::mismatch(&error, &message))?;
     match &message {
         Message::Request(call) | Message::Notification(call) => {

@@ -1,5 +1,7 @@
 //! What the reply to a request will be, as far as the request tells: kept while the request itself is forgotten.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 use toolgate_core::decision::Asks as _;
 use toolgate_core::denial::Shape;
@@ -10,6 +12,7 @@ use super::{Again, Asked, HeadAt};
 use crate::events::Owes;
 
 /// What outlives the request's bytes.
+#[derive(Clone)]
 pub struct Expected {
     /// The HTTP method; of those that matter for a reply's framing.
     pub http_method: &'static str,
@@ -42,10 +45,11 @@ pub struct Expected {
     /// The request's id as JSON, where it has one: a number or a UUID costs no allocation.
     id: Option<Kept>,
     /// The request, where it can be asked again for the next page of its list.
-    pub again: Option<Box<Again>>,
+    pub again: Option<Arc<Again>>,
 }
 
 /// A text that is kept without an allocation where it is short.
+#[derive(Clone)]
 struct Kept(SmallVec<[u8; 40]>);
 
 impl Kept {
@@ -124,6 +128,12 @@ impl Expected {
         }
     }
 
+    /// Of a GET for messages of the server's own.
+    #[must_use]
+    pub fn stream() -> Self {
+        Self { ends_by_itself: false, ..Self::unread("GET") }
+    }
+
     /// Of a request that is not MCP: what it asks for may be another protocol.
     #[must_use]
     pub fn passing(head: &HeadAt) -> Self {
@@ -179,6 +189,12 @@ impl Expected {
             (Some(id), Some(result_type)) => Shape::ToolCall { id, result_type },
             (_, _) => self.failure(),
         }
+    }
+
+    /// Bytes that it keeps beside itself, at most.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        [&self.tool, &self.session, &self.id].into_iter().flatten().map(|kept| kept.0.len()).sum()
     }
 
     fn id(&self) -> Option<&str> {

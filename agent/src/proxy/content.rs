@@ -84,6 +84,7 @@ impl Turn<'_> {
     ) -> Option<Box<View<'v>>> {
         let says_it_all = match server.transport {
             Transport::Streamable => !expected.ends_by_itself,
+            Transport::Sse => false,
         };
         // A server tells first which changes it will tell of (MCP 2026-07-28).
         let told_of = if expected.subscription().is_some() { Lists::default() } else { expected.listens };
@@ -94,38 +95,38 @@ impl Turn<'_> {
         says_it_all.then(|| Box::new(View::new(from, whose, self.resources, told_of, &findings.told)))
     }
 
-    /// Records what a reply has shown.
+    /// Records what a reply has shown; what its own record should tell of that.
     pub(super) fn record_findings(
         &self,
         caller: &Identity,
         server: &Server,
-        findings: Findings,
-        entry: &mut Entry,
-    ) {
+        findings: &Findings,
+    ) -> Option<String> {
         let node = &*self.worker.node;
-        for news in findings.news.into_inner() {
+        for news in findings.news.take() {
             let told = node.record.event(&shown(caller, server, &news));
             if let Err(error) = told {
                 tracing::error!(%error, server = %server.identity, "a new definition is not in the audit");
             }
         }
-        for limit in findings.limited.into_inner() {
+        for limit in findings.limited.take() {
             let server = &server.identity;
             let what: &dyn Display =
                 &format_args!("a definition of `{server}` is not kept: {limit} is reached");
             node.metrics.limits.count(limit, what);
         }
-        for (count, what) in [
-            (findings.others_tasks.get(), "not shown, tasks of others"),
-            (findings.left_out.get(), "not shown, not approved"),
-            (findings.passed.get(), "shown though not approved"),
-            (findings.pages.get(), "empty pages not shown"),
-            (findings.told.get(), "told of changed lists"),
-        ] {
-            if count > 0 {
-                entry.noted(format_args!("{what}: {count}"));
-            }
-        }
+        let told: Vec<String> = [
+            (findings.others_tasks.take(), "not shown, tasks of others"),
+            (findings.left_out.take(), "not shown, not approved"),
+            (findings.passed.take(), "shown though not approved"),
+            (findings.pages.take(), "empty pages not shown"),
+            (findings.told.take(), "told of changed lists"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{what}: {count}"))
+        .collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 
     /// Whether what a server asks, or gives, may pass to the caller, who can come back with it then.
@@ -133,17 +134,16 @@ impl Turn<'_> {
         &self,
         caller: &Identity,
         target: Target<'_>,
-        expected: &Expected,
+        (session, revision): (Option<&str>, Option<Revision>),
         asking: Asking<'_>,
     ) -> bool {
         let (given, now, server) = (&self.worker.node.given, Instant::now(), target.server);
         match asking {
             Asking::Request { method, id, opened } => {
-                let may = self.may_be_asked(caller, target, method, expected.revision);
+                let may = self.may_be_asked(caller, target, method, revision);
                 if may {
                     // Before the caller has it, so that no answer comes too early.
-                    let between =
-                        Between { caller, server: &server.identity, session: expected.session().or(opened) };
+                    let between = Between { caller, server: &server.identity, session: session.or(opened) };
                     given.asked(between, id, Method::from_name(method), now);
                 }
                 may

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use toolgate_core::decision::{Ids, Server, Target, Use};
-use toolgate_core::identity::Identity;
+use toolgate_core::decision::{Ids, Server, Target, Transport, Use};
 use toolgate_core::mcp::{Message, Method, Revision};
 use toolgate_core::policy::Ends;
 
 use super::Turn;
 use crate::bindings::{Found, Kind};
+use crate::endpoints::Paired;
 use crate::events::Owes;
 use crate::given::Between;
 use crate::parse::Asked;
@@ -24,6 +24,9 @@ pub(super) struct Named {
     /// The tool whose call made the task.
     tool: Option<Arc<str>>,
     event: Use,
+    endpoint: Use,
+    /// The stream of its own endpoint, where answers come on one.
+    pub(super) paired: Option<Arc<Paired>>,
     /// What the stream that it resumes owes.
     owes: Option<Arc<Owes>>,
     /// What the server asked that it answers.
@@ -33,8 +36,9 @@ pub(super) struct Named {
 
 impl Named {
     pub(super) fn ids(&self) -> Ids<'_> {
-        let &Self { session, revision, task, event, question, is_state_unknown, .. } = self;
-        Ids { session, revision, task, tool: self.tool.as_deref(), event, question, is_state_unknown }
+        let &Self { session, revision, task, event, endpoint, question, is_state_unknown, .. } = self;
+        let tool = self.tool.as_deref();
+        Ids { session, revision, task, tool, event, endpoint, question, is_state_unknown }
     }
 
     pub(super) fn revision(&self) -> Option<Revision> {
@@ -54,19 +58,22 @@ impl Turn<'_> {
     }
 
     /// Looks up what a request names; the record keeps the tool of its task. Who answers a question has answered it.
-    pub(super) fn named(
-        &self,
-        caller: &Identity,
-        server: &Server,
-        asked: &Asked<'_>,
-        entry: &mut Entry,
-    ) -> Named {
+    pub(super) fn named(&self, server: &Server, asked: &Asked<'_>, entry: &mut Entry) -> Named {
+        let Ok(caller) = self.caller else { return Named::default() };
         let (bindings, now) = (&self.worker.node.bindings, entry.started());
         let find = |kind, id: &str| bindings.used_by(kind, caller, &server.identity, id, now);
         let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default();
         let given = &self.worker.node.given;
         let Found { whose, revision, .. } = session;
         let mut named = Named { session: whose, revision, ..Named::default() };
+        let endpoint = match server.transport {
+            Transport::Sse => asked.message().map(|_| asked.request.head.target),
+            Transport::Streamable => None,
+        };
+        if let Some(endpoint) = endpoint {
+            (named.endpoint, named.paired) =
+                self.worker.node.endpoints.used_by(caller, &server.identity, endpoint);
+        }
         let task_id = match asked.message() {
             Some(Message::Request(call) | Message::Notification(call)) => {
                 let is_unknown = |state: &str| !given.has_state(caller, &server.identity, state, now);
@@ -74,7 +81,8 @@ impl Turn<'_> {
                 call.task_id()
             }
             Some(Message::Response(response)) => {
-                let between = Between { caller, server: &server.identity, session: asked.session };
+                let session = endpoint.or(asked.session);
+                let between = Between { caller, server: &server.identity, session };
                 named.question = given.answered(between, &response.id, now);
                 None
             }

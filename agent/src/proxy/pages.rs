@@ -2,10 +2,9 @@
 //! with another cursor, parsed and decided like that, within its entry.
 
 use toolgate_core::decision::Target;
-use toolgate_core::denial::Reason;
 
-use super::{Outcome, Turn};
-use crate::forward::{Leg, Upstream};
+use super::Turn;
+use crate::forward::{self, Leg, Upstream};
 use crate::parse::{self, Client, Expected, Stream};
 use crate::record::Entry;
 use crate::respond::{self, Broken, Exchange, Fault, Next, Replied, Seen};
@@ -61,11 +60,15 @@ impl Turn<'_> {
             Fault::NextPage { reason, detail, limit }
         })?;
         let fault = |reason, detail, limit| Err(Fault::NextPage { reason, detail, limit });
-        match self.judged(&asked, &mut client.watch(), target, entry).await {
-            Ok(Outcome::Sent { upstream, .. }) => Ok(upstream),
-            Ok(Outcome::Unsent { error, .. }) => fault(error.reason().0, error.to_string(), error.limit()),
-            Ok(Outcome::Answered(_)) => fault(Reason::Overload, String::new(), None),
-            Err(denied) => fault(denied.reason, denied.detail.unwrap_or_default(), None),
+        let named = self.named(target.server, &asked, entry);
+        let (permitted, caller) = match self.judged(&asked, &named, target, entry) {
+            Ok(permitted) => permitted,
+            Err(denied) => return fault(denied.reason, denied.detail.unwrap_or_default(), None),
+        };
+        let leg = forward::leg(caller, target.server);
+        match self.sent(permitted, target, &leg, &mut client.watch(), entry).await {
+            Ok(upstream) => Ok(upstream),
+            Err(error) => fault(error.reason().0, error.to_string(), error.limit()),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::forward::ForwardError;
 use crate::limits::Limit;
 use crate::parse::{Broken, Client, Expected, HeadAt, Refused, Stream};
 use crate::record::{Entry, NoSlot};
+use crate::respond;
 
 impl Turn<'_> {
     /// No entry can be opened: the message is denied, and nothing but a metric and the log tells of it.
@@ -45,6 +46,18 @@ impl Turn<'_> {
         denial::answer(refused.reason, shape, &entry.request_id())
     }
 
+    /// Records how a reply broke; what is said in its place where something still can be.
+    pub(super) fn broke(&self, broken: &respond::Broken, expected: &Expected, entry: &mut Entry) -> Answer {
+        let reason = broken.fault.reason();
+        if let Some(limit) = broken.fault.limit() {
+            self.worker.node.metrics.limits.count(limit, &broken.fault);
+        }
+        entry.failed(reason, broken.bytes, broken.fault.to_string());
+        let is_refused = reason == Reason::ServerRequest;
+        let shape = if is_refused { expected.refusal() } else { expected.failure() };
+        denial::answer(reason, shape, &entry.request_id())
+    }
+
     /// The agent ends: the client may come again, and finds its server without us, or our successor.
     pub(super) async fn turned_away<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) {
         self.name_caller(&mut entry);
@@ -70,18 +83,30 @@ impl Turn<'_> {
         expected: &Expected,
         entry: &mut Entry,
     ) -> Flow {
+        match self.unsent(error, expected, entry) {
+            Some(answer) => self.answer(client, &answer, !head.keep_alive).await,
+            None => Flow::Close,
+        }
+    }
+
+    /// Records why a permitted request was not sent; what is said of it. `None`: its client has left.
+    pub(super) fn unsent(
+        &self,
+        error: &ForwardError,
+        expected: &Expected,
+        entry: &mut Entry,
+    ) -> Option<Answer> {
         let (reason, status) = error.reason();
         entry.failed(reason, 0, error.to_string());
         if reason == Reason::ClientLeft {
-            return Flow::Close;
+            return None;
         }
         match error.limit() {
             Some(limit) => self.worker.node.metrics.limits.count(limit, error),
             None => tracing::warn!(%error, "server unreachable"),
         }
         entry.replied(status, 0);
-        let answer = denial::answer(reason, expected.failure(), &entry.request_id());
-        self.answer(client, &answer, !head.keep_alive).await
+        Some(denial::answer(reason, expected.failure(), &entry.request_id()))
     }
 
     /// What came is no whole request: the connection cannot go on.

@@ -374,6 +374,11 @@ impl Entry {
         });
     }
 
+    /// Its answer, which came on a stream of its own.
+    pub fn answered(&mut self, bytes: u64) {
+        self.set(|line| line.response_bytes = bytes);
+    }
+
     /// It was permitted, and failed after that.
     pub fn failed(&mut self, reason: Reason, bytes: u64, detail: String) {
         self.set(|line| {

@@ -1,7 +1,7 @@
 //! What a reply's body is, by its head: how it is to be read, or that there should be none such.
 
 use toolgate_core::http1::{Framing, Name, ResponseHead};
-use toolgate_core::mcp::{Owed, names_other_charset, says_json};
+use toolgate_core::mcp::{NotOwed, Owed, names_other_charset, says_json};
 
 use super::{Fault, McpExchange, unreadable};
 
@@ -34,10 +34,12 @@ pub(super) fn of(head: &ResponseHead<'_>, mcp: Option<&McpExchange<'_>>) -> Resu
     let succeeds = is_success(status);
     match mcp.owed {
         Owed::Stream | Owed::Resumed { .. } if succeeds && !events => return Err(Fault::NoStream { status }),
+        // Whoever sends to an endpoint does not read what the reply holds, and may wait for its end.
+        Owed::Elsewhere if events => return Err(NotOwed::Misplaced.into()),
         Owed::Answer { .. } if succeeds && head.framing == Framing::None => {
             return Err(Fault::NoAnswer { status });
         }
-        Owed::Answer { .. } | Owed::Nothing | Owed::Stream | Owed::Resumed { .. } => {}
+        Owed::Answer { .. } | Owed::Nothing | Owed::Elsewhere | Owed::Stream | Owed::Resumed { .. } => {}
     }
     // Some clients read what failed as well, where it says that it is JSON.
     let is_read = is_plain || events || succeeds || content_type.is_empty() || says_json(content_type);

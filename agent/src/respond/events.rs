@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use toolgate_core::http1;
-use toolgate_core::mcp::{Envelope, Lists, Method, sse};
+use toolgate_core::mcp::json::Value;
+use toolgate_core::mcp::{Envelope, Input, Lists, Method, sse};
 
 use super::client::put_chunk;
-use super::{Asking, Exchange, Fault, Next, Reply, Seen, message, server_left, shown, unreadable};
+use super::{
+    Asking, Exchange, Fault, McpExchange, Next, Reply, Seen, message, server_left, shown, unreadable,
+};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, Scratch};
 use crate::deadline::timeout;
@@ -17,7 +20,7 @@ use crate::parse::{Client, Stream};
 use crate::views::View;
 
 /// What becomes of an event.
-enum Judged {
+pub(super) enum Judged {
     Kept,
     Replaced(Vec<u8>),
     /// A request of the server's that may not pass, or news of another caller's task.
@@ -167,13 +170,13 @@ impl<S: Stream> Reply<'_, '_, S> {
         mcp.bindings.events.give(given.get_or_insert_with(open), id, Instant::now());
     }
 
-    async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
+    pub(super) async fn event(&mut self, event: &[u8], held: usize) -> Result<(), Fault> {
         self.client.run(event, true, held).await?;
         if self.client.is_full() { self.client.flush(held).await } else { Ok(()) }
     }
 }
 
-fn unsplittable(error: &sse::SseError) -> Fault {
+pub(super) fn unsplittable(error: &sse::SseError) -> Fault {
     match *error {
         sse::SseError::TooLarge { event_bytes_max: bytes_max } => {
             Fault::TooLarge { what: "event", bytes_max, limit: Limit::EventBytes }
@@ -196,47 +199,74 @@ async fn judge(
     let (message, reply, input) = message(&data, "event", exchange.limits)?;
     mcp.owed.admits_event(&message, *answered)?;
     match message {
-        Envelope::Notification(method) if !mcp.may_be_told(&method, reply) => Ok(Judged::Withheld),
-        Envelope::Notification(method) => match mcp.admits(&input, "event") {
-            Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
-            admitted => {
-                if let Some(view) =
-                    view.filter(|_| Method::from_name(&method) == Method::SubscriptionsAcknowledged)
-                {
-                    view.acknowledged(mcp.expected.listens.and(Lists::listened(reply.get("params"))));
-                }
-                admitted.map(|()| Judged::Kept)
+        Envelope::Notification(method) => {
+            let judged = mcp.told(&method, reply, &input)?;
+            let is_ack = Method::from_name(&method) == Method::SubscriptionsAcknowledged;
+            if let (Judged::Kept, Some(view)) = (&judged, view.filter(|_| is_ack)) {
+                view.acknowledged(mcp.expected.listens.and(Lists::listened(reply.get("params"))));
             }
-        },
+            Ok(judged)
+        }
         Envelope::Request(method_name, id) => {
             let may_ask = (mcp.may_ask)(Asking::Request { method: &method_name, id: &id, opened });
             Ok(if may_ask { Judged::Kept } else { Judged::Withheld })
         }
         Envelope::Response { is_error, .. } => {
-            mcp.admits(&input, "event")?;
-            if !is_error {
-                mcp.bind_task(reply, &input)?;
-                if mcp.expected.initialize {
-                    mcp.agreed(reply, opened)?;
-                }
+            let judged = mcp.answered((event, &data), reply, &input, is_error, exchange.limits).await?;
+            if !is_error && mcp.expected.initialize {
+                mcp.agreed(reply, opened)?;
             }
-            let what = mcp.shown().filter(|_| !is_error);
-            let judged = if let Some(what) = what {
-                let mut shown = Vec::with_capacity(data.len());
-                if let Some(next) = shown::show(reply, what, exchange, &mut shown).await? {
-                    Judged::Next(next)
-                } else {
-                    let mut replaced = Vec::with_capacity(event.len());
-                    sse::with_data(event, &shown, &mut replaced);
-                    Judged::Replaced(replaced)
-                }
-            } else {
-                Judged::Kept
-            };
             *answered = true;
             Ok(judged)
         }
     }
+}
+
+impl McpExchange<'_> {
+    /// What becomes of a notification.
+    pub(super) fn told(
+        &self,
+        method: &str,
+        notification: Value<'_>,
+        input: &Input<'_>,
+    ) -> Result<Judged, Fault> {
+        if !self.may_be_told(method, notification) {
+            return Ok(Judged::Withheld);
+        }
+        match self.admits(input, "event") {
+            Err(Fault::Asks { .. }) => Ok(Judged::Withheld),
+            admitted => admitted.map(|()| Judged::Kept),
+        }
+    }
+
+    /// What becomes of the answer, the data of an event.
+    pub(super) async fn answered(
+        &self,
+        (event, data): (&[u8], &[u8]),
+        reply: Value<'_>,
+        input: &Input<'_>,
+        is_error: bool,
+        limits: &Limits,
+    ) -> Result<Judged, Fault> {
+        self.admits(input, "event")?;
+        if is_error {
+            return Ok(Judged::Kept);
+        }
+        self.bind_task(reply, input)?;
+        let Some(what) = self.shown() else { return Ok(Judged::Kept) };
+        let mut shown = Vec::with_capacity(data.len());
+        if let Some(next) = shown::show(reply, what, self, limits, &mut shown).await? {
+            return Ok(Judged::Next(next));
+        }
+        let mut replaced = Vec::with_capacity(event.len());
+        sse::with_data(event, &shown, &mut replaced);
+        Ok(Judged::Replaced(replaced))
+    }
+}
+
+/// A message as an event.
+pub(super) fn as_event(message: &[u8]) -> Vec<u8> {
+    [b"event: message\ndata: ", message, b"\n\n"].concat()
 }
 
 /// Ends an event stream in the server's place, with one more message where the client still waits for its answer. False:
@@ -244,7 +274,7 @@ async fn judge(
 pub async fn end_events<S: Stream>(client: &mut Client<S>, message: Option<&[u8]>, limits: &Limits) -> bool {
     let mut out = Vec::new();
     if let Some(message) = message {
-        put_chunk(&mut out, &[b"event: message\ndata: ", message, b"\n\n"].concat());
+        put_chunk(&mut out, &as_event(message));
     }
     out.extend_from_slice(http1::LAST_CHUNK);
     client.write(&mut [std::io::IoSlice::new(&out)], limits).await.is_ok()

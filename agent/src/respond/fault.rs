@@ -105,6 +105,15 @@ pub enum Fault {
     /// The session belongs to another caller, or there is no room for it.
     #[error("the server's session id cannot be bound to this caller")]
     Session,
+    /// A stream does not begin with one endpoint of this server that is the caller's alone.
+    #[error("the endpoint of the server's stream cannot be used: {problem}")]
+    Endpoint {
+        /// Why.
+        problem: String,
+    },
+    /// The agent ends, and the stream with it.
+    #[error("the agent ends")]
+    Ending,
     /// The task belongs to another caller, or its id is none.
     #[error("the server's task id cannot be bound to this caller")]
     Task,
@@ -120,6 +129,7 @@ impl Fault {
             Self::NoRoom(_) => Reason::Overload,
             Self::Asks { .. } => Reason::ServerRequest,
             Self::NextPage { reason, .. } => *reason,
+            Self::Ending => Reason::ShuttingDown,
             Self::Http(_)
             | Self::ServerLeft(_)
             | Self::TooLarge { .. }
@@ -130,6 +140,7 @@ impl Fault {
             | Self::Endless { .. }
             | Self::Circle
             | Self::Redirect { .. }
+            | Self::Endpoint { .. }
             | Self::Session
             | Self::Task => Reason::ServerFault,
         }
@@ -145,6 +156,8 @@ impl Fault {
             | Self::Endless { .. }
             | Self::Circle
             | Self::NextPage { .. }
+            | Self::Endpoint { .. }
+            | Self::Ending
             | Self::Task => true,
             Self::ClientLeft
             | Self::SlowClient(_)
@@ -156,6 +169,31 @@ impl Fault {
             | Self::NoStream { .. }
             | Self::Redirect { .. }
             | Self::Session => false,
+        }
+    }
+
+    /// Whether all that the client has of a stream are whole events: then something can be said behind them.
+    pub(super) fn ends_between_events(&self) -> bool {
+        match self {
+            Self::Http(_) | Self::ServerLeft(_) => true,
+            Self::TooLarge { .. }
+            | Self::Unreadable { .. }
+            | Self::NotOwed(_)
+            | Self::Asks { .. }
+            | Self::Endless { .. }
+            | Self::Circle
+            | Self::NextPage { .. }
+            | Self::Endpoint { .. }
+            | Self::Ending
+            | Self::Task
+            | Self::ClientLeft
+            | Self::SlowClient(_)
+            | Self::Slow(..)
+            | Self::NoRoom(_)
+            | Self::NoAnswer { .. }
+            | Self::NoStream { .. }
+            | Self::Redirect { .. }
+            | Self::Session => self.is_refusal(),
         }
     }
 
@@ -178,6 +216,8 @@ impl Fault {
             | Self::NoStream { .. }
             | Self::Circle
             | Self::Redirect { .. }
+            | Self::Endpoint { .. }
+            | Self::Ending
             | Self::Session
             | Self::Task => None,
         }

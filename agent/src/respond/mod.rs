@@ -9,6 +9,7 @@ mod content;
 mod events;
 mod fault;
 mod pages;
+mod paired;
 mod shown;
 mod tasks;
 mod whole;
@@ -17,6 +18,7 @@ pub use asks::Asking;
 pub use events::end_events;
 pub use fault::Fault;
 pub use pages::{Next, Pages};
+pub use paired::PairedExchange;
 pub use shown::PinExchange;
 
 use std::cell::{Cell, RefCell};
@@ -96,6 +98,8 @@ pub struct McpExchange<'a> {
     pub observe: bool,
     /// Whether what the server asks, or gives, may pass to the caller.
     pub may_ask: &'a dyn Fn(Asking<'_>) -> bool,
+    /// The reply is a stream on which answers come to what is sent to its endpoint.
+    pub paired: Option<&'a PairedExchange<'a>>,
 }
 
 /// How a reply ended.
@@ -242,7 +246,10 @@ impl<S: Stream> Reply<'_, '_, S> {
             self.upstream.buffer.consume(head_bytes);
             let mut body = Body::new(framing);
             if content == Content::Events {
-                self.events(&mut body).await?;
+                match self.exchange.mcp.as_ref().and_then(|mcp| Some((mcp, mcp.paired?))) {
+                    Some((mcp, paired)) => self.paired(&mut body, mcp, paired).await?,
+                    None => self.events(&mut body).await?,
+                }
             } else {
                 self.bytes(&mut body, outgoing).await?;
             }

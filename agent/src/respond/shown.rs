@@ -5,7 +5,8 @@ use toolgate_core::mcp::json::{Malformed, Value};
 use toolgate_core::mcp::{ListKind, list};
 use toolgate_core::pin::{self, Definition, Kind, Pin, Seen, Verdict};
 
-use super::{Exchange, Fault, McpExchange, Next, unreadable};
+use super::{Fault, McpExchange, Next, unreadable};
+use crate::limits::Limits;
 use crate::pins::{self, Findings, Pins};
 
 /// What a reply shows that must be read.
@@ -39,10 +40,10 @@ impl McpExchange<'_> {
 pub(super) async fn show(
     reply: Value<'_>,
     what: Shown,
-    exchange: &Exchange<'_>,
+    mcp: &McpExchange<'_>,
+    limits: &Limits,
     out: &mut Vec<u8>,
 ) -> Result<Option<Next>, Fault> {
-    let Some(mcp) = &exchange.mcp else { return Ok(None) };
     let shown = match what {
         Shown::List(kind) => show_list(reply, kind, mcp, out).await,
         Shown::Tasks => mcp.show_tasks(reply, out).map(|()| None),
@@ -54,7 +55,7 @@ pub(super) async fn show(
     };
     let cursor = shown.map_err(|error| unreadable(what, &error.to_string()))?;
     let (Some(pages), Some(cursor)) = (mcp.pages, cursor) else { return Ok(None) };
-    pages.next(cursor, reply.text().len(), exchange.limits)
+    pages.next(cursor, reply.text().len(), limits)
 }
 
 /// Gives the cursor of a page that goes on and has nothing for the caller.

@@ -9,7 +9,7 @@ use toolgate_core::mcp::{self, Envelope, Owed, sse};
 use super::client::ToClient;
 use super::content::is_success;
 use super::shown::{self, Shown};
-use super::{Exchange, Fault, Next, Reply, SCRATCH, message, server_left};
+use super::{Exchange, Fault, McpExchange, Next, Reply, SCRATCH, message, server_left};
 use crate::body::Body;
 use crate::buffer::{BLOCK_BYTES, PARKED_BYTES, Scratch};
 use crate::deadline::timeout;
@@ -166,13 +166,13 @@ impl<S: Stream> ToClient<'_, S> {
         let mut all = held;
         let text = match admitted(head, text, exchange)? {
             None => text,
-            Some((what, reply)) => {
+            Some((what, reply, mcp)) => {
                 all += text.len();
                 if text.len() > BLOCK_BYTES {
                     self.charge.at_least(all)?;
                 }
                 shown.reserve(text.len());
-                if let Some(next) = shown::show(reply, what, exchange, &mut shown).await? {
+                if let Some(next) = shown::show(reply, what, mcp, exchange.limits, &mut shown).await? {
                     return Ok(Some(next));
                 }
                 &shown
@@ -196,11 +196,11 @@ impl<S: Stream> ToClient<'_, S> {
 }
 
 /// Whether a whole reply is what its request is owed, and what of it must be shown in another way.
-fn admitted<'t>(
+fn admitted<'t, 'e>(
     head: &ResponseHead<'_>,
     text: &'t [u8],
-    exchange: &Exchange<'_>,
-) -> Result<Option<(Shown, Value<'t>)>, Fault> {
+    exchange: &'t Exchange<'e>,
+) -> Result<Option<(Shown, Value<'t>, &'t McpExchange<'e>)>, Fault> {
     let Some(mcp) = &exchange.mcp else { return Ok(None) };
     let succeeds = is_success(head.status);
     let must_answer = succeeds && matches!(mcp.owed, Owed::Answer { .. });
@@ -218,7 +218,7 @@ fn admitted<'t>(
                     mcp.agreed(reply, head.headers.only(Name::McpSessionId)?)?;
                 }
             }
-            Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply)))
+            Ok(mcp.shown().filter(|_| has_result).map(|what| (what, reply, mcp)))
         }
         Err(fault) if must_answer || could_be_read(text, head, exchange.limits)? => Err(fault),
         // What failed, or had nothing to answer, may say what it likes.

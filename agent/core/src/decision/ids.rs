@@ -30,6 +30,8 @@ pub struct Ids<'t> {
     pub tool: Option<&'t str>,
     /// The last event of the stream that it resumes.
     pub event: Use,
+    /// The endpoint that it is sent to, where streams have one.
+    pub endpoint: Use,
     /// Of an answer: the method of the server's request that this caller was given and has not answered.
     pub question: Option<Method>,
     /// It goes on with a request state that this caller did not get from this server.
@@ -58,6 +60,11 @@ impl Ids<'_> {
             Use::Foreign => Some(Reason::ForeignEvent),
             Use::Unknown => Some(Reason::UnknownEvent),
         };
-        task.or_else(event)
+        let endpoint = || match self.endpoint {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignEndpoint),
+            Use::Unknown => Some(Reason::UnknownEndpoint),
+        };
+        task.or_else(event).or_else(endpoint)
     }
 }

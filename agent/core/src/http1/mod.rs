@@ -19,7 +19,7 @@ pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, proxy_head, reque
 pub use headers::{HEADERS_MAX, Header, Headers};
 pub use kept::KeptHead;
 pub use name::Name;
-pub use target::Authority;
+pub use target::{Authority, split as split_target};
 pub use write::{
     CHUNK_END, Changes, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head,
 };

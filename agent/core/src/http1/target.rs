@@ -6,7 +6,7 @@ use super::error::{HttpError, shortened};
 ///
 /// # Errors
 /// Another form, a byte that no target may have, or a path with more than one reading.
-pub(super) fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b str>), HttpError> {
+pub fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b str>), HttpError> {
     let shown = || shortened(target.as_bytes());
     if method.eq_ignore_ascii_case("CONNECT") {
         return Err(HttpError::AuthorityForm { target: shown() });

@@ -91,7 +91,11 @@ impl<'b> Id<'b> {
         matches!(self, Self::String { value, .. } if value == text)
     }
 
-    fn new(value: Value<'b>) -> Result<Self, Malformed> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// [`Malformed`]: it is no id.
+    pub fn new(value: Value<'b>) -> Result<Self, Malformed> {
         let raw = value.text();
         let refused = || member(value, "id", "a string or an integer within 2^53 of zero");
         match value.kind() {

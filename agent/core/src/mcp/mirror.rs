@@ -33,6 +33,8 @@ pub struct Mirrored<'h> {
     pub method: Option<&'h str>,
     /// `Mcp-Name`.
     pub name: Option<&'h str>,
+    /// Only Streamable HTTP asks for them; elsewhere they may be left out.
+    pub may_miss: bool,
 }
 
 /// Compares the headers, where they are given or the revision asks for them, with the message.
@@ -40,7 +42,7 @@ pub struct Mirrored<'h> {
 /// # Errors
 /// [`HeaderMismatch`].
 pub fn mirrors(message: &Message<'_>, headers: Mirrored<'_>) -> Result<(), HeaderMismatch> {
-    let Mirrored { version: version_header, method: method_header, name: name_header } = headers;
+    let Mirrored { version: version_header, method: method_header, name: name_header, may_miss } = headers;
     let call = match message {
         Message::Request(call) | Message::Notification(call) => Some(call),
         Message::Response(_) => None,
@@ -53,12 +55,12 @@ pub fn mirrors(message: &Message<'_>, headers: Mirrored<'_>) -> Result<(), Heade
         return Err(HeaderMismatch { header: "Mcp-Name" });
     }
     let version = call.and_then(|call| call.version.as_deref()).map(str::as_bytes);
-    if version.is_some_and(|version| version_header.map_or(is_stateless(version), |header| header != version))
-    {
+    let is_missing = |version: &[u8]| is_stateless(version) && !may_miss;
+    if version.is_some_and(|version| version_header.map_or(is_missing(version), |header| header != version)) {
         return Err(HeaderMismatch { header: "MCP-Protocol-Version" });
     }
     match message {
-        Message::Request(call) if version_header.is_some_and(is_stateless) => {
+        Message::Request(call) if version_header.is_some_and(is_stateless) && !may_miss => {
             let needs_name = matches!(call.method.class(), Class::Tool | Class::Prompt)
                 || call.method == Method::ResourcesRead;
             match (method_header, name_header) {
@@ -174,7 +176,7 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
             let mut scratch = Scratch::new();
             let message = parse(text.as_bytes(), &mut scratch, &JsonLimits::default()).unwrap();
-            let headers = Mirrored { version: None, method, name };
+            let headers = Mirrored { method, name, ..Mirrored::default() };
             let got = mirrors(&message, headers).err().map(|mismatch| mismatch.header);
             assert_eq!(got, expected, "{text} {method:?} {name:?}");
         }
@@ -214,9 +216,20 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0",{members}}}"#);
             let mut scratch = Scratch::new();
             let message = parse(text.as_bytes(), &mut scratch, &JsonLimits::default()).unwrap();
-            let headers = Mirrored { version: version.map(str::as_bytes), method, name };
+            let headers = Mirrored { version: version.map(str::as_bytes), method, name, may_miss: false };
             let got = mirrors(&message, headers).err().map(|mismatch| mismatch.header);
             assert_eq!(got, expected, "{text} {version:?} {method:?} {name:?}");
+            // What is there says the same wherever it is; nothing need be there where nobody asks for it.
+            let is_there = match expected {
+                Some("Mcp-Method") => method.is_some(),
+                Some("Mcp-Name") => name.is_some(),
+                Some(_) => version.is_some(),
+                None => false,
+            };
+            let got = mirrors(&message, Mirrored { may_miss: true, ..headers })
+                .err()
+                .map(|mismatch| mismatch.header);
+            assert_eq!(got, expected.filter(|_| is_there), "{text} {version:?} {method:?} {name:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! What is accepted here means one thing to every reader, so the bytes may be forwarded as they are.
 
+pub mod endpoint;
 mod input;
 pub mod json;
 pub mod list;

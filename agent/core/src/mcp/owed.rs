@@ -16,6 +16,9 @@ pub enum Owed<'r> {
     },
     /// No message: what was sent is a notification, an answer of the client's, or the end of a session.
     Nothing,
+    /// No message: what was sent is answered, if at all, on the stream that its client has opened (MCP 2024-11-05, HTTP
+    /// with SSE).
+    Elsewhere,
     /// Messages of the server's own: the client has opened a stream for them. What they answer, nobody has asked.
     Stream,
     /// The rest of a stream that broke: messages of the server's own, and the one answer that was owed there (MCP
@@ -35,6 +38,12 @@ pub enum NotOwed {
     /// An answer where no request was sent.
     #[error("it answers a request though none was sent")]
     NoRequest,
+    /// A message that belongs on the client's stream.
+    #[error("it is a message, which belongs on the stream that the client has opened")]
+    Misplaced,
+    /// An answer on such a stream to no request that waits for one there.
+    #[error("it answers a request that was not sent, or has its answer")]
+    NotPending,
     /// More behind the answer.
     #[error("it says more after the answer")]
     AfterAnswer,
@@ -52,7 +61,7 @@ impl<'r> Owed<'r> {
     pub fn is_stream(self) -> bool {
         match self {
             Owed::Stream | Owed::Resumed { .. } => true,
-            Owed::Answer { .. } | Owed::Nothing => false,
+            Owed::Answer { .. } | Owed::Nothing | Owed::Elsewhere => false,
         }
     }
 
@@ -61,7 +70,7 @@ impl<'r> Owed<'r> {
     pub fn answer(self) -> Option<&'r str> {
         match self {
             Owed::Answer { id } | Owed::Resumed { id } => Some(id),
-            Owed::Nothing | Owed::Stream => None,
+            Owed::Nothing | Owed::Elsewhere | Owed::Stream => None,
         }
     }
 
@@ -89,6 +98,7 @@ impl<'r> Owed<'r> {
     pub fn admits_event(self, message: &Envelope<'_>, answered: bool) -> Result<(), NotOwed> {
         match message {
             _ if answered => Err(NotOwed::AfterAnswer),
+            _ if self == Owed::Elsewhere => Err(NotOwed::Misplaced),
             Envelope::Response { id, is_error } => self.answered_by(id.as_ref(), *is_error, false),
             Envelope::Request(..) | Envelope::Notification(_) => Ok(()),
         }
@@ -101,8 +111,9 @@ impl<'r> Owed<'r> {
             (Owed::Answer { .. } | Owed::Resumed { .. }, Some(_)) => Err(NotOwed::OtherId),
             // An error about what could not be read has no id (JSON-RPC 2.0, 5; MCP 2025-11-25).
             (Owed::Answer { .. } | Owed::Resumed { .. }, None) => Ok(()),
-            (Owed::Nothing | Owed::Stream, None) if failed => Ok(()),
+            (Owed::Nothing | Owed::Elsewhere | Owed::Stream, None) if failed => Ok(()),
             (Owed::Nothing | Owed::Stream, _) => Err(NotOwed::NoRequest),
+            (Owed::Elsewhere, _) => Err(NotOwed::Misplaced),
         }
     }
 }

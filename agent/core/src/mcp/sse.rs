@@ -116,6 +116,12 @@ pub fn id(event: &[u8]) -> Option<&[u8]> {
     (!id.is_empty()).then_some(id)
 }
 
+/// The event's type: of several the last; empty where it has none, which readers take for `message`.
+#[must_use]
+pub fn kind(event: &[u8]) -> &[u8] {
+    lines(event).filter_map(|line| field(line.text, b"event")).last().unwrap_or_default()
+}
+
 /// Appends the event with `new_data` in place of its data; all other lines stay. An event without data gets none.
 pub fn with_data(event: &[u8], new_data: &[u8], out: &mut Vec<u8>) {
     let mut written = false;
