@@ -58,7 +58,7 @@ fn without_tls_the_same_would_be_seen() -> Result<()> {
     let server = Server::at(SocketAddr::new(here, 0))?;
     let wire = Sniffer::on(netns.device())?;
     let mut connection =
-        netns.within(|| Ok(Connection::new(TcpStream::connect(server.address)?, server.address)?))?;
+        netns.within(|| Connection::new(TcpStream::connect(server.address)?, server.address))?;
     connection.post(&call(1, "echo", &json!({ "message": MARKER })))?;
     wire.sees(MARKER.as_bytes())
 }

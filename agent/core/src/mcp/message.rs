@@ -144,11 +144,9 @@ pub struct Call<'b> {
     pub method_name: Cow<'b, str>,
     /// An object.
     pub params: Option<Value<'b>>,
-    /// `params.name`; for `completion/complete` the name of the prompt it refers to. Always there for `tools/call`
-    /// and `prompts/get`.
+    /// `params.name`, which `tools/call` and `prompts/get` have; for `completion/complete` the prompt it refers to.
     pub name: Option<Cow<'b, str>>,
-    /// `params.uri`; for `completion/complete` the resource it refers to. Always there for `resources/read`,
-    /// `subscribe` and `unsubscribe`.
+    /// `params.uri`, which methods of single resources have; for `completion/complete` the resource it refers to.
     pub uri: Option<Cow<'b, str>>,
     /// `params.arguments`, an object.
     pub arguments: Option<Value<'b>>,
@@ -433,8 +431,8 @@ impl<'b> Fields<'b> {
         };
         let request_state = optional(self.request_state, "params.requestState")?;
         let version = optional(self.version, "params._meta.io.modelcontextprotocol/protocolVersion")?;
-        let &Self { params, arguments, .. } = self;
-        let (is_request, task, has_responses) = (id.is_some(), self.task.is_some(), self.responses.is_some());
+        let &Self { params, arguments, task, responses, .. } = self;
+        let (is_request, task, has_responses) = (id.is_some(), task.is_some(), responses.is_some());
         let call = Call {
             id,
             method,
