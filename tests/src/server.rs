@@ -285,6 +285,10 @@ fn reply(request: &Request, shared: &Shared) -> Option<Vec<u8>> {
             });
             answer(result, &format!("Mcp-Session-Id: session-{number}\r\n"))
         }
+        // The second page is the last, and empty.
+        (_post, Some("tools/list")) if message.pointer("/params/cursor").is_some() => {
+            answer(json!({ "tools": [] }), "")
+        }
         (_post, Some("tools/list")) => {
             let tools = TOOLS.map(|name| json!({ "name": name, "inputSchema": { "type": "object" } }));
             answer(json!({ "tools": tools, "nextCursor": "next" }), "")

@@ -136,10 +136,10 @@ fn resources_that_are_refused() {
         ("kind: A\nkind: B\napiVersion: x\n", &["2:1 `kind` is given twice"]),
         (
             "apiVersion: toolgate/v1\nkind: Server\nmetadata: { name: d }\n\
-             spec: { local: { address: \"127.0.0.1:1\" }, opaque: allow }\n---\n\
+             spec: { local: { address: \"127.0.0.1:1\" }, transport: ws }\n---\n\
              apiVersion: toolgate/v1\nkind: Policy\nmetadata: { name: p }\n\
              spec: { rules: [{ name: a, effect: allow, callers: [x], servers: [d], tools: [t] }] }\n",
-            &["4:52 `opaque: allow` is designed but not built yet"],
+            &["4:55 `ws` is no value of `transport`"],
         ),
         ("apiVersion: &x toolgate/v1\n<<: *x\nkind: A\n", &["2:1 `<<` merges are not read here"]),
     ];
