@@ -38,9 +38,8 @@ const FEATURES: [(&str, &str, &str); 11] = [
 const REVISIONS: [&str; 5] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", STATELESS];
 /// The revision that the server on the SDK's 2.x is for.
 const STATELESS: &str = "2026-07-28";
-/// How servers answer, and as which transport they are declared. The drivers also know `legacy`, the transport of
-/// 2024-11-05, which no Server can be declared with.
-const MODES: [(&str, &str); 2] = [("json", "streamable"), ("sse", "streamable")];
+/// How servers answer, and as which transport they are declared: `legacy` is that of 2024-11-05.
+const MODES: [(&str, &str); 3] = [("json", "streamable"), ("sse", "streamable"), ("legacy", "sse")];
 
 /// Name, interpreter below `target/packages` or program, script.
 type Client = (&'static str, &'static str, &'static str);
