@@ -304,6 +304,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
         | Reason::UnknownState
+        | Reason::MissingCapability
         | Reason::UnknownSession
         | Reason::ForeignSession
         | Reason::UnknownTask

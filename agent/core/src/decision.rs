@@ -17,7 +17,7 @@ use smallvec::smallvec;
 
 use crate::denial::Reason;
 use crate::identity::Identity;
-use crate::mcp::{Message, Method, Revision};
+use crate::mcp::{Class, Message, Method, Revision};
 use crate::pin::Pinning;
 use crate::policy::{Ends, Policies, Refused, Rules, Verdict};
 use crate::workload::Unidentified;
@@ -338,6 +338,13 @@ pub fn decide<T: Asks>(
     // What a method that is not there names is of no interest.
     if let Some(denied) = misfit(&asked, ids.revision) {
         return Decision::Denied(denied);
+    }
+    if let Some(Revision::July2026) = asked.revision()
+        && let Action::Message(Message::Request(call)) = asked.action()
+        && call.method.class() == Class::Task
+        && !call.knows_tasks()
+    {
+        return Decision::Denied(Denied::because(Reason::MissingCapability));
     }
     if let Some(reason) = ids.refused() {
         return Decision::Denied(Denied::because(reason));

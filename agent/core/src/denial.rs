@@ -15,6 +15,8 @@ pub const METHOD_NOT_FOUND_CODE: i32 = -32601;
 
 /// The JSON-RPC error code of parameters that name nothing (JSON-RPC 2.0, 5.1).
 const INVALID_PARAMS_CODE: i32 = -32602;
+/// A capability that the method needs is not among those that the request names (MCP 2026-07-28).
+const MISSING_CAPABILITY_CODE: i32 = -32021;
 
 /// After how many seconds a client that met an overload may come back.
 const RETRY_AFTER_SECONDS: u32 = 1;
@@ -93,6 +95,8 @@ reasons! {
     UnknownEndpoint = "unknown_endpoint", "no such endpoint";
     /// A message to the endpoint of another caller's stream.
     ForeignEndpoint = "endpoint_hijack", "no such endpoint";
+    /// A request about a task by a client that does not say that it knows tasks (MCP 2026-07-28, where they are an extension).
+    MissingCapability = "missing_capability", "the request does not say that its client knows tasks";
     /// A request state that does not exist or is another's.
     UnknownState = "unknown_request_state", "no such request state";
     /// A Host that is none of the server's.
@@ -242,7 +246,10 @@ fn failure(reason: Reason) -> Failure {
         | Reason::UnknownEndpoint
         | Reason::ForeignEndpoint => Failure::Session,
         Reason::UnknownTask | Reason::ForeignTask | Reason::UnknownState => Failure::NoSuch,
-        Reason::UnknownEvent | Reason::ForeignEvent | Reason::RevisionMismatch => Failure::Misfit,
+        Reason::UnknownEvent
+        | Reason::ForeignEvent
+        | Reason::RevisionMismatch
+        | Reason::MissingCapability => Failure::Misfit,
     }
 }
 
@@ -266,6 +273,7 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
         (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
             .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
             .closing_if(reason == Reason::ShuttingDown),
+        (Failure::Misfit, _) if reason == Reason::MissingCapability => json(400, asks_for_tasks(id, &text)),
         (Failure::Misfit, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Session, _) => json(404, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::NoSuch, Shape::ToolCall { id, .. } | Shape::Request { id, .. }) => {
@@ -332,6 +340,13 @@ fn tool_result(id: &str, result_type: bool, text: &str) -> String {
 
 fn rpc_error(id: &str, code: i32, text: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{}}}}}"#, quoted(text))
+}
+
+/// An error that says which capability is missing, as the schema of MCP 2026-07-28 has it.
+fn asks_for_tasks(id: &str, text: &str) -> String {
+    let data = r#"{"requiredCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
+    let (code, message) = (MISSING_CAPABILITY_CODE, quoted(text));
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{message},"data":{data}}}}}"#)
 }
 
 fn plain_error(text: &str) -> String {
@@ -427,6 +442,12 @@ mod tests {
                 stateless,
                 200,
                 r#"{"jsonrpc":"2.0","id":7,"error":{"code":-31403,"message":"toolgate: policy does not permit this (request r-1)"}}"#,
+            ),
+            (
+                Reason::MissingCapability,
+                stateless,
+                400,
+                r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32021,"message":"toolgate: the request does not say that its client knows tasks (request r-1)","data":{"requiredCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}}}"#,
             ),
             (
                 Reason::UnknownState,

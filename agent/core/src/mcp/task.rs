@@ -3,6 +3,17 @@
 use std::borrow::Cow;
 
 use super::json::{Kind, Value};
+use super::message::Call;
+
+impl Call<'_> {
+    /// Whether its client says that it knows tasks, which in MCP 2026-07-28 are an extension.
+    #[must_use]
+    pub fn knows_tasks(&self) -> bool {
+        let extensions = ["_meta", "io.modelcontextprotocol/clientCapabilities", "extensions"];
+        let said = extensions.iter().try_fold(self.params, |object, key| Some(object?.get(key)));
+        said.flatten().is_some_and(|extensions| extensions.get("io.modelcontextprotocol/tasks").is_some())
+    }
+}
 
 /// The ids of the task that `reply`, a whole JSON-RPC response, gives in the place of a result: `result.task.taskId`
 /// (MCP 2025-11-25, `CreateTaskResult`), or `result.taskId` where `resultType` is `task` (2026-07-28, tasks extension).
