@@ -17,7 +17,7 @@ use crate::peer::{self, Accepted};
 use crate::proxy;
 use crate::shares::{Sharer, Use};
 
-/// Where other agents come to: listeners for each thread; every address of the host is one of each family.
+/// Where other agents come to: listeners for each thread; `[::]`, every address of the host, is one of each family.
 ///
 /// # Errors
 /// The port is in use, or may not be bound. The agent that hands over (`succeeds`) may hold it.
@@ -27,7 +27,8 @@ pub(super) fn listen(
     succeeds: bool,
 ) -> Result<Vec<Vec<TcpListener>>, AppError> {
     let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-    let addresses = if address.ip().is_unspecified() { vec![address, v4] } else { vec![address] };
+    let is_every = address.is_ipv6() && address.ip().is_unspecified();
+    let addresses = if is_every { vec![address, v4] } else { vec![address] };
     let mut of_threads: Vec<Vec<TcpListener>> = (0..threads).map(|_| Vec::new()).collect();
     for address in addresses {
         // Alone first: with SO_REUSEPORT a second binder would succeed in silence.
@@ -99,6 +100,22 @@ impl Worker {
                 node.metrics.limits.count(exceeded.limit, &exceeded);
                 proxy::one_too_many(stream, share, &node.limits).await;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_of_a_family_or_of_the_host_or_one() {
+        for (address, count) in [("[::]:0", 2), ("0.0.0.0:0", 1), ("127.0.0.1:0", 1)] {
+            let address: SocketAddr = address.parse().unwrap();
+            // A port that nobody has; both families are tried on the same.
+            let port = TcpListener::bind(address).unwrap().local_addr().unwrap().port();
+            let of_threads = listen(SocketAddr::new(address.ip(), port), 2, false).unwrap();
+            assert_eq!(of_threads.iter().map(Vec::len).collect::<Vec<_>>(), [count; 2], "{address}");
         }
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::deadline::timeout;
 use tokio::io::AsyncWrite as _;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use toolgate_core::decision::{Passage, Permitted, Place, Server};
 use toolgate_core::denial::Reason;
 use toolgate_core::http1::{self, Changes, Outgoing};
@@ -30,7 +30,7 @@ use crate::io::Io;
 use crate::limits::{Limit, Limits};
 use crate::netns::{Namespace, Namespaces, NetnsError};
 use crate::parse::{Asked, Request};
-use crate::peer::{self, Cut, Tethers};
+use crate::peer::{self, Tethers};
 use crate::svid::Svids;
 
 /// Why a permitted request did not reach its server.
@@ -254,7 +254,7 @@ impl Undeclared<'_> {
             return Err(ForwardError::LinkLocal { address });
         }
         let from = namespaces.get(namespace).map_err(|source| ForwardError::Namespace { address, source })?;
-        connect(address, &from, limits).await
+        Ok(Upstream::new(Io::Plain(connect(address, &from, limits).await?), address))
     }
 }
 
@@ -286,7 +286,10 @@ pub async fn send(
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = match (ways.pool.checkout(leg, limits), place) {
         (Some(idle), _) => idle,
-        (None, Place::Local) => connect(leg.address, ways.home, limits).await?,
+        (None, Place::Local) => {
+            let plain = connect(leg.address, ways.home, limits).await?;
+            Upstream::new(Io::Plain(plain), leg.address)
+        }
         (None, Place::Peer(endpoints)) => connect_peer(leg, endpoints, ways, limits).await?,
     };
     let asked = permitted.into_inner();
@@ -332,7 +335,7 @@ pub async fn dial_declared(
     home: &Namespace,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    connect(server.address, home, limits).await
+    Ok(Upstream::new(Io::Plain(connect(server.address, home, limits).await?), server.address))
 }
 
 async fn still_open(
@@ -365,8 +368,7 @@ async fn connect_peer(
     let mut failed = None;
     for &address in endpoints {
         let plain = match connect(address, ways.home, limits).await {
-            Ok(Upstream { io: Io::Plain(plain), .. }) => plain,
-            Ok(Upstream { io: Io::Mutual(_), .. }) => continue,
+            Ok(plain) => plain,
             Err(error) => {
                 failed = Some(error);
                 continue;
@@ -386,28 +388,21 @@ async fn connect_peer(
 }
 
 /// A socket stays in the namespace that it is made in.
-async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Result<Upstream, ForwardError> {
+async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Result<TcpStream, ForwardError> {
     let limit = limits.connect_time_max;
     let make = || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let made = from.within(make).map_err(|source| ForwardError::Namespace { address, source })?;
     let socket = made.map_err(|source| ForwardError::connecting(address, source))?;
     let connected = timeout(limit, socket.connect(address)).await;
-    let plain = connected
+    connected
         .map_err(|_| ForwardError::ConnectTimeout { address, limit })?
         .and_then(|io| io.set_nodelay(true).map(|()| io))
-        .map_err(|source| ForwardError::connecting(address, source))?;
-    Ok(Upstream::new(Io::Plain(plain), address))
+        .map_err(|source| ForwardError::connecting(address, source))
 }
 
 impl Upstream {
     fn new(io: Io, address: SocketAddr) -> Self {
         Self { io, speaking: false, buffer: Buffer::default(), address, cut: false }
-    }
-
-    /// Why the agent itself has ended it; `None`: it has not.
-    #[must_use]
-    pub fn ended(&self) -> Option<Cut> {
-        self.io.tether()?.cut()
     }
 
     /// Writes a request with exactly one framing, head and body in one system call.

@@ -86,15 +86,6 @@ impl Origin {
     pub fn remote(remote: Remote, share: Arc<Share>) -> Self {
         Self { source: Source::Peer(remote), share, shown: OnceLock::new() }
     }
-
-    /// What the kernel recorded of a captured process; `None`: it is of another node.
-    #[must_use]
-    pub fn captured(&self) -> Option<&Captured> {
-        match &self.source {
-            Source::Process(connecting) => Some(&connecting.captured),
-            Source::Peer(_) => None,
-        }
-    }
 }
 
 /// A process between two execs: its id, its start, what it runs.
