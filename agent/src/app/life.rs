@@ -20,8 +20,8 @@ use super::older::Older;
 use super::upgrade::{Attempt, Takeover};
 use super::worker::Phase;
 use super::{
-    AgentLock, AppError, Node, Options, PlanError, RESOURCES, exec_root, peers, plan, systemd, upgrade,
-    worker,
+    AgentLock, AppError, Node, Options, PlanError, RESOURCES, exec_root, memory, peers, plan, systemd,
+    upgrade, worker,
 };
 use crate::admin;
 use crate::capture::{Cookie, Kernel};
@@ -283,7 +283,7 @@ impl Life {
                 }
                 () = patrol.back(node) => if !is_announced {
                     is_announced = true;
-                    give_memory_back();
+                    memory::give_back();
                     announce(node);
                     systemd::ready();
                 } else {
@@ -398,15 +398,6 @@ async fn chores(node: &Node, kernel: &Kernel) {
             Err(error) => tracing::warn!(%error, "stale kernel records stay"),
         }
         exec_root::sweep();
-    }
-}
-
-/// What the start needed (the kernel's types, the configuration as text) is freed by now, but not given back.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) is given no memory of ours, and may be called at any time.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

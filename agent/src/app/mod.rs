@@ -10,6 +10,7 @@ mod heartbeat;
 mod life;
 mod lock;
 mod machine;
+mod memory;
 mod older;
 mod peers;
 mod plan;
