@@ -2,6 +2,7 @@
 //!
 //! Figures of two runs do not compare, so all is in ratios to `direct`, taken round by round, their median over the rounds.
 
+mod compare;
 mod contestant;
 mod growth;
 mod load;
@@ -59,6 +60,9 @@ pub(crate) struct Wanted {
     /// Open instead 1,000 event streams with an event each second, and measure delay and memory
     #[arg(long)]
     streams: bool,
+    /// Compare instead with this other build of the agent, pair by pair
+    #[arg(long, value_name = "AGENT")]
+    before: Option<PathBuf>,
 }
 
 /// What the part that runs as root is told by the part that built everything.
@@ -103,11 +107,14 @@ pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
         tempfile::Builder::new().prefix("toolgate-bench.").tempdir().context("cannot make a folder")?;
     let measured = Stage::set(prepared, folder.path()).and_then(|mut stage| {
         let wanted = &prepared.wanted;
-        let measured = match (wanted.growth, wanted.soak, wanted.streams) {
-            (true, _, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
-            (false, true, _) => soak::soak(&mut stage, &mut leftovers),
-            (false, false, true) => streams::streams(&stage, &mut leftovers),
-            (false, false, false) => rounds::rounds(&mut stage, wanted, &mut leftovers),
+        let measured = match (wanted.growth, wanted.soak, wanted.streams, &wanted.before) {
+            (true, _, _, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
+            (false, true, _, _) => soak::soak(&mut stage, &mut leftovers),
+            (false, false, true, _) => streams::streams(&stage, &mut leftovers),
+            (false, false, false, Some(before)) => {
+                compare::compare(&mut stage, before, wanted, &mut leftovers)
+            }
+            (false, false, false, None) => rounds::rounds(&mut stage, wanted, &mut leftovers),
         };
         measured.and(stage.strike())
     });

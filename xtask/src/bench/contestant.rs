@@ -86,7 +86,6 @@ impl Contestant {
         leftovers: &mut Leftovers,
     ) -> Result<Self> {
         let [metrics, ready, outbound] = free_addresses()?;
-        let folder = folder.join("toolgate");
         fs::create_dir_all(folder.join("resources")).context("cannot make a folder")?;
         let audit = folder.join("audit.jsonl");
         let settings = format!(
@@ -103,7 +102,7 @@ impl Contestant {
         fs::write(folder.join("toolgate.yaml"), settings).context("cannot write the configuration")?;
         write_resources(&folder.join("resources"), resources)?;
         let mut command = Command::new(agent);
-        command.arg("run").arg("--config").arg(&folder);
+        command.arg("run").arg("--config").arg(folder);
         let mut process = Process::start("the agent", &mut command)?;
         process.wait_for("toolgate: ready")?;
         leftovers.note_held_by(process.id())?;

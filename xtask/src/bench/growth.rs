@@ -33,13 +33,13 @@ pub(super) fn growth(stage: &mut Stage<'_>, descriptors: u64, leftovers: &mut Le
         let mut before = None;
         for count in counts {
             say(format_args!("{count} {what}"));
-            let agent = stage.toolgate(&text(count), leftovers)?;
+            let agent = stage.toolgate(None, &text(count), leftovers)?;
             line(stage, &agent, (what, count), &mut before, &mut table)?;
             agent.stop()?;
         }
     }
     for (what, streams) in [("open SSE streams", true), ("idle connections", false)] {
-        let agent = stage.toolgate("", leftovers)?;
+        let agent = stage.toolgate(None, "", leftovers)?;
         let mut before = None;
         let mut holder = Load::start()?;
         // Each has two descriptors in the agent.

@@ -21,7 +21,7 @@ fn middle(row: &Row, of: impl Fn(&Sample) -> f64) -> f64 {
     median(row.samples.iter().map(of))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     match values.len() {
@@ -53,7 +53,7 @@ pub(super) fn name(case: &Case) -> String {
 }
 
 /// When and where it was measured.
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let models: Vec<&str> = cpus.lines().filter_map(|line| line.strip_prefix("model name\t: ")).collect();

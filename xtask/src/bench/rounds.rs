@@ -15,14 +15,14 @@ const LARGE: usize = 64 * 1024;
 const MANY: usize = 64;
 
 /// How often and how long.
-struct Plan {
-    rounds: usize,
-    millis: u64,
-    cases: Vec<Case>,
+pub(super) struct Plan {
+    pub(super) rounds: usize,
+    pub(super) millis: u64,
+    pub(super) cases: Vec<Case>,
 }
 
 impl Plan {
-    fn of(wanted: &Wanted) -> Self {
+    pub(super) fn of(wanted: &Wanted) -> Self {
         let case = |kind, bytes, connections| Case { kind, bytes, connections, callers: 1, anew: false };
         let by_all = |case: Case| Case { callers: CALLERS, ..case };
         let anew = |connections| Case { anew: true, ..case("text", SMALL, connections) };
@@ -35,17 +35,20 @@ impl Plan {
             anew(1),
             anew(MANY),
         ];
-        if wanted.quick {
-            return Self { rounds: 3, millis: 400, cases };
+        let (rounds, millis) = if wanted.quick { (3, 400) } else { (9, 700) };
+        if !wanted.quick {
+            cases.extend([
+                case("text", LARGE, 1),
+                by_all(case("text", LARGE, MANY)),
+                case("structured", LARGE, MANY),
+                case("sse", SMALL, 1),
+                case("sse", LARGE, MANY),
+            ]);
         }
-        cases.extend([
-            case("text", LARGE, 1),
-            by_all(case("text", LARGE, MANY)),
-            case("structured", LARGE, MANY),
-            case("sse", SMALL, 1),
-            case("sse", LARGE, MANY),
-        ]);
-        Self { rounds: 9, millis: 700, cases }
+        if let Some(part) = &wanted.case {
+            cases.retain(|case| report::name(case).contains(part.as_str()));
+        }
+        Self { rounds, millis, cases }
     }
 }
 
@@ -60,10 +63,7 @@ pub(super) struct Row {
 /// Starts the contestants, measures, and tells.
 pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<()> {
     let contestants = contestants(stage, wanted, leftovers)?;
-    let mut plan = Plan::of(wanted);
-    if let Some(part) = &wanted.case {
-        plan.cases.retain(|case| report::name(case).contains(part.as_str()));
-    }
+    let plan = Plan::of(wanted);
     let mut rows: Vec<Row> = Vec::new();
     for &case in &plan.cases {
         rows.extend(contestants.iter().map(|contestant| Row {
@@ -115,7 +115,7 @@ fn contestants(stage: &Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) ->
         }
     }
     if has("toolgate") {
-        all.push(stage.toolgate("", leftovers)?);
+        all.push(stage.toolgate(None, "", leftovers)?);
     }
     Ok(all)
 }

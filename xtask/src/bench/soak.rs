@@ -22,7 +22,7 @@ struct Point {
 
 /// Asks, and prints what memory and descriptors did in the second half.
 pub(super) fn soak(stage: &mut Stage<'_>, leftovers: &mut Leftovers) -> Result<()> {
-    let agent = stage.toolgate("", leftovers)?;
+    let agent = stage.toolgate(None, "", leftovers)?;
     let process = *agent.processes.first().context("the agent has no process")?;
     let case = |bytes, callers| Case { kind: "text", bytes, connections: 64, callers, anew: false };
     // Small ones most of the time; what is larger, comes as an event, or comes from many callers takes other ways.

@@ -70,12 +70,19 @@ impl<'p> Stage<'p> {
         Ok(Self { prepared, folder: folder.to_owned(), plain, guarded, load, upstream, cgroups })
     }
 
-    /// Starts the agent with these resources more than the case needs.
-    pub(super) fn toolgate(&self, more: &str, leftovers: &mut Leftovers) -> Result<Contestant> {
+    /// Starts the agent, or another build of it, with these resources more than the case needs.
+    pub(super) fn toolgate(
+        &self,
+        other: Option<&Path>,
+        more: &str,
+        leftovers: &mut Leftovers,
+    ) -> Result<Contestant> {
         let resources = resources(self.guarded) + more;
         let pattern = format!("{CGROUPS}/*");
-        let agent = &self.prepared.agent;
-        Contestant::toolgate(agent, &self.folder, &pattern, self.guarded, &resources, leftovers)
+        let agent = other.unwrap_or(&self.prepared.agent);
+        // What one build has stored is not for another.
+        let folder = self.folder.join(if other.is_some() { "before" } else { "toolgate" });
+        Contestant::toolgate(agent, &folder, &pattern, self.guarded, &resources, leftovers)
     }
 
     /// What opens the connections of a case to a contestant.

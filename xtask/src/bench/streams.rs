@@ -31,7 +31,7 @@ struct Side<'c> {
 /// Measures, and prints a table. Both sides are heard at once: whatever else the machine does meets both.
 pub(super) fn streams(stage: &Stage<'_>, leftovers: &mut Leftovers) -> Result<()> {
     let direct = Contestant::direct(stage.plain);
-    let agent = stage.toolgate("", leftovers)?;
+    let agent = stage.toolgate(None, "", leftovers)?;
     let mut sides = [Side::open(stage, &direct)?, Side::open(stage, &agent)?];
     let mut table = format!(
         "\n| {STREAMS} streams, 60 s | unread beside | events | delay p50 us | p99 us | MiB | KiB a stream |\n\
