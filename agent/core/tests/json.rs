@@ -138,6 +138,12 @@ fn numbers() {
     check("[0,-1e309]", "Number@3");
     check("1.8e308", "Number@0");
     check("1e999999999999999999999", "Number@0");
+    for (digits, exponent) in [(199, 99), (200, 99), (201, 99), (209, 99), (9, 299), (300, 8)] {
+        same(&format!("{}.5e{exponent}", "9".repeat(digits)));
+    }
+    for (digits, exponent) in [(210, 99), (211, 99), (300, 9), (300, 99), (10, 299)] {
+        check(format!("[{}.5E+{exponent}]", "9".repeat(digits)), "Number@1");
+    }
     check("9".repeat(310), "Number@0");
     check(format!("{}e-10", "9".repeat(330)), "Number@0");
     same(&format!("{}e-100", "9".repeat(330)));

@@ -351,14 +351,17 @@ impl<'b, 's> Parser<'b, 's> {
     /// From the end of the whole part.
     #[inline(never)]
     fn rest_of_number(&self, start: usize, first: usize, mut at: usize) -> Step {
+        let point = at;
         let mut is_bounded = at - first <= 308;
         if self.byte(at) == b'.' {
             at = self.digits(at + 1, "a digit behind the point")?;
         }
         if let b'e' | b'E' = self.byte(at) {
-            is_bounded = false;
-            let signed = matches!(self.byte(at + 1), b'+' | b'-');
-            at = self.digits(at + 1 + usize::from(signed), "a digit of the exponent")?;
+            let sign = self.byte(at + 1);
+            let exponent = at + 1 + usize::from(matches!(sign, b'+' | b'-'));
+            at = self.digits(exponent, "a digit of the exponent")?;
+            // Few digits, and not many places behind them: no double overflows.
+            is_bounded &= sign == b'-' || (at - exponent <= 2 && point - first <= 200);
         }
         let number = || self.text.get(start..at).and_then(|number| number.parse::<f64>().ok());
         if is_bounded || number().is_some_and(f64::is_finite) {
