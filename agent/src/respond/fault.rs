@@ -119,81 +119,53 @@ pub enum Fault {
     Task,
 }
 
+/// What can still be said to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// All: it is the agent that will not pass on what came, and both ends could go on.
+    Everything,
+    /// What goes behind a whole event: the server's end broke.
+    BehindEvents,
+    /// Nothing that would be read as it is meant.
+    Nothing,
+}
+
 impl Fault {
     /// The label.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        match self {
-            Self::ClientLeft | Self::SlowClient(_) => Reason::ClientLeft,
-            Self::Slow(..) => Reason::ServerTimeout,
-            Self::NoRoom(_) => Reason::Overload,
-            Self::Asks { .. } => Reason::ServerRequest,
-            Self::NextPage { reason, .. } => *reason,
-            Self::Ending => Reason::ShuttingDown,
-            Self::Http(_)
-            | Self::ServerLeft(_)
-            | Self::TooLarge { .. }
-            | Self::Unreadable { .. }
-            | Self::NotOwed(_)
-            | Self::NoAnswer { .. }
-            | Self::NoStream { .. }
-            | Self::Endless { .. }
-            | Self::Circle
-            | Self::Redirect { .. }
-            | Self::Endpoint { .. }
-            | Self::Session
-            | Self::Task => Reason::ServerFault,
-        }
+        self.meaning().0
     }
 
     /// Whether it is the agent that will not pass on what came: then both ends could go on.
     pub(super) fn is_refusal(&self) -> bool {
-        match self {
-            Self::TooLarge { .. }
-            | Self::Unreadable { .. }
-            | Self::NotOwed(_)
-            | Self::Asks { .. }
-            | Self::Endless { .. }
-            | Self::Circle
-            | Self::NextPage { .. }
-            | Self::Endpoint { .. }
-            | Self::Ending
-            | Self::Task => true,
-            Self::ClientLeft
-            | Self::SlowClient(_)
-            | Self::Slow(..)
-            | Self::NoRoom(_)
-            | Self::Http(_)
-            | Self::ServerLeft(_)
-            | Self::NoAnswer { .. }
-            | Self::NoStream { .. }
-            | Self::Redirect { .. }
-            | Self::Session => false,
-        }
+        self.meaning().1 == Left::Everything
     }
 
     /// Whether all that the client has of a stream are whole events: then something can be said behind them.
     pub(super) fn ends_between_events(&self) -> bool {
+        self.meaning().1 != Left::Nothing
+    }
+
+    fn meaning(&self) -> (Reason, Left) {
         match self {
-            Self::Http(_) | Self::ServerLeft(_) => true,
+            Self::ClientLeft | Self::SlowClient(_) => (Reason::ClientLeft, Left::Nothing),
+            Self::Slow(..) => (Reason::ServerTimeout, Left::Nothing),
+            Self::NoRoom(_) => (Reason::Overload, Left::Nothing),
+            Self::Asks { .. } => (Reason::ServerRequest, Left::Everything),
+            Self::NextPage { reason, .. } => (*reason, Left::Everything),
+            Self::Ending => (Reason::ShuttingDown, Left::Everything),
+            Self::Http(_) | Self::ServerLeft(_) => (Reason::ServerFault, Left::BehindEvents),
             Self::TooLarge { .. }
             | Self::Unreadable { .. }
             | Self::NotOwed(_)
-            | Self::Asks { .. }
             | Self::Endless { .. }
             | Self::Circle
-            | Self::NextPage { .. }
             | Self::Endpoint { .. }
-            | Self::Ending
-            | Self::Task
-            | Self::ClientLeft
-            | Self::SlowClient(_)
-            | Self::Slow(..)
-            | Self::NoRoom(_)
-            | Self::NoAnswer { .. }
-            | Self::NoStream { .. }
-            | Self::Redirect { .. }
-            | Self::Session => self.is_refusal(),
+            | Self::Task => (Reason::ServerFault, Left::Everything),
+            Self::NoAnswer { .. } | Self::NoStream { .. } | Self::Redirect { .. } | Self::Session => {
+                (Reason::ServerFault, Left::Nothing)
+            }
         }
     }
 
