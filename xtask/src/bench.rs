@@ -2,12 +2,17 @@
 //!
 //! Figures of two runs do not compare, so all is in ratios to `direct`, taken round by round, their median over the rounds.
 
+mod certificates;
+mod cgroups;
 mod compare;
 mod contestant;
 mod growth;
+mod hosts;
+mod lineup;
 mod load;
 mod peers;
 mod report;
+mod resources;
 mod rounds;
 mod soak;
 mod stage;
@@ -33,6 +38,8 @@ use stage::Stage;
 
 /// Beside the agent: the peers that Debian packages. Envoy is PyPI's.
 const PEERS: [Packaged; 2] = [("nginx", "nginx-light"), ("haproxy", "haproxy")];
+/// What makes hosts, certificates and links of `--two-hops`.
+const TWO_HOPS: [Packaged; 2] = [("ip", "iproute2"), ("openssl", "openssl")];
 /// Two descriptors for each of 10,000 streams, and some more.
 const DESCRIPTORS: u64 = 65_536;
 
@@ -51,6 +58,9 @@ pub(crate) struct Wanted {
     /// Only cases whose name, as the table has it, contains this
     #[arg(long)]
     case: Option<String>,
+    /// With two of each proxy, one on each of two hosts, and mutual TLS between them
+    #[arg(long, conflicts_with_all = ["growth", "soak", "streams", "before"])]
+    two_hops: bool,
     /// Measure instead how cost grows with rules, workloads, streams and connections
     #[arg(long)]
     growth: bool,
@@ -82,6 +92,9 @@ pub(crate) struct Prepared {
 pub(crate) fn bench(wanted: Wanted) -> Result<()> {
     let root = sudo::root()?;
     debian::need("the bench", &PEERS)?;
+    if wanted.two_hops {
+        debian::need("the bench of two hops", &TWO_HOPS)?;
+    }
     let envoy = packages::envoy().inspect_err(|error| say(format_args!("Envoy is missing: {error:#}"))).ok();
     let agent = build::build_to_package()?;
     match root {

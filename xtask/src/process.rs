@@ -17,7 +17,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 /// How many processes the task runs at once, at most.
-const PROCESSES_MAX: usize = 8;
+const PROCESSES_MAX: usize = 12;
 /// How long a process may take to say that it is ready, or to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a process that fails may take to say why.

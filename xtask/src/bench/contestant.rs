@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::hosts::Host;
 use super::peers::Peer;
 use super::usage;
 use crate::leftovers::Leftovers;
-use crate::ports::free_addresses;
 use crate::process::{Process, not_interrupted};
 
 /// Bytes of one file of resources.
@@ -34,101 +34,122 @@ pub(super) struct Contestant {
     /// Its processes; none is `direct`.
     pub(super) processes: Vec<u32>,
     pub(super) idle_mib: f64,
+    hops: Vec<Hop>,
+}
+
+/// A proxy that accepts, or an agent that is ready.
+pub(super) struct Hop {
+    process: Process,
     audit: Option<PathBuf>,
-    process: Option<Process>,
+}
+
+/// How an agent is started.
+pub(super) struct Agent<'a> {
+    pub(super) binary: &'a Path,
+    /// For all its files.
+    pub(super) folder: PathBuf,
+    /// Where it is the host's only agent; `None`: on this host.
+    pub(super) host: Option<&'a Host>,
+    /// Where it listens, beside the admin socket: entries of a flow mapping.
+    pub(super) listen: String,
+    /// More of its configuration.
+    pub(super) more: String,
+    pub(super) resources: String,
 }
 
 impl Contestant {
     /// Straight to the upstream.
     pub(super) fn direct(upstream: SocketAddr) -> Self {
-        Self {
-            name: "direct",
-            address: upstream,
-            captured: false,
-            processes: Vec::new(),
-            idle_mib: 0.0,
-            audit: None,
-            process: None,
-        }
+        let (processes, idle_mib, hops) = (Vec::new(), 0.0, Vec::new());
+        Self { name: "direct", address: upstream, captured: false, processes, idle_mib, hops }
     }
 
-    /// Starts a peer, and waits until it accepts.
-    pub(super) fn peer(mut peer: Peer) -> Result<Self> {
-        let process = Process::start(peer.name, &mut peer.command)?;
+    /// Starts the hops of a peer, the first of which the load connects to; the last comes first.
+    pub(super) fn peer(hops: Vec<Peer<'_>>) -> Result<Self> {
+        let first = hops.first().context("no hop")?;
+        let (name, address) = (first.name, first.address);
+        let mut running = Vec::new();
+        for hop in hops.into_iter().rev() {
+            running.push(Hop::proxy(hop)?);
+        }
+        Self::of(name, address, false, running)
+    }
+
+    /// Agents that are ready, in front of `server`.
+    pub(super) fn toolgate(server: SocketAddr, agents: Vec<Hop>) -> Result<Self> {
+        Self::of("toolgate", server, true, agents)
+    }
+
+    fn of(name: &'static str, address: SocketAddr, captured: bool, hops: Vec<Hop>) -> Result<Self> {
+        let mut processes = Vec::new();
+        for hop in &hops {
+            processes.extend(settled(hop.process.id())?);
+        }
+        let idle_mib = usage::resident_mib(&processes)?;
+        Ok(Self { name, address, captured, processes, idle_mib, hops })
+    }
+
+    /// Empties the audit files, which would grow to gigabytes.
+    pub(super) fn tidy_up(&self) -> Result<()> {
+        for audit in self.hops.iter().filter_map(|hop| hop.audit.as_ref()) {
+            let file = fs::OpenOptions::new().write(true).open(audit).context("cannot open the audit")?;
+            file.set_len(0).context("cannot empty the audit")?;
+        }
+        Ok(())
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self) -> Result<()> {
+        self.hops.into_iter().try_for_each(|hop| hop.process.stop().map(|_status| ()))
+    }
+}
+
+impl Hop {
+    /// Starts a peer's, and waits until it accepts.
+    fn proxy(peer: Peer<'_>) -> Result<Self> {
+        let Peer { name, address, mut command, host } = peer;
+        if let Some(host) = host {
+            command = host.networked(&command);
+        }
+        let process = Process::start(name, &mut command)?;
         let until = Instant::now() + PATIENCE;
-        while TcpStream::connect(peer.address).is_err() {
+        let connect = || TcpStream::connect(address).is_ok();
+        while !host.map_or_else(|| Ok(connect()), |host| host.within(connect))? {
             not_interrupted()?;
             if Instant::now() > until {
-                bail!("{} accepts nothing:\n{}", peer.name, process.stop_and_tell()?);
+                bail!("{name} accepts nothing:\n{}", process.stop_and_tell()?);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let processes = settled(process.id())?;
-        let idle_mib = usage::resident_mib(&processes)?;
-        Ok(Self {
-            name: peer.name,
-            address: peer.address,
-            captured: false,
-            processes,
-            idle_mib,
-            audit: None,
-            process: Some(process),
-        })
+        Ok(Self { process, audit: None })
     }
 
-    /// Starts the agent in front of `server`, with policy, audit and metrics on.
-    pub(super) fn toolgate(
-        agent: &Path,
-        folder: &Path,
-        cgroups: &str,
-        server: SocketAddr,
-        resources: &str,
-        leftovers: &mut Leftovers,
-    ) -> Result<Self> {
-        let [metrics, ready, outbound] = free_addresses()?;
+    /// Starts an agent with policy, audit and metrics on, and waits until it is ready.
+    pub(super) fn agent(plan: &Agent<'_>, leftovers: &mut Leftovers) -> Result<Self> {
+        let Agent { binary, folder, host, listen, more, resources } = plan;
         fs::create_dir_all(folder.join("resources")).context("cannot make a folder")?;
         let audit = folder.join("audit.jsonl");
         let settings = format!(
-            "listen: {{ outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
+            "listen: {{ admin: {}, {listen} }}\n\
              store: {{ embedded: {} }}\n\
              audit: {{ file: {} }}\n\
-             capture: {{ cgroups: [\"{cgroups}\"] }}\n\
-             limits: {{ {CROWD} }}\n",
-            outbound.port(),
+             limits: {{ {CROWD} }}\n\
+             {more}",
             folder.join("admin.sock").display(),
             folder.join("store").display(),
             audit.display(),
         );
         fs::write(folder.join("toolgate.yaml"), settings).context("cannot write the configuration")?;
         write_resources(&folder.join("resources"), resources)?;
-        let mut command = Command::new(agent);
+        let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(folder);
+        if let Some(host) = host {
+            command = host.entered(&command);
+        }
         let mut process = Process::start("the agent", &mut command)?;
         process.wait_for("toolgate: ready")?;
         leftovers.note_held_by(process.id())?;
-        let processes = vec![process.id()];
-        let idle_mib = usage::resident_mib(&processes)?;
-        Ok(Self {
-            name: "toolgate",
-            address: server,
-            captured: true,
-            processes,
-            idle_mib,
-            audit: Some(audit),
-            process: Some(process),
-        })
-    }
-
-    /// Empties the audit file, which would grow to gigabytes.
-    pub(super) fn tidy_up(&self) -> Result<()> {
-        let Some(audit) = &self.audit else { return Ok(()) };
-        let file = fs::OpenOptions::new().write(true).open(audit).context("cannot open the audit")?;
-        file.set_len(0).context("cannot empty the audit")
-    }
-
-    /// Ends it.
-    pub(super) fn stop(self) -> Result<()> {
-        self.process.map_or(Ok(()), |process| process.stop().map(|_status| ()))
+        Ok(Self { process, audit: Some(audit) })
     }
 }
 

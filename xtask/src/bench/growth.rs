@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use super::contestant::Contestant;
 use super::load::{Load, Order};
-use super::stage::{Case, Stage, workload};
+use super::resources::workload;
+use super::stage::{Case, Stage};
 use super::usage;
 use crate::leftovers::Leftovers;
 use crate::workspace::say;
@@ -41,7 +42,7 @@ pub(super) fn growth(stage: &mut Stage<'_>, descriptors: u64, leftovers: &mut Le
     for (what, streams) in [("open SSE streams", true), ("idle connections", false)] {
         let agent = stage.toolgate(None, "", leftovers)?;
         let mut before = None;
-        let mut holder = Load::start()?;
+        let mut holder = Load::start(None)?;
         // Each has two descriptors in the agent.
         let most = usize::try_from(descriptors.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX);
         for count in OPEN.map(|count| count.min(most)) {

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::hosts::Host;
 use crate::process::Process;
 
 /// What it is told, a line of JSON each.
@@ -54,9 +55,14 @@ pub(super) struct Done {
 pub(super) struct Load(Process);
 
 impl Load {
-    pub(super) fn start() -> Result<Self> {
-        let this = std::env::current_exe().context("cannot tell where this program is")?;
-        Process::start_to_ask("the load generator", Command::new(this).arg("bench-generate")).map(Self)
+    /// `None`: on this host.
+    pub(super) fn start(host: Option<&Host>) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe().context("cannot tell where this program is")?);
+        command.arg("bench-generate");
+        if let Some(host) = host {
+            command = host.networked(&command);
+        }
+        Process::start_to_ask("the load generator", &mut command).map(Self)
     }
 
     pub(super) fn obey(&mut self, order: &Order<'_>) -> Result<Done> {

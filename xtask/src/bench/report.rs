@@ -1,4 +1,4 @@
-//! What the rounds come to: ratios, medians, and the goals of one hop.
+//! What the rounds come to: ratios, medians, and the goals.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -69,7 +69,7 @@ pub(super) fn machine() -> String {
 }
 
 /// Both tables.
-pub(super) fn markdown(rows: &[Row]) -> String {
+pub(super) fn markdown(rows: &[Row], gates: &Gates) -> String {
     let rounds = rows.first().map_or(0, |row| row.samples.len());
     let mut text = format!(
         "\n{}\nRatios to `direct` of the same round, medians of {rounds} rounds; p50 of `direct` drifted by up to {:.0} %.\n\n\
@@ -96,7 +96,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
             middle(row, |s| s.load_mib),
         );
     }
-    text + &goals(rows)
+    text + &goals(rows, gates)
 }
 
 /// One goal: what, how it came out, its limit, and whether it may be no more than that.
@@ -113,53 +113,79 @@ impl Goal {
     }
 }
 
-/// The gates of one hop: against nginx of the same round; no more than so much over `direct`.
-fn goals(rows: &[Row]) -> String {
+/// The limits of what is measured against nginx of the same round, on the same way; the rest is about one hop alone.
+pub(super) struct Gates {
+    hops: u32,
+    small_p50: f64,
+    small_p99: Option<f64>,
+    small_rate: f64,
+    large_p50: f64,
+    large_rate: Option<f64>,
+    cpu: f64,
+    is_alone: bool,
+}
+
+impl Gates {
+    /// Of an agent that has both ends.
+    pub(super) const ONE_HOP: Self = Self {
+        hops: 1,
+        small_p50: 1.0,
+        small_p99: Some(1.0),
+        small_rate: 1.0,
+        large_p50: 1.0,
+        large_rate: Some(1.0),
+        cpu: 1.0,
+        is_alone: true,
+    };
+    /// Of two with mutual TLS between them, both of which decide.
+    pub(super) const TWO_HOPS: Self = Self {
+        hops: 2,
+        small_p50: 0.9,
+        small_p99: None,
+        small_rate: 1.15,
+        large_p50: 0.85,
+        large_rate: None,
+        cpu: 0.85,
+        is_alone: false,
+    };
+
+    /// What a row of ours is held to beside nginx's.
+    fn beside_nginx(&self, row: &Row, nginx: &Row, goals: &mut Vec<Goal>) {
+        let name = name(&row.case);
+        let mut gate = |what: &str, value: f64, limit: Option<f64>, at_most: bool| {
+            let what = format!("{name}: {what} x nginx");
+            goals.extend(limit.map(|limit| Goal { what, value, limit, at_most }));
+        };
+        let p50 = ratio(row, nginx, |s| s.p50_us);
+        let rate = ratio(row, nginx, |s| s.per_second);
+        match (row.case.connections, row.case.bytes < 1024, row.case.callers) {
+            (1, true, _) => {
+                gate("p50", p50, Some(self.small_p50), true);
+                gate("p99", ratio(row, nginx, |s| s.p99_us), self.small_p99, true);
+            }
+            (_, true, _) => gate("rps", rate, Some(self.small_rate), false),
+            (2.., false, 1) => {
+                gate("p50", p50, Some(self.large_p50), true);
+                gate("rps", rate, self.large_rate, false);
+            }
+            (_, false, _) => return,
+        }
+        gate("CPU", ratio(row, nginx, |s| s.cpu_us), Some(self.cpu), true);
+    }
+}
+
+fn goals(rows: &[Row], gates: &Gates) -> String {
     let mut goals = Vec::new();
     for row in rows.iter().filter(|row| row.contestant == "toolgate") {
         let case = &row.case;
-        let name = name(case);
-        if let Some(direct) = of(rows, "direct", case).filter(|_| case.anew) {
-            if case.connections == 1 {
-                let more = |(one, other): (&Sample, &Sample)| one.p50_us - other.p50_us;
-                let value = median(row.samples.iter().zip(&direct.samples).map(more));
-                goals.push(Goal {
-                    what: format!("{name}: us more than direct, p50"),
-                    value,
-                    limit: 60.0,
-                    at_most: true,
-                });
-            } else {
-                let value = middle(row, |s| s.per_second);
-                goals.push(Goal {
-                    what: format!("{name}: connections/s"),
-                    value,
-                    limit: 10_000.0,
-                    at_most: false,
-                });
-            }
+        if let Some(direct) = of(rows, "direct", case).filter(|_| case.anew && gates.is_alone) {
+            goals.push(of_new_connections(row, direct));
         }
-        let Some(nginx) = of(rows, "nginx", case).filter(|_| case.kind == "text" && !case.anew) else {
-            continue;
-        };
-        let mut gate = |what: &str, value: f64, at_most: bool| {
-            goals.push(Goal { what: format!("{name}: {what} x nginx"), value, limit: 1.0, at_most });
-        };
-        match (case.connections, case.bytes < 1024, case.callers) {
-            (1, true, _) => {
-                gate("p50", ratio(row, nginx, |s| s.p50_us), true);
-                gate("p99", ratio(row, nginx, |s| s.p99_us), true);
-            }
-            (_, true, _) => gate("rps", ratio(row, nginx, |s| s.per_second), false),
-            (2.., false, 1) => {
-                gate("p50", ratio(row, nginx, |s| s.p50_us), true);
-                gate("rps", ratio(row, nginx, |s| s.per_second), false);
-            }
-            (_, false, _) => continue,
+        if let Some(nginx) = of(rows, "nginx", case).filter(|_| case.kind == "text" && !case.anew) {
+            gates.beside_nginx(row, nginx, &mut goals);
         }
-        gate("CPU", ratio(row, nginx, |s| s.cpu_us), true);
     }
-    if let Some(row) = rows.iter().find(|row| row.contestant == "toolgate") {
+    if let Some(row) = rows.iter().find(|row| row.contestant == "toolgate" && gates.is_alone) {
         let what = "memory of the idle agent, MiB".to_owned();
         goals.push(Goal { what, value: row.idle_mib, limit: 12.0, at_most: true });
     }
@@ -172,14 +198,28 @@ fn goals(rows: &[Row]) -> String {
     text
 }
 
+/// What a connection costs more than a direct one, and how many there may be.
+fn of_new_connections(row: &Row, direct: &Row) -> Goal {
+    let name = name(&row.case);
+    if row.case.connections == 1 {
+        let more = |(one, other): (&Sample, &Sample)| one.p50_us - other.p50_us;
+        let value = median(row.samples.iter().zip(&direct.samples).map(more));
+        Goal { what: format!("{name}: us more than direct, p50"), value, limit: 60.0, at_most: true }
+    } else {
+        let value = middle(row, |s| s.per_second);
+        Goal { what: format!("{name}: connections/s"), value, limit: 10_000.0, at_most: false }
+    }
+}
+
 /// An array, an object for each row.
-pub(super) fn json(rows: &[Row]) -> Result<String> {
+pub(super) fn json(rows: &[Row], gates: &Gates) -> Result<String> {
     let all: Vec<_> = rows
         .iter()
         .filter_map(|row| {
             let direct = of(rows, "direct", &row.case)?;
             Some(json!({
                 "contestant": row.contestant,
+                "hops": if row.contestant == "direct" { 0 } else { gates.hops },
                 "kind": if row.case.anew { "connect" } else { row.case.kind },
                 "bytes": row.case.bytes,
                 "connections": row.case.connections,

@@ -2,11 +2,12 @@
 
 use anyhow::{Context as _, Result};
 
+use super::Wanted;
 use super::contestant::Contestant;
+use super::lineup::lineup;
+use super::report::{self, Gates};
 use super::stage::{CALLERS, Case, Sample, Stage};
-use super::{Wanted, peers, report};
 use crate::leftovers::Leftovers;
-use crate::ports::free_addresses;
 use crate::workspace::say;
 
 const SMALL: usize = 300;
@@ -62,7 +63,8 @@ pub(super) struct Row {
 
 /// Starts the contestants, measures, and tells.
 pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<()> {
-    let contestants = contestants(stage, wanted, leftovers)?;
+    let contestants: Vec<Contestant> = lineup(stage, wanted, leftovers)?;
+    let gates = if wanted.two_hops { Gates::TWO_HOPS } else { Gates::ONE_HOP };
     let plan = Plan::of(wanted);
     let mut rows: Vec<Row> = Vec::new();
     for &case in &plan.cases {
@@ -87,35 +89,10 @@ pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Lef
     for contestant in contestants.into_iter().rev() {
         contestant.stop()?;
     }
-    print!("{}", report::markdown(&rows));
+    print!("{}", report::markdown(&rows, &gates));
     if let Some(file) = &wanted.json {
-        std::fs::write(file, report::json(&rows)?)
+        std::fs::write(file, report::json(&rows, &gates)?)
             .with_context(|| format!("cannot write `{}`", file.display()))?;
     }
     Ok(())
-}
-
-fn contestants(stage: &Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<Vec<Contestant>> {
-    let has = |name: &str| wanted.only.is_empty() || wanted.only.iter().any(|one| one == name);
-    let [nginx, haproxy, envoy] = free_addresses()?;
-    let (folder, upstream) = (stage.folder.as_path(), stage.plain);
-    let mut all = vec![Contestant::direct(upstream)];
-    if has("nginx") {
-        all.push(Contestant::peer(peers::nginx(folder, nginx, upstream)?)?);
-    }
-    if has("haproxy") {
-        all.push(Contestant::peer(peers::haproxy(folder, haproxy, upstream)?)?);
-    }
-    if has("envoy")
-        && let Some(binary) = &stage.prepared.envoy
-    {
-        match Contestant::peer(peers::envoy(binary, folder, envoy, upstream)?) {
-            Ok(running) => all.push(running),
-            Err(error) => say(format_args!("Envoy is left out: {error:#}")),
-        }
-    }
-    if has("toolgate") {
-        all.push(stage.toolgate(None, "", leftovers)?);
-    }
-    Ok(all)
 }

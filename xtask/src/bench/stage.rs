@@ -1,6 +1,5 @@
-//! What all contestants share: the upstream, the load generator, the captured cgroups.
+//! What all contestants share: the upstream, the load generator, the captured cgroups, and the hosts where there are two.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,19 +7,21 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::Prepared;
-use super::contestant::Contestant;
+use super::cgroups::{CGROUPS, Cgroups, cgroup2};
+use super::contestant::{Agent, Contestant, Hop};
+use super::hosts::Hosts;
 use super::load::{Done, Load, Open, Order};
-use super::usage;
+use super::{resources, usage};
 use crate::leftovers::Leftovers;
 use crate::ports::free_addresses;
 use crate::process::Process;
 
 /// Captured cgroups, each of another App ID.
 pub(super) const CALLERS: usize = 50;
-/// Below the cgroup2 root; who is named in the agent's configuration.
-const CGROUPS: &str = "toolgate-bench";
 /// How long is asked before anything is measured.
 const WARM_UP_MILLIS: u64 = 100;
+/// The upstream's ports on a host of its own.
+const UPSTREAM_PORTS: [u16; 2] = [8000, 8001];
 
 /// What is asked, and over how many connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,18 +57,30 @@ pub(super) struct Stage<'p> {
     load: Load,
     upstream: Process,
     cgroups: Cgroups,
+    /// `None`: all is on this host.
+    pub(super) hosts: Option<Hosts>,
 }
 
 impl<'p> Stage<'p> {
     pub(super) fn set(prepared: &'p Prepared, folder: &Path) -> Result<Self> {
-        let [plain, guarded] = free_addresses()?;
-        let cgroups = Cgroups::make()?;
+        let hosts = prepared.wanted.two_hops.then(Hosts::make).transpose()?;
+        let [plain, guarded] = match &hosts {
+            Some(hosts) => UPSTREAM_PORTS.map(|port| hosts.servers.port(port)),
+            None => free_addresses()?,
+        };
+        let cgroups = match &hosts {
+            Some(hosts) => Cgroups::make(hosts.callers.cgroup())?,
+            None => Cgroups::make(&cgroup2()?)?,
+        };
         let mut command = Command::new(std::env::current_exe().context("cannot tell where this program is")?);
         command.args(["bench-upstream".to_owned(), plain.to_string(), guarded.to_string()]);
+        if let Some(hosts) = &hosts {
+            command = hosts.servers.networked(&command);
+        }
         let mut upstream = Process::start("the upstream", &mut command)?;
         upstream.wait_for("serving")?;
-        let load = Load::start()?;
-        Ok(Self { prepared, folder: folder.to_owned(), plain, guarded, load, upstream, cgroups })
+        let load = Load::start(hosts.as_ref().map(|hosts| &hosts.callers))?;
+        Ok(Self { prepared, folder: folder.to_owned(), plain, guarded, load, upstream, cgroups, hosts })
     }
 
     /// Starts the agent, or another build of it, with these resources more than the case needs.
@@ -77,12 +90,18 @@ impl<'p> Stage<'p> {
         more: &str,
         leftovers: &mut Leftovers,
     ) -> Result<Contestant> {
-        let resources = resources(self.guarded) + more;
-        let pattern = format!("{CGROUPS}/*");
-        let agent = other.unwrap_or(&self.prepared.agent);
-        // What one build has stored is not for another.
-        let folder = self.folder.join(if other.is_some() { "before" } else { "toolgate" });
-        Contestant::toolgate(agent, &folder, &pattern, self.guarded, &resources, leftovers)
+        let [metrics, ready, outbound] = free_addresses()?;
+        let port = outbound.port();
+        let agent = Agent {
+            binary: other.unwrap_or(&self.prepared.agent),
+            // What one build has stored is not for another.
+            folder: self.folder.join(if other.is_some() { "before" } else { "toolgate" }),
+            host: None,
+            listen: format!("outbound: {port}, metrics: \"{metrics}\", ready: \"{ready}\""),
+            more: capture(),
+            resources: resources::of_one(self.guarded) + more,
+        };
+        Contestant::toolgate(self.guarded, vec![Hop::agent(&agent, leftovers)?])
     }
 
     /// What opens the connections of a case to a contestant.
@@ -124,110 +143,16 @@ impl<'p> Stage<'p> {
 
     /// Ends the load generator and the upstream, and takes the cgroups away.
     pub(super) fn strike(self) -> Result<()> {
-        let Self { load, upstream, cgroups, .. } = self;
+        let Self { load, upstream, cgroups, hosts, .. } = self;
         drop(load);
         let _ends_by_the_signal = upstream.stop()?;
-        cgroups.remove()
+        cgroups.remove()?;
+        drop(hosts);
+        Ok(())
     }
 }
 
-/// The server, who may do what there, and each caller by its cgroup.
-fn resources(server: SocketAddr) -> String {
-    let mut text = format!(
-        "apiVersion: toolgate/v1
-kind: Server
-metadata: {{ name: upstream }}
-spec:
-  local: {{ address: \"{server}\" }}
-  path: /mcp
----
-apiVersion: toolgate/v1
-kind: Policy
-metadata: {{ name: bench }}
-spec:
-  rules:
-  - name: echo
-    effect: allow
-    callers: [\"caller-*\"]
-    servers: [upstream]
-    tools: [echo]
-    arguments: {{ message: {{ type: string, max_length: 1000000 }} }}
-  - name: store
-    effect: allow
-    callers: [\"caller-*\"]
-    servers: [upstream]
-    tools: [store]
-"
-    );
-    for caller in 0..CALLERS {
-        text += &workload(&format!("caller-{caller}"), &format!("{CGROUPS}/c{caller}"));
-    }
-    text
-}
-
-/// A Workload by its cgroup.
-pub(super) fn workload(name: &str, cgroup: &str) -> String {
-    format!(
-        "---
-apiVersion: toolgate/v1
-kind: Workload
-metadata: {{ name: {name} }}
-spec: {{ selectors: {{ cgroup: {cgroup} }} }}
-"
-    )
-}
-
-/// The callers' cgroups. Dropped: they are removed, once they are empty.
-struct Cgroups {
-    folder: PathBuf,
-    /// `cgroup.procs` of each.
-    procs: Vec<PathBuf>,
-    /// The same of the cgroup that the bench is in.
-    home: PathBuf,
-}
-
-impl Cgroups {
-    fn make() -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/mounts").context("cannot read `/proc/mounts`")?;
-        let root = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>().as_slice() {
-            [_device, folder, "cgroup2", ..] => Some(PathBuf::from(folder)),
-            _other => None,
-        });
-        let root = root.context("cgroup2 is not mounted")?;
-        let own = fs::read_to_string("/proc/self/cgroup").context("cannot read `/proc/self/cgroup`")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("in no cgroup")?;
-        let home = root.join(own).join("cgroup.procs");
-        let folder = root.join(CGROUPS);
-        let mut made = Self { folder: folder.clone(), procs: Vec::new(), home };
-        made.remove_all()?; // of a bench that was killed
-        for caller in 0..CALLERS {
-            let cgroup = folder.join(format!("c{caller}"));
-            fs::create_dir_all(&cgroup).with_context(|| format!("cannot make `{}`", cgroup.display()))?;
-            made.procs.push(cgroup.join("cgroup.procs"));
-        }
-        Ok(made)
-    }
-
-    fn remove(self) -> Result<()> {
-        self.remove_all()
-    }
-
-    fn remove_all(&self) -> Result<()> {
-        if !self.folder.exists() {
-            return Ok(());
-        }
-        for caller in 0..CALLERS {
-            let cgroup = self.folder.join(format!("c{caller}"));
-            if cgroup.exists() {
-                fs::remove_dir(&cgroup).with_context(|| format!("cannot remove `{}`", cgroup.display()))?;
-            }
-        }
-        fs::remove_dir(&self.folder).with_context(|| format!("cannot remove `{}`", self.folder.display()))
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        let _reported_by_strike = self.remove_all();
-    }
+/// What the callers' agent is configured to capture.
+pub(super) fn capture() -> String {
+    format!("capture: {{ cgroups: [\"{CGROUPS}/*\"] }}\n")
 }

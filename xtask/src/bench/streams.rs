@@ -75,7 +75,7 @@ fn minute(sides: &mut [Side<'_>; 2]) -> Result<[Done; 2]> {
 impl<'c> Side<'c> {
     fn open(stage: &Stage<'_>, to: &'c Contestant) -> Result<Self> {
         let case = Case { kind: "text", bytes: 300, connections: 0, callers: 1, anew: false };
-        let mut load = Load::start()?;
+        let mut load = Load::start(None)?;
         load.obey_text(&Order::Open(stage.open(to, case)).text()?)?;
         let before = usage::resident_mib(&to.processes)?;
         load.obey(&Order::Listen { count: STREAMS, read: true })?;
