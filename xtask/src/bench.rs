@@ -8,6 +8,7 @@ mod compare;
 mod contestant;
 mod growth;
 mod hosts;
+mod layout;
 mod lineup;
 mod load;
 mod peers;
@@ -24,7 +25,7 @@ pub(crate) use tool::{generate, serve};
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -36,15 +37,20 @@ use crate::workspace::say;
 use crate::{build, packages, process};
 use stage::Stage;
 
-/// Beside the agent: the peers that Debian packages. Envoy is PyPI's.
-const PEERS: [Packaged; 2] = [("nginx", "nginx-light"), ("haproxy", "haproxy")];
-/// What makes hosts, certificates and links of `--two-hops`.
-const TWO_HOPS: [Packaged; 2] = [("ip", "iproute2"), ("openssl", "openssl")];
+/// Beside the agent: the peers that Debian packages (Envoy is PyPI's), what makes hosts and certificates for two hops, and what
+/// lays out the agent's code.
+const NEEDED: [Packaged; 5] = [
+    ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("ip", "iproute2"),
+    ("openssl", "openssl"),
+    layout::BOLT,
+];
 /// Two descriptors for each of 10,000 streams, and some more.
 const DESCRIPTORS: u64 = 65_536;
 
 /// What is measured.
-#[derive(clap::Args)]
+#[derive(Clone, Default, clap::Args)]
 pub(crate) struct Wanted {
     /// Fewer and shorter rounds of the most important cases
     #[arg(long)]
@@ -76,7 +82,7 @@ pub(crate) struct Wanted {
 }
 
 /// What the part that runs as root is told by the part that built everything.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Prepared {
     /// The agent's binary
     #[arg(long)]
@@ -84,6 +90,9 @@ pub(crate) struct Prepared {
     /// Envoy's binary
     #[arg(long)]
     envoy: Option<PathBuf>,
+    /// What lays out the agent's code
+    #[arg(long)]
+    bolt: Option<PathBuf>,
     #[command(flatten)]
     wanted: Wanted,
 }
@@ -91,18 +100,15 @@ pub(crate) struct Prepared {
 /// Sets up what is missing and builds, as this user; then measures, as root.
 pub(crate) fn bench(wanted: Wanted) -> Result<()> {
     let root = sudo::root()?;
-    debian::need("the bench", &PEERS)?;
-    if wanted.two_hops {
-        debian::need("the bench of two hops", &TWO_HOPS)?;
-    }
+    debian::need("the bench", &NEEDED)?;
     let envoy = packages::envoy().inspect_err(|error| say(format_args!("Envoy is missing: {error:#}"))).ok();
-    let agent = build::build_to_package()?;
+    let (agent, bolt) = (build::build_to_package()?, layout::bolt()?);
     match root {
-        Root::Already => measure(&Prepared { agent, envoy, wanted }),
+        Root::Already => measure(&Prepared { agent, envoy, bolt: Some(bolt), wanted }),
         Root::Sudo => {
             let this = std::env::current_exe().context("cannot tell where this program is")?;
             let mut command = sudo::command(root, this);
-            command.arg("bench-as-root").arg("--agent").arg(&agent);
+            command.arg("bench-as-root").arg("--agent").arg(&agent).arg("--bolt").arg(&bolt);
             command.args(envoy.iter().flat_map(|envoy| ["--envoy".as_ref(), envoy.as_os_str()]));
             command.args(std::env::args_os().skip_while(|word| word != "bench").skip(1));
             Err(command.exec()).context("cannot start sudo")
@@ -118,7 +124,8 @@ pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
     let mut leftovers = Leftovers::before()?;
     let folder =
         tempfile::Builder::new().prefix("toolgate-bench.").tempdir().context("cannot make a folder")?;
-    let measured = Stage::set(prepared, folder.path()).and_then(|mut stage| {
+    let measured = with_layout(prepared, folder.path(), &mut leftovers).and_then(|prepared| {
+        let mut stage = Stage::set(&prepared, folder.path())?;
         let wanted = &prepared.wanted;
         let measured = match (wanted.growth, wanted.soak, wanted.streams, &wanted.before) {
             (true, _, _, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
@@ -144,6 +151,13 @@ pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
         (Ok(()), Err(left)) => Err(left),
         (Err(error), Err(left)) => bail!("{error:#}\nand then: {left:#}"),
     }
+}
+
+/// The agent that is measured: as it is packaged.
+fn with_layout(prepared: &Prepared, folder: &Path, leftovers: &mut Leftovers) -> Result<Prepared> {
+    let Some(bolt) = &prepared.bolt else { return Ok(prepared.clone()) };
+    let agent = layout::laid_out(prepared, bolt, folder, leftovers)?;
+    Ok(Prepared { agent, ..prepared.clone() })
 }
 
 /// One agent a host: the tests take turns by the same file.
