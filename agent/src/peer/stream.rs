@@ -12,8 +12,10 @@ use tokio_rustls::TlsStream;
 use super::Tether;
 use crate::buffer::Buffer;
 
-/// The most bytes that are read ahead: four records.
-const AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// The most bytes that are read ahead: eight records, in which a message of 64 KiB is whole.
+const AHEAD_BYTES_MAX: usize = 128 * 1024;
+/// The most bytes that are encrypted and not yet sent, for the same message in one write.
+const UNSENT_BYTES_MAX: usize = 128 * 1024;
 
 /// Mutual TLS over TCP.
 pub struct Mutual {
@@ -23,7 +25,11 @@ pub struct Mutual {
 }
 
 impl Mutual {
-    pub(super) fn new(tls: TlsStream<Ahead>, tether: Rc<Tether>) -> Self {
+    pub(super) fn new(mut tls: TlsStream<Ahead>, tether: Rc<Tether>) -> Self {
+        match &mut tls {
+            TlsStream::Client(tls) => tls.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX)),
+            TlsStream::Server(tls) => tls.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX)),
+        }
         Self { tls, tether }
     }
 
