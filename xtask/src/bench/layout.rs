@@ -20,17 +20,19 @@ use crate::workspace::{find_program, run_quietly, say};
 pub(super) const BOLT: Packaged = ("llvm-bolt-19", "bolt-19");
 /// How long each case runs while it is counted.
 const MILLIS: u64 = 250;
-/// Only what ran is moved.
-const LAYOUT: [&str; 6] = [
+/// Only what ran is moved; tight loops keep their place within a line.
+const LAYOUT: [&str; 8] = [
     "-lite=1",
     "-reorder-blocks=ext-tsp",
     "-reorder-functions=cdsort",
     "-split-functions",
     "-split-all-cold",
     "-split-eh",
+    "-align-blocks",
+    "-preserve-blocks-alignment",
 ];
 /// Assembly describes itself too loosely to be taken apart.
-const LEFT_ALONE: &str = "-skip-funcs=aws_lc_.*";
+const LEFT_ALONE: &str = "-skip-funcs=aws_lc_.*,_?blake3_.*";
 
 /// Where BOLT is, with all that belongs to it beside it.
 pub(super) fn bolt() -> Result<PathBuf> {
