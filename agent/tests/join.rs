@@ -232,6 +232,33 @@ fn an_authority_that_is_away_stops_nothing_that_lives() {
 }
 
 #[test]
+fn a_node_that_joins_for_its_first_svid_believes_its_authority() {
+    run(async {
+        let home = Home::start().await;
+        let token = home.token("node-a", &["docs"]).await;
+        // What it looks at when it starts fails.
+        home.accepting.abort();
+        let _ = home.accepting.await;
+        let here = tempfile::tempdir().unwrap();
+        let a = node(&here, Some(&token)).unwrap();
+        assert!(refused(&a, "docs").await.contains("does not answer"));
+        let listener = TcpListener::bind(home.address).await.unwrap();
+        let accepting = spawn_local(accept(listener, home.svids.clone(), Rc::clone(&home.recorder)));
+        let since = Instant::now();
+        let docs = loop {
+            match a.obtain(&identity("docs")).await {
+                Ok(docs) => break docs,
+                Err(error) => {
+                    assert!(since.elapsed() < Duration::from_secs(30), "it does not recover: {error}")
+                }
+            }
+        };
+        assert!(is_believed(&docs, &a), "it has joined, and believes nobody");
+        accepting.abort();
+    });
+}
+
+#[test]
 fn what_is_revoked_is_refused_by_the_other_nodes_in_time() {
     run(async {
         let home = Home::start().await;

@@ -57,6 +57,9 @@ pub struct Agent {
     /// The agent that took over, and is no child of the test's.
     successor: Option<u32>,
     flags: Vec<&'static str>,
+    /// What becomes it, and its environment: it may be started again.
+    behind: Vec<String>,
+    environment: Vec<(String, String)>,
     /// Where `GET /metrics` is answered.
     pub metrics: SocketAddr,
     /// Where readiness is answered.
@@ -132,11 +135,25 @@ impl Agent {
         }
         let given = [(setup.observe, "--observe"), (setup.stay_attached, "--stay-attached")];
         let flags: Vec<&str> = given.iter().filter(|(given, _)| *given).map(|(_, flag)| *flag).collect();
-        let mut command = behind(setup.behind, run_command(folder.path()));
-        command.args(&flags).envs(setup.environment.iter().copied());
-        let process = Process::start(&mut command)?;
+        let owned = |word: &&str| (*word).to_owned();
+        let behind: Vec<String> = setup.behind.iter().map(owned).collect();
+        let environment: Vec<_> =
+            setup.environment.iter().map(|(name, value)| (owned(name), owned(value))).collect();
+        let process = started(folder.path(), &flags, &behind, &environment)?;
         let (successor, is_beside, host) = (None, false, None);
-        let agent = Self { process, successor, flags, metrics, ready, outbound, folder, is_beside, host };
+        let agent = Self {
+            process,
+            successor,
+            flags,
+            behind,
+            environment,
+            metrics,
+            ready,
+            outbound,
+            folder,
+            is_beside,
+            host,
+        };
         agent.process.line(READY)?;
         Ok(agent)
     }
@@ -307,7 +324,7 @@ impl Agent {
     /// # Errors
     /// It does not get ready.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = Process::start(run_command(self.config()).args(&self.flags))?;
+        self.process = started(self.config(), &self.flags, &self.behind, &self.environment)?;
         self.process.line(READY).map(|_line| ())
     }
 
@@ -431,11 +448,20 @@ fn write_config(folder: &Path, settings: &str, resources: &str) -> Result<PathBu
     Ok(below)
 }
 
-fn behind(words: &[&str], command: Command) -> Command {
-    let Some((program, arguments)) = words.split_first() else { return command };
-    let mut behind = Command::new(program);
-    behind.args(arguments).arg(command.get_program()).args(command.get_args());
-    behind
+/// Starts it behind what becomes it.
+fn started(
+    config: &Path,
+    flags: &[&str],
+    behind: &[String],
+    environment: &[(String, String)],
+) -> Result<Process> {
+    let mut command = run_command(config);
+    if let Some((program, arguments)) = behind.split_first() {
+        let mut behind = Command::new(program);
+        behind.args(arguments).arg(command.get_program()).args(command.get_args());
+        command = behind;
+    }
+    Process::start(command.args(flags).envs(environment.iter().map(|(name, value)| (name, value))))
 }
 
 fn run_command(config: &Path) -> Command {

@@ -64,6 +64,22 @@ impl Netns {
         Ok([host.parse()?, inside.parse()?])
     }
 
+    /// Links it to another one: 10.232.N.1 here, 10.232.N.2 there.
+    ///
+    /// # Errors
+    /// The link cannot be made.
+    pub fn link_to(&self, other: &Self) -> Result<[IpAddr; 2]> {
+        const DEVICE: &str = "eth1";
+        let [here, there] = [1, 2].map(|end| format!("10.232.{}.{end}", self.number));
+        let far = ["peer", "name", DEVICE, "netns", &other.name];
+        self.run(&[&["ip", "link", "add", DEVICE, "type", "veth"], &far[..]].concat())?;
+        for (end, address) in [(self, &here), (other, &there)] {
+            end.run(&["ip", "address", "add", &format!("{address}/24"), "dev", DEVICE])?;
+            end.run(&["ip", "link", "set", DEVICE, "up"])?;
+        }
+        Ok([here.parse()?, there.parse()?])
+    }
+
     /// Gives both ends of its link IPv6 addresses too (RFC 3849): 2001:db8:N::1 there, 2001:db8:N::2 here.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The official SDKs at both ends: `tests/fixtures/server.py` and `client.py`, and a client in JavaScript for HTTP with SSE.
+//! The official SDKs at both ends: `tests/fixtures/server.py`, `client.py`, and the same client in JavaScript.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -177,7 +177,16 @@ impl SdkClient {
     /// # Errors
     /// It gets none.
     pub fn legacy_typescript(mut prefix: Command, url: &str) -> Result<Self> {
-        prefix.arg("node").arg(fixture("sse_client.mjs")).arg(url).env("PACKAGES", packages("node")?);
+        prefix.arg("node").arg(fixture("client.mjs")).arg(url).arg("sse").env("PACKAGES", packages("node")?);
+        Self::ready(prefix)
+    }
+
+    /// One on the TypeScript SDK that speaks streamable HTTP.
+    ///
+    /// # Errors
+    /// It gets no session.
+    pub fn typescript(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg("node").arg(fixture("client.mjs")).arg(url).env("PACKAGES", packages("node")?);
         Self::ready(prefix)
     }
 

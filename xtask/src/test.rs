@@ -16,8 +16,9 @@ use crate::{build, packages};
 const PRIVILEGED: &str = "toolgate-tests";
 
 /// What those start beside the agent.
-const PROGRAMS: [Packaged; 5] = [
+const PROGRAMS: [Packaged; 6] = [
     ("curl", "curl"),
+    ("faketime", "faketime"),
     ("ip", "iproute2"),
     ("systemd-nspawn", "systemd-container"),
     ("podman", "podman"),
@@ -30,7 +31,7 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     build::build(false)?;
     packages::install()?;
     packages::install_clients()?;
-    debian::need("the tests of clients, network namespaces and containers", &PROGRAMS)?;
+    debian::need("the tests of clients, clocks, network namespaces and containers", &PROGRAMS)?;
     let mut total = Counts::default();
     say("running the tests");
     let mut unprivileged = cargo(["test", "--workspace", "--no-fail-fast", "--exclude", PRIVILEGED]);

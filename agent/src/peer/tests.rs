@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use rcgen::KeyPair;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -239,15 +242,39 @@ async fn who_comes_must_prove_who_it_is() {
     }
 }
 
+/// Shows the one certificate, and from a moment on the other: for rustls it is the same visitor, who may resume.
+#[derive(Debug)]
+struct Changing(ArcSwap<CertifiedKey>);
+
+impl ResolvesClientCert for Changing {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl Shown {
+    fn certified(self) -> CertifiedKey {
+        CertifiedKey::from_der(self.0, self.1, &PROVIDER).unwrap()
+    }
+}
+
 #[tokio::test]
-async fn no_session_is_resumed_by_whoever_has_it() {
+async fn no_session_is_resumed_whoever_has_it() {
     let scene = Scene::new();
     let name = server_name(&identity(DOCS));
-    // One that may resume: rustls does where verifier and certificate are the very same.
-    let agent = visitor(Some(Shown::issued(&scene.own, AGENT, SystemTime::now())), PROTOCOL);
-    for _ in 0..3 {
-        let (accepted, kind) = scene.visit(agent.clone(), &name).await;
-        assert_eq!(accepted.unwrap().caller, identity(AGENT));
+    let other = "spiffe://example.org/ns/default/other";
+    let shown = |id| Shown::issued(&scene.own, id, SystemTime::now()).certified();
+    let changing = Arc::new(Changing(ArcSwap::from_pointee(shown(AGENT))));
+    let mut config = visitor(None, PROTOCOL);
+    config.client_auth_cert_resolver = Arc::clone(&changing) as Arc<_>;
+    for id in [AGENT, AGENT, other, AGENT] {
+        changing.0.store(Arc::new(shown(id)));
+        let (accepted, kind) = scene.visit(config.clone(), &name).await;
+        assert_eq!(accepted.unwrap().caller, identity(id));
         assert!(
             matches!(kind, Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)),
             "{kind:?}"

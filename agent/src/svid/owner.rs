@@ -178,7 +178,11 @@ impl Owner {
                     self.publish_trust();
                 }
             }
-            Err(error) => self.fails(DUE, &error),
+            Err(error) => {
+                // It may have joined before something failed.
+                self.publish_trust();
+                self.fails(DUE, &error);
+            }
         }
         let known = self.published.svids.load_full();
         let due = known.values().filter(|svid| svid.renew_at <= now || now < svid.not_before);
@@ -227,7 +231,10 @@ impl Owner {
     }
 
     async fn issue(&mut self, identity: &Identity, now: SystemTime) -> Result<Arc<Svid>, SvidError> {
-        let (issued, key) = self.source.issue(identity, now).await?;
+        let issued = self.source.issue(identity, now).await;
+        // A node that could not join before does it for the first SVID that it needs.
+        self.publish_trust();
+        let (issued, key) = issued?;
         svid(identity.clone(), issued, &key, now).map(Arc::new)
     }
 

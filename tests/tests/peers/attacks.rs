@@ -1,15 +1,14 @@
-//! Ways to a server on another host that do not lead through both agents.
+//! Who is not who it should be, at either end of the way between two agents.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use toolgate_tests::scene::{call, text};
+use toolgate_tests::scene::{call, is_result, text};
 use toolgate_tests::{Connection, free_address};
 
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, decided};
 
 /// What OpenSSL says of a handshake at the peer port.
 fn openssl(hosts: &Hosts, words: &[&str]) -> Result<String> {
@@ -21,7 +20,7 @@ fn openssl(hosts: &Hosts, words: &[&str]) -> Result<String> {
 
 #[test]
 fn the_port_for_agents_speaks_tls_1_3_with_who_proves_who_it_is() -> Result<()> {
-    let hosts = Hosts::set("", "")?;
+    let hosts = Hosts::set()?;
     let name = toolgate::peer::server_name(&toolgate_core::identity::Identity::new(
         "example.org",
         "default",
@@ -75,39 +74,62 @@ fn the_port_for_agents_speaks_tls_1_3_with_who_proves_who_it_is() -> Result<()> 
 }
 
 #[test]
-fn from_another_host_there_is_no_way_around_the_agents() -> Result<()> {
-    let hosts = Hosts::set("", "")?;
-    let server = hosts.address;
-    // Who is not captured there, and who has its own ideas of where the server is.
-    let mapped = format!("[::ffff:{}]:{}", server.ip(), server.port()).parse::<SocketAddr>()?;
-    for to in [server, mapped] {
-        let outcome =
-            hosts.callers.netns.within(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(2))?));
-        ensure!(outcome.is_err(), "{to} is reached from outside");
-    }
-    // A caller whose App ID the node was not registered for has no SVID to show.
-    let mut stranger = hosts.callers.caller("stranger")?;
-    let mut connection = Connection::new(stranger.connect(server)?.stream, server)?;
+fn a_node_has_no_callers_but_those_that_it_was_registered_for() -> Result<()> {
+    let hosts = Hosts::set()?;
+    let (_caller, mut connection) = hosts.caller("stranger")?;
     let reply = connection.post(&call(1, "echo", &json!({})))?;
     ensure!(reply.status == 502, "{}", reply.text());
     let line = hosts.callers.agent.audit(1)?.remove(0);
     ensure!(text(&line, "reason") == "peer_unproven", "{line:#}");
-    // One that it was registered for cannot say that it is another.
-    let (_caller, mut connection) = hosts.caller("writer")?;
-    let body = call(2, "add", &json!({ "a": 1, "b": 2 }));
-    let forged = "dapr-caller-app-id: reader\r\nX-Toolgate-Caller: reader\r\n\
-                  X-Forwarded-Client-Cert: URI=spiffe://example.org/ns/default/reader\r\n";
-    connection.request("POST", forged, &body)?;
-    let reply = connection.reply()?;
-    ensure!(reply.text().contains("policy does not permit this"), "{}", reply.text());
+    ensure!(
+        text(&line, "detail").contains("is registered for `reader`, `writer`, not for `stranger`"),
+        "{line:#}"
+    );
     ensure!(hosts.server.requests_now().is_empty(), "something reached the server");
+    Ok(())
+}
+
+/// What says who calls, or is taken for it by some server. In the spellings that servers read as the same, too.
+const FORGED: [&str; 9] = [
+    "dapr-caller-app-id: reader",
+    "dapr_caller_app_id: reader",
+    "Dapr-Caller-Namespace: default",
+    "X-Toolgate-Caller: reader",
+    "x_toolgate_caller: reader",
+    "X-Forwarded-Client-Cert: URI=spiffe://example.org/ns/default/reader",
+    "X_Forwarded_Client_Cert: URI=spiffe://example.org/ns/default/reader",
+    "X-Forwarded-For: 192.0.2.7",
+    "Forwarded: for=192.0.2.7;by=reader",
+];
+
+#[test]
+fn who_calls_is_who_the_kernel_saw_whatever_headers_say() -> Result<()> {
+    let hosts = Hosts::set()?;
+    let (_caller, mut connection) = hosts.caller("writer")?;
+    let forged: String = FORGED.iter().flat_map(|header| [*header, "\r\n"]).collect();
+    connection.request("POST", &forged, &call(1, "echo", &json!({})))?;
+    ensure!(is_result(&connection.reply()?)?);
+    // Only the reader may.
+    connection.request("POST", &forged, &call(2, "add", &json!({ "a": 1, "b": 2 })))?;
+    let denied = connection.reply()?;
+    ensure!(denied.text().contains("policy does not permit this"), "{}", denied.text());
+    for line in decided(&hosts.servers, 2)? {
+        ensure!(text(&line, "caller/spiffe_id") == "spiffe://example.org/ns/default/writer", "{line:#}");
+    }
+    let reached = hosts.server.request()?;
+    let lower = reached.head.to_lowercase().replace('_', "-");
+    for header in FORGED {
+        let name = header.split(':').next().unwrap_or_default().to_lowercase().replace('_', "-");
+        ensure!(!lower.contains(&format!("\n{name}:")), "{header} reached the server: {}", reached.head);
+    }
+    ensure!(hosts.server.requests_now().is_empty(), "more than one call reached the server");
     Ok(())
 }
 
 #[test]
 fn another_authority_of_the_same_name_is_none() -> Result<()> {
     // Its agent has an authority of its own: the same trust domain, the same App ID, another root.
-    let hosts = Hosts::set("", "")?;
+    let hosts = Hosts::set()?;
     let other = free_address()?;
     ensure!(other != hosts.peer);
     let netns = toolgate_tests::Netns::new()?;

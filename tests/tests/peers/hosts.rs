@@ -7,6 +7,9 @@ use serde_json::Value;
 use toolgate_tests::scene::resources;
 use toolgate_tests::{Agent, Caller, Connection, Host, Netns, Node, Server, Setup, free_address, toolgate};
 
+/// Where agents meet on a host of their own.
+const PEER: u16 = 15008;
+
 /// A token by which a node of that name joins the agent's authority, for callers of these App IDs.
 pub(crate) fn token(agent: &Agent, node: &str, app_ids: &str) -> Result<String> {
     let mut command = toolgate();
@@ -14,6 +17,17 @@ pub(crate) fn token(agent: &Agent, node: &str, app_ids: &str) -> Result<String> 
     let output = command.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What a test wants of its hosts.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Wishes<'w> {
+    /// More resources of the callers' agent.
+    pub(crate) policy_of_callers: &'w str,
+    /// More of `toolgate.yaml` of the authority's agent.
+    pub(crate) lives: &'w str,
+    /// The environment of the callers' agent.
+    pub(crate) environment: &'w [(&'w str, &'w str)],
 }
 
 /// A host with a server and an authority, and another with callers, which has joined it.
@@ -26,18 +40,33 @@ pub(crate) struct Hosts<S = Server> {
 }
 
 impl Hosts {
-    pub(crate) fn set(policy_of_callers: &str, more: &str) -> Result<Self> {
-        let start = |here| Server::at(SocketAddr::new(here, 0)).map(|server| (server.address, server));
-        Self::with(start, policy_of_callers, more)
+    pub(crate) fn set() -> Result<Self> {
+        Self::of_lives("")
     }
+
+    /// Whose certificates live as the authority is told.
+    pub(crate) fn of_lives(lives: &str) -> Result<Self> {
+        Self::wished(Wishes { lives, ..Wishes::default() })
+    }
+
+    pub(crate) fn wished(wishes: Wishes<'_>) -> Result<Self> {
+        Self::with(|here| Server::at(SocketAddr::new(here, 0)).map(|server| (server.address, server)), wishes)
+    }
+}
+
+/// What the agent of callers is told of the server at `address`, behind the agent at `peer`.
+fn declared(address: SocketAddr, peer: SocketAddr) -> String {
+    format!(
+        "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: docs }}\n\
+         spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n"
+    )
 }
 
 impl<S> Hosts<S> {
     /// With a server of any kind, started at the address of its host.
     pub(crate) fn with(
         start: impl FnOnce(IpAddr) -> Result<(SocketAddr, S)>,
-        policy_of_callers: &str,
-        more: &str,
+        wishes: Wishes<'_>,
     ) -> Result<Self> {
         let host = Host::turn()?;
         let netns = Netns::new()?;
@@ -45,15 +74,12 @@ impl<S> Hosts<S> {
         let (address, server) = start(here)?;
         let [peer, authority] = [free_address()?, free_address()?].map(|at| SocketAddr::new(here, at.port()));
         let of_servers = resources(address);
-        let (peers, nodes) = (Some(peer), Some(authority));
+        let (peers, nodes, more) = (Some(peer), Some(authority), wishes.lives);
         let setup = Setup { resources: &of_servers, peer: peers, authority: nodes, more, ..Setup::default() };
         let servers = Agent::start_in(host, setup)?;
-        let of_callers = format!(
-            "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: docs }}\n\
-             spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n{policy_of_callers}"
-        );
-        let token = token(&servers, "callers", "reader,writer")?;
-        let setup = Setup { resources: &of_callers, token: &token, ..Setup::default() };
+        let of_callers = declared(address, peer) + wishes.policy_of_callers;
+        let (token, environment) = (token(&servers, "callers", "reader,writer")?, wishes.environment);
+        let setup = Setup { resources: &of_callers, token: &token, environment, ..Setup::default() };
         let callers = Node::start(netns, setup)?;
         Ok(Self { callers, servers, server, address, peer })
     }
@@ -72,6 +98,41 @@ impl<S> Hosts<S> {
         let output = command.output()?;
         ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+/// A host with a server, one with callers, and an authority that both have joined on a third.
+pub(crate) struct Apart {
+    pub(crate) callers: Node,
+    pub(crate) servers: Node,
+    _server: Server,
+    pub(crate) address: SocketAddr,
+    pub(crate) authority: Agent,
+}
+
+impl Apart {
+    /// Whose certificates live as the authority is told.
+    pub(crate) fn of_lives(lives: &str) -> Result<Self> {
+        let host = Host::turn()?;
+        let [of_callers, of_servers] = [Netns::new()?, Netns::new()?];
+        let [here, _] = of_callers.link()?;
+        let [gate, _] = of_servers.link()?;
+        of_servers.run(&["ip", "route", "add", "default", "via", &gate.to_string()])?;
+        let [_, there] = of_callers.link_to(&of_servers)?;
+        let nodes = Some(SocketAddr::new(here, free_address()?.port()));
+        let setup = Setup { authority: nodes, more: lives, ..Setup::default() };
+        let authority = Agent::start_in(host, setup)?;
+        let server = of_servers.within(|| Server::at(SocketAddr::new(there, 0)))?;
+        let (address, peer) = (server.address, SocketAddr::new(there, PEER));
+        let (of_node, token_of_node) = (resources(address), token(&authority, "servers", "docs")?);
+        let setup =
+            Setup { resources: &of_node, peer: Some(peer), token: &token_of_node, ..Setup::default() };
+        let servers = Node::start(of_servers, setup)?;
+        let (of_node, token_of_node) =
+            (declared(address, peer), token(&authority, "callers", "reader,writer")?);
+        let setup = Setup { resources: &of_node, token: &token_of_node, ..Setup::default() };
+        let callers = Node::start(of_callers, setup)?;
+        Ok(Self { callers, servers, _server: server, address, authority })
     }
 }
 

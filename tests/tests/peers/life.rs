@@ -26,7 +26,7 @@ fn roots(hosts: &Hosts) -> Result<BTreeSet<String>> {
 
 #[test]
 fn no_call_fails_while_everything_rotates() -> Result<()> {
-    let hosts = Hosts::set("", SHORT)?;
+    let hosts = Hosts::of_lives(SHORT)?;
     let given = std::env::var("TOOLGATE_ROTATION_SECONDS").ok().and_then(|text| text.parse().ok());
     let lasts = Duration::from_secs(given.unwrap_or(SECONDS));
     let (mut caller, mut connection) = hosts.caller("reader")?;
@@ -69,7 +69,7 @@ fn no_call_fails_while_everything_rotates() -> Result<()> {
 
 #[test]
 fn who_is_revoked_is_cut_off_and_gets_nowhere_any_more() -> Result<()> {
-    let hosts = Hosts::set("", "")?;
+    let hosts = Hosts::set()?;
     let (_caller, mut connection) = hosts.caller("reader")?;
     ensure!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
     // A stream that is open, and stays so by itself.
@@ -86,21 +86,4 @@ fn who_is_revoked_is_cut_off_and_gets_nowhere_any_more() -> Result<()> {
     })?;
     ensure!(refused.status >= 500, "{}", refused.text());
     Ok(())
-}
-
-#[test]
-fn agents_may_be_started_again_in_any_order() -> Result<()> {
-    let mut hosts = Hosts::set("", "")?;
-    let (mut caller, mut connection) = hosts.caller("reader")?;
-    ensure!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
-    hosts.servers.kill()?;
-    let reply = connection.post(&call(2, "echo", &json!({})))?;
-    ensure!(!is_result(&reply)?, "nobody is there: {}", reply.text());
-    hosts.servers.start_again()?;
-    let mut asks = || {
-        let stream = caller.connect(hosts.address)?.stream;
-        let mut connection = toolgate_tests::Connection::new(stream, hosts.address)?;
-        Ok(is_result(&connection.post(&call(3, "echo", &json!({})))?)?.then_some(()))
-    };
-    wait::until("an answer after the server's agent is back", &mut asks)
 }

@@ -1,10 +1,14 @@
 //! Two hosts, an agent on each: from a caller on one to a server on the other it is mutual TLS, and both agents decide.
 
 mod attacks;
+mod clocks;
+mod direct;
 mod hosts;
 mod life;
+mod outages;
 
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -13,14 +17,14 @@ use toolgate_core::identity::Identity;
 use toolgate_tests::scene::{call, text};
 use toolgate_tests::{Connection, Host, Netns, SdkClient, SdkServer, Server, Sniffer};
 
-use hosts::{Hosts, decided};
+use hosts::{Hosts, Wishes, decided};
 
 /// A word that must not be seen between the hosts.
 const MARKER: &str = "a-word-that-only-the-two-ends-may-see";
 
 #[test]
 fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
-    let hosts = Hosts::set("", "")?;
+    let hosts = Hosts::set()?;
     let wire = Sniffer::on(hosts.callers.netns.device())?;
     let mut caller = hosts.callers.caller("reader")?;
     let mut connection = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
@@ -64,7 +68,16 @@ fn without_tls_the_same_would_be_seen() -> Result<()> {
 }
 
 #[test]
-fn an_unmodified_client_notices_nothing() -> Result<()> {
+fn an_unmodified_python_client_notices_nothing() -> Result<()> {
+    notices_nothing(SdkClient::start)
+}
+
+#[test]
+fn an_unmodified_typescript_client_notices_nothing() -> Result<()> {
+    notices_nothing(SdkClient::typescript)
+}
+
+fn notices_nothing(client: fn(Command, &str) -> Result<SdkClient>) -> Result<()> {
     let start = |here| SdkServer::at(here).map(|server| (server.address, server));
     let policy = "---
 apiVersion: toolgate/v1
@@ -76,8 +89,8 @@ spec:
   - { name: no-files, effect: deny, callers: [\"*\"], servers: [docs], tools: [read_file] }
   - { name: the-rest, effect: allow, callers: [\"*\"], servers: [docs], tools: [\"*\"] }
 ";
-    let mut hosts = Hosts::with(start, policy, "")?;
-    let mut client = SdkClient::start(hosts.callers.exec("reader"), &hosts.server.url())?;
+    let mut hosts = Hosts::with(start, Wishes { policy_of_callers: policy, ..Wishes::default() })?;
+    let mut client = client(hosts.callers.exec("reader"), &hosts.server.url())?;
     client.call("add", &json!({ "a": 1, "b": 2 }))?;
     assert_eq!(client.answer("result")?, "3");
     // The server's end has a rule for it, and the caller's end none; and the other way round.
