@@ -6,13 +6,17 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
+use crate::ahead::Ahead;
 use crate::peer::{Mutual, Tether};
 
 /// Bytes both ways. One type and not a parameter: the path through it is there once.
 pub enum Io {
-    /// Within a host.
+    /// Within a host, or to an external server that has no other.
     Plain(TcpStream),
+    /// TLS with somebody who is no agent.
+    Tls(Box<TlsStream<Ahead>>),
     /// Between two agents.
     Mutual(Box<Mutual>),
 }
@@ -23,6 +27,7 @@ impl Io {
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.get_ref().0.socket(),
             Self::Mutual(mutual) => mutual.socket(),
         }
     }
@@ -31,7 +36,7 @@ impl Io {
     #[must_use]
     pub fn tether(&self) -> Option<&Tether> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Tls(_) => None,
             Self::Mutual(mutual) => Some(&mutual.tether),
         }
     }
@@ -46,6 +51,7 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, space),
+            Self::Tls(io) => Pin::new(&mut **io).poll_read(cx, space),
             Self::Mutual(io) => Pin::new(io).poll_read(cx, space),
         }
     }
@@ -55,6 +61,7 @@ impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(cx, bytes),
+            Self::Tls(io) => Pin::new(&mut **io).poll_write(cx, bytes),
             Self::Mutual(io) => Pin::new(io).poll_write(cx, bytes),
         }
     }
@@ -67,6 +74,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, parts),
+            Self::Tls(io) => Pin::new(&mut **io).poll_write_vectored(cx, parts),
             Self::Mutual(io) => Pin::new(io).poll_write_vectored(cx, parts),
         }
     }
@@ -79,6 +87,7 @@ impl AsyncWrite for Io {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(_) => Poll::Ready(Ok(())), // nothing waits in a socket of ours
+            Self::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
             Self::Mutual(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -86,6 +95,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
             Self::Mutual(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

@@ -12,10 +12,11 @@
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
 //! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`endpoints`],
-//! [`events`], [`file`], [`given`], [`limits`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `ahead` is a socket below TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
+mod ahead;
 pub mod app;
 pub mod bindings;
 pub mod body;
@@ -37,6 +38,7 @@ pub mod identify;
 pub mod io;
 pub mod limits;
 pub mod listeners;
+pub mod names;
 pub mod netns;
 pub mod parse;
 pub mod peer;

@@ -137,7 +137,17 @@ limits! {
     linger_time_max, LingerTime: Time(Duration) = seconds(1);
     /// Until a server accepts a connection.
     connect_time_max, ConnectTime: Time(Duration) = seconds(5);
-    /// Until mutual TLS stands between two agents, at either end.
+    /// Until a name of a Server is resolved.
+    resolve_time_max, ResolveTime: Time(Duration) = seconds(5);
+    /// For how long an answer about a name counts at least, whatever it says itself; as long as that it counts that there was none.
+    name_ttl_min, NameTtlMin: Time(Duration) = seconds(5);
+    /// The same at most.
+    name_ttl_max, NameTtlMax: Time(Duration) = seconds(300);
+    /// How long addresses are used, and captured, after the last answer that had them: when a name is resolved no more.
+    name_stale_max, NameStale: Time(Duration) = seconds(3600);
+    /// Addresses that are used of one name.
+    addresses_per_name_max, AddressesPerName: Count(usize) = 64;
+    /// Until TLS stands: between two agents, at either end, or with an external server.
     handshake_time_max, HandshakeTime: Time(Duration) = seconds(5);
     /// Connections of other agents on a thread that have not proven yet whose they are; beyond it newcomers are closed.
     handshakes_max, Handshakes: Count(usize) = 256;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use toolgate_core::decision::{self, Decision, Denied, Permitted, Target, Transport};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
-use toolgate_core::http1::Guess;
+use toolgate_core::http1::{Guess, Name, RequestHead};
 use toolgate_core::identity::Identity;
 use toolgate_core::policy::Ends;
 use toolgate_core::workload::Unidentified;
@@ -125,6 +125,12 @@ fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Optio
     server.map(|server| server.captured())
 }
 
+/// The external server that a request names, wherever its connection goes to.
+fn named<'r>(resources: &'r Resources, head: &RequestHead<'_>) -> Option<Target<'r>> {
+    let host = head.headers.only(Name::Host).ok()??;
+    resources.external(host, head.path, false).map(|server| server.captured())
+}
+
 /// One request after another, until either side has enough.
 async fn requests<S: Stream>(
     client: &mut Client<S>,
@@ -157,7 +163,11 @@ async fn requests<S: Stream>(
             turn.turned_away(client, entry).await;
             return;
         }
-        let target = declared(resources, origin, node);
+        let target = declared(resources, origin, node).or_else(|| {
+            // Another agent's connection is to one server.
+            let may_be = beyond.is_some() && resources.has_externals();
+            client.kept_head().filter(|_| may_be).and_then(|head| named(resources, &head))
+        });
         let flow = match (head, target, &mut beyond) {
             (Ok(None), _, _) => return,
             (Err(broken), None, Some((passing, to))) if broken.is_for_a_proxy() => {
@@ -282,8 +292,7 @@ impl Turn<'_> {
         let sent = {
             let traceparent = self.traceparent(target, permitted.get(), entry);
             let ways = self.worker.ways();
-            let place = &target.server.place;
-            let sending = pin!(forward::send(permitted, leg, place, &traceparent, &ways, &node.limits));
+            let sending = pin!(forward::send(permitted, leg, &traceparent, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {
@@ -421,9 +430,6 @@ impl Turn<'_> {
         let opened = self.worker.node.record.open(self.origin, self.resources.generation);
         let mut entry = opened.inspect_err(|error| tracing::error!(%error, "connection closed")).ok()?;
         entry.method("connection");
-        if let Some(target) = declared(self.resources, self.origin, &self.worker.node) {
-            entry.target(&target.server.identity);
-        }
         self.name_caller(&mut entry);
         say(&mut entry);
         Some(entry)

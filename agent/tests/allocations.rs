@@ -15,10 +15,11 @@ use toolgate::ca::{Authority, Lives, Plan};
 use toolgate::capture::{Captured, Cookie, Executable, Recorded};
 use toolgate::config::{self, AgentConfig, Resources};
 use toolgate::deadline;
-use toolgate::forward::{self, Pool, Ways};
+use toolgate::forward::{self, Connectors, Pool, Ways};
 use toolgate::identify::{Identify, Origin};
 use toolgate::limits::Limits;
-use toolgate::netns::{Door, Namespace};
+use toolgate::names::Names;
+use toolgate::netns::{Door, Namespace, Namespaces};
 use toolgate::parse::{self, Client, Expected};
 use toolgate::peer::Tethers;
 use toolgate::pins::Pins;
@@ -186,9 +187,16 @@ impl Scene {
             let server = &self.resources.servers[0].identity;
             assert!(bindings.bind_session(&self.caller, server, session, Instant::now()));
         }
-        let (pool, home) = (Pool::default(), Namespace::new(Cookie::default(), Door::home().unwrap()));
-        let tethers = Tethers::default();
-        let ways = Ways { pool: &pool, home: &home, svids: &self.svids, tethers: &tethers };
+        let namespaces = Namespaces::of(Namespace::new(Cookie::default(), Door::home().unwrap()));
+        let (pool, tethers, names) = (Pool::default(), Tethers::default(), Names::new(&Limits::default()));
+        let ways = Ways {
+            pool: &pool,
+            namespaces: &namespaces,
+            names: &names,
+            connectors: &Connectors::default(),
+            svids: &self.svids,
+            tethers: &tethers,
+        };
         let (mut here, mut others) = (0, 0);
         let mut got = vec![0; REPLY_BYTES_MAX];
         self.fill_lane(&origin);
@@ -258,7 +266,7 @@ impl Scene {
         let expected = Expected::of(&asked, None, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
-            let sending = pin!(forward::send(permitted, &leg, &server.place, "", ways, limits));
+            let sending = pin!(forward::send(permitted, &leg, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()
         };
         client.done(&head, &body);

@@ -328,6 +328,9 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::Batch
         | Reason::TooLarge
         | Reason::ServerUnreachable
+        | Reason::NameUnresolved
+        | Reason::AddressRefused
+        | Reason::ServerUnproven
         | Reason::PeerUnproven
         | Reason::ServerTimeout
         | Reason::ServerFault

@@ -16,7 +16,7 @@ const REST_BYTES_MAX: usize = 1 << 20;
 pub struct Connection {
     stream: TcpStream,
     /// What `Host` says.
-    host: SocketAddr,
+    host: String,
     buffer: Vec<u8>,
 }
 
@@ -48,7 +48,13 @@ impl Connection {
     pub fn new(stream: TcpStream, host: SocketAddr) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
         stream.set_nodelay(true).context("cannot switch off Nagle")?;
-        Ok(Self { stream, host, buffer: Vec::new() })
+        Ok(Self { stream, host: host.to_string(), buffer: Vec::new() })
+    }
+
+    /// The same that names another `Host`.
+    #[must_use]
+    pub fn naming(self, host: &str) -> Self {
+        Self { host: host.to_owned(), ..self }
     }
 
     /// The other end's address.
@@ -77,7 +83,7 @@ impl Connection {
         } else {
             String::new()
         };
-        let host = self.host;
+        let host = &self.host;
         let accept = "Accept: application/json, text/event-stream";
         let head = format!("{method} /mcp HTTP/1.1\r\nHost: {host}\r\n{accept}\r\n{headers}{length}\r\n");
         self.send(&[head.as_bytes(), body].concat())

@@ -14,6 +14,8 @@
 //! - `pid_max`: how many process ids the host has
 //! - `port_range`: the host's ephemeral ports
 //! - `refusal`: what a refused call says on this kernel
+//! - `dns`: a name server whose answers are the test's own
+//! - `front`: TLS in front of a server
 //! - `scene`: one server and an agent whose policy lets two callers use some of it
 //! - `node`: a host of its own, as far as an agent sees one
 //! - `sdk`: the official Python SDK, as server and as client
@@ -27,6 +29,8 @@
 mod agent;
 mod caller;
 mod cgroup;
+mod dns;
+mod front;
 mod held;
 pub mod host;
 pub mod http;
@@ -51,6 +55,8 @@ mod witness;
 pub use agent::{Agent, Ended, Setup, free_address, get, toolgate};
 pub use caller::{Caller, Connected, connector};
 pub use cgroup::Cgroup;
+pub use dns::Dns;
+pub use front::{Authority, Front};
 pub use held::Held;
 pub use host::{Host, cgroup2};
 pub use http::Connection;

@@ -2,15 +2,19 @@
 //!
 //! [`Permitted`] can be made here alone, and `forward` takes nothing else.
 
+mod external;
 mod ids;
 mod passage;
+mod server;
 
+pub use self::external::{External, Host, Proof};
 pub use self::ids::{Ids, Use};
 pub use self::passage::{
-    Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unread_http2, unrecognised,
+    Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unnamed, unread_http2,
+    unrecognised,
 };
+pub use self::server::{Enforcement, Opaque, Place, Server, Target, Transport};
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use smallvec::smallvec;
@@ -18,142 +22,8 @@ use smallvec::smallvec;
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::{Class, Message, Method, Revision};
-use crate::pin::Pinning;
-use crate::policy::{Ends, Policies, Refused, Rules, Verdict};
+use crate::policy::{Policies, Refused, Rules, Verdict};
 use crate::workload::Unidentified;
-
-/// How a server's messages travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// Streamable HTTP (MCP 2025-03-26 and later).
-    Streamable,
-    /// HTTP with SSE (MCP 2024-11-05): the client opens a stream, and sends to the endpoint that is named there.
-    Sse,
-}
-
-/// Whether policy counts for a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Enforcement {
-    /// It does.
-    Enforce,
-    /// What policy would deny passes, and is recorded.
-    DangerousObserve,
-}
-
-/// Where the process of a server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// Behind this agent.
-    Local,
-    /// Behind another one, which is at one of these addresses.
-    Peer(Arc<[SocketAddr]>),
-}
-
-/// What becomes of TLS to a server, whose content nobody reads here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Opaque {
-    /// It is denied.
-    Deny,
-    /// It passes for callers that may anything on the server: which tool they call is not seen.
-    Allow,
-}
-
-/// A declared server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    /// Who it is.
-    pub identity: Identity,
-    /// Where callers connect to, and where its process listens if it is local.
-    pub address: SocketAddr,
-    /// Where its process is.
-    pub place: Place,
-    /// The names it answers to, with or without port, in lower case; empty = its address and, on loopback,
-    /// `localhost`.
-    pub hosts: Vec<String>,
-    /// Its MCP path.
-    pub path: String,
-    /// Whether policy counts.
-    pub enforcement: Enforcement,
-    /// How its messages travel.
-    pub transport: Transport,
-    /// How what it offers is pinned.
-    pub pinning: Pinning,
-    /// What becomes of TLS to it.
-    pub opaque: Opaque,
-}
-
-/// Whom a call is for, as seen from here.
-#[derive(Debug, Clone, Copy)]
-pub struct Target<'s> {
-    /// Whom.
-    pub server: &'s Server,
-    /// Which ends of the call are here.
-    pub ends: Ends,
-}
-
-impl Server {
-    /// The target of a call that was captured here.
-    #[must_use]
-    pub fn captured(&self) -> Target<'_> {
-        let ends = match self.place {
-            Place::Local => Ends::Both,
-            Place::Peer(_) => Ends::Caller,
-        };
-        Target { server: self, ends }
-    }
-
-    /// Whether a Host header names this server. A web page that had its own name resolve to this address is told
-    /// apart by it (DNS rebinding).
-    #[must_use]
-    pub fn accepts_host(&self, host: &str) -> bool {
-        let (name, port) = split_port(host);
-        if !port.is_none_or(|port| port.parse() == Ok(self.address.port())) || name.is_empty() {
-            return self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host));
-        }
-        // HTTP leaves out port 80 (RFC 9110 section 4.2.1); names without port are taken with any of both.
-        let port_fits = port.is_some() || self.address.port() == 80;
-        if self.hosts.is_empty() {
-            return port_fits && self.is_own_name(name);
-        }
-        self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host) || one.eq_ignore_ascii_case(name))
-    }
-
-    /// Whether a proxy that is asked for this host and port is asked for this server. Any name that it goes by counts.
-    #[must_use]
-    pub fn is_named(&self, host: &str, port: u16) -> bool {
-        let name = host.strip_suffix('.').unwrap_or(host);
-        let is_default = port == 80 && self.accepts_host(name);
-        let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-        let is_address = literal.parse::<IpAddr>().is_ok_and(|address| {
-            let (address, own) = (address.to_canonical(), self.address.ip().to_canonical());
-            address == own || (own.is_loopback() && (address.is_loopback() || address.is_unspecified()))
-        });
-        is_default
-            || self.accepts_host(&format!("{name}:{port}"))
-            || (is_address && port == self.address.port())
-    }
-
-    fn is_own_name(&self, name: &str) -> bool {
-        let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
-        let address: Option<IpAddr> = match literal {
-            Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-            None => name.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-        };
-        let loopback = self.address.ip().is_loopback();
-        match address {
-            Some(address) => address == self.address.ip() || (loopback && address.is_loopback()),
-            None => loopback && name.eq_ignore_ascii_case("localhost"),
-        }
-    }
-}
-
-/// Host and port of a Host header; an IPv6 literal keeps its brackets.
-fn split_port(host: &str) -> (&str, Option<&str>) {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
-        Some(_) | None => (host, None),
-    }
-}
 
 /// What the shadow policies would have said had they counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -460,82 +330,4 @@ impl From<Verdict> for ShadowVerdict {
 fn permitted<T>(what: T, observed: Option<Denied>) -> Decision<T> {
     let observed = observed.map(Box::new);
     Decision::Permitted(Permitted { what, rules: smallvec![], observed, shadow: None })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    pub(super) fn server(address: &str, hosts: &[&str]) -> Server {
-        Server {
-            identity: Identity::new("example.org", "default", "docs").unwrap(),
-            address: address.parse().unwrap(),
-            place: Place::Local,
-            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
-            path: "/mcp".to_owned(),
-            enforcement: Enforcement::Enforce,
-            transport: Transport::Streamable,
-            pinning: Pinning::OFF,
-            opaque: Opaque::Deny,
-        }
-    }
-
-    #[test]
-    fn hosts_name_the_server() {
-        let table: &[(&str, &[&str], &str, bool)] = &[
-            ("127.0.0.1:8000", &[], "127.0.0.1:8000", true),
-            ("127.0.0.1:8000", &[], "localhost:8000", true),
-            ("127.0.0.1:8000", &[], "LOCALHOST:8000", true),
-            ("127.0.0.1:8000", &[], "[::1]:8000", true),
-            ("127.0.0.1:8000", &[], "localhost", false),
-            ("127.0.0.1:8000", &[], "localhost:8001", false),
-            ("127.0.0.1:8000", &[], "evil.example:8000", false),
-            ("127.0.0.1:8000", &[], "", false),
-            ("127.0.0.1:8000", &[], ":8000", false),
-            ("127.0.0.1:80", &[], "localhost", true),
-            ("10.0.0.5:8000", &[], "10.0.0.5:8000", true),
-            ("10.0.0.5:8000", &[], "localhost:8000", false),
-            ("[fd00::1]:8000", &[], "[fd00::1]:8000", true),
-            ("[fd00::1]:80", &[], "[fd00::1]", true),
-            ("127.0.0.1:8000", &["docs.internal"], "docs.internal:8000", true),
-            ("127.0.0.1:8000", &["docs.internal"], "Docs.Internal", true),
-            ("127.0.0.1:8000", &["docs.internal"], "docs.internal:9", false),
-            ("127.0.0.1:8000", &["docs.internal"], "localhost:8000", false),
-            ("127.0.0.1:8000", &["docs.internal:9"], "docs.internal:9", true),
-            ("127.0.0.1:8000", &["docs.internal:9"], "docs.internal:8000", false),
-        ];
-        for (address, hosts, host, expected) in table {
-            assert_eq!(
-                server(address, hosts).accepts_host(host),
-                *expected,
-                "{host:?} of {address} {hosts:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_a_proxy_is_asked_for_is_a_server_by_any_of_its_names() {
-        let table: &[(&str, &[&str], &str, u16, bool)] = &[
-            ("127.0.0.1:8000", &[], "127.0.0.1", 8000, true),
-            ("127.0.0.1:8000", &[], "127.0.0.2", 8000, true),
-            ("127.0.0.1:8000", &[], "[::ffff:127.0.0.1]", 8000, true),
-            ("127.0.0.1:8000", &[], "0.0.0.0", 8000, true),
-            ("127.0.0.1:8000", &[], "LocalHost.", 8000, true),
-            ("127.0.0.1:8000", &[], "localhost", 8001, false),
-            ("127.0.0.1:8000", &["docs.internal"], "docs.internal", 8000, true),
-            ("127.0.0.1:8000", &["docs.internal"], "docs.internal", 80, true),
-            ("127.0.0.1:8000", &["docs.internal"], "docs.internal", 443, false),
-            ("127.0.0.1:8000", &["docs.internal"], "127.0.0.1", 8000, true),
-            ("10.0.0.5:8000", &[], "10.0.0.5", 8000, true),
-            ("10.0.0.5:8000", &[], "example.org", 8000, false),
-            ("[fd00::1]:8000", &[], "[fd00:0::1]", 8000, true),
-        ];
-        for (address, hosts, host, port, expected) in table {
-            assert_eq!(
-                server(address, hosts).is_named(host, *port),
-                *expected,
-                "{host}:{port} of {address} {hosts:?}"
-            );
-        }
-    }
 }

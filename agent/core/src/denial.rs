@@ -117,6 +117,12 @@ reasons! {
     TooLarge = "too_large", "the request is too large";
     /// The server takes no connection.
     ServerUnreachable = "server_unreachable", "the server cannot be reached";
+    /// The name of an external server leads nowhere.
+    NameUnresolved = "name_unresolved", "the server's name leads nowhere";
+    /// The name of an external server leads to an address that it may not have.
+    AddressRefused = "address_refused", "the server's name leads to an address that is refused here";
+    /// An external server did not prove by TLS that it is the one.
+    ServerUnproven = "server_unproven", "the server could not prove who it is";
     /// Who is at the other end of a connection between agents is not proven, or is another.
     PeerUnproven = "peer_unproven", "the node of the server could not prove who it is";
     /// The server does not answer in time.
@@ -238,7 +244,12 @@ fn failure(reason: Reason) -> Failure {
         | Reason::TooLarge
         | Reason::ClientLeft
         | Reason::NoRecord => Failure::Refused,
-        Reason::ServerUnreachable | Reason::PeerUnproven | Reason::ServerFault => Failure::Unavailable(502),
+        Reason::ServerUnreachable
+        | Reason::NameUnresolved
+        | Reason::AddressRefused
+        | Reason::ServerUnproven
+        | Reason::PeerUnproven
+        | Reason::ServerFault => Failure::Unavailable(502),
         Reason::ServerTimeout => Failure::Unavailable(504),
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,
         Reason::UnknownSession

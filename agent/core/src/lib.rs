@@ -4,6 +4,7 @@
 //! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
 //! - [`tls`]: whom a TLS client means
 //! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
+//! - [`address`]: which addresses an external name may lead to
 //! - [`workload`]: which workload a process is
 //! - [`container`]: which container a cgroup is
 //! - [`policy`]: rules and predicates, compiled
@@ -18,6 +19,7 @@
     warn(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)
 )]
 
+pub mod address;
 pub mod container;
 pub mod decision;
 pub mod denial;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
+use toolgate_core::decision::{Place, Server};
 
 use super::{Context, Port, authority, definitions, exec};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
@@ -256,7 +257,7 @@ fn status(context: &Context) -> serde_json::Value {
             .iter()
             .map(|server| ServerStatus {
                 app_id: server.identity.to_string(),
-                address: server.address.to_string(),
+                address: place(server),
                 path: &server.path,
                 pins: definitions::counts(server, node),
             })
@@ -268,6 +269,14 @@ fn status(context: &Context) -> serde_json::Value {
     };
     // Strings, numbers and lines that were JSON when they were written.
     serde_json::to_value(&status).unwrap_or_default()
+}
+
+/// Where callers find it.
+fn place(server: &Server) -> String {
+    match &server.place {
+        Place::Local { address } | Place::Peer { address, .. } => address.to_string(),
+        Place::External(external) => external.to_string(),
+    }
 }
 
 fn canaries(context: &Context) -> serde_json::Map<String, serde_json::Value> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::plan::{self, Named, PlanError};
@@ -33,6 +34,7 @@ pub(super) struct Follow {
     told: Option<Plan>,
     look: Interval,
     namespaces: Arc<Namespaces>,
+    names: watch::Receiver<u64>,
 }
 
 /// An inotify instance, as the runtime wants descriptors.
@@ -63,10 +65,11 @@ impl Follow {
             told: None,
             look,
             namespaces: Arc::clone(&node.namespaces),
+            names: node.names.changed(),
         })
     }
 
-    /// Returns when cgroups or served namespaces came or went, and every two seconds, the first time at once.
+    /// Returns when cgroups, served namespaces or the addresses of names came or went, and every two seconds, the first time at once.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
             ready = self.inotify.readable() => if let Ok(mut ready) = ready {
@@ -75,6 +78,7 @@ impl Follow {
                 ready.clear_ready();
             },
             () = self.namespaces.changed() => {}
+            Ok(()) = self.names.changed() => {}
             _ = self.look.tick() => {}
         }
     }
@@ -96,7 +100,7 @@ impl Follow {
         // After the watch: what is made from here on wakes `changed`.
         let now = self.look_up()?;
         let resources = node.resources.load();
-        let plan = plan::plan(&node.agent, &resources, node.mode, &node.namespaces)?;
+        let plan = plan::plan(&node.agent, &resources, node.mode, &node.namespaces, &node.names)?;
         if self.told.as_ref() != Some(&plan) {
             self.told = Some(node.capture(kernel, &resources)?);
         }

@@ -52,10 +52,12 @@ use crate::config::{
 };
 use crate::discovered::Discovered;
 use crate::endpoints::Endpoints;
+use crate::forward::Connectors;
 use crate::given::Given;
 use crate::identify::Identify;
 use crate::limits::Limits;
 use crate::listeners;
+use crate::names::Names;
 use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
@@ -91,6 +93,10 @@ pub struct Node {
     pub identify: Identify,
     /// The network namespaces that the agent listens in.
     pub namespaces: Arc<Namespaces>,
+    /// Where the names of Servers lead.
+    pub names: Names,
+    /// TLS to external servers.
+    pub connectors: Connectors,
     /// The ids that callers got from servers.
     pub bindings: Bindings,
     /// What servers gave to callers to come back with.
@@ -135,7 +141,7 @@ pub struct Node {
 impl Node {
     /// Tells the kernel's programs what is to be captured now, and returns it.
     fn capture(&self, kernel: &Kernel, resources: &Resources) -> Result<Plan, PlanError> {
-        let plan = plan::plan(&self.agent, resources, self.mode, &self.namespaces)?;
+        let plan = plan::plan(&self.agent, resources, self.mode, &self.namespaces, &self.names)?;
         kernel.update(&plan)?;
         self.namespaces.guard(&plan.guarded);
         Ok(plan)
@@ -160,6 +166,9 @@ impl Node {
             .map_err(|all| texts(&all))
             .and_then(|mut new| {
                 new.generation = self.resources.load().generation + 1;
+                let mut names = self.resources.load().names();
+                names.append(&mut new.names());
+                self.names.follow(names);
                 self.capture(kernel, &new).map_err(|e| vec![e.to_string()])?;
                 Ok(new)
             });
@@ -179,6 +188,7 @@ impl Node {
                 errors
             }
         };
+        self.names.follow(self.resources.load().names());
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 }
@@ -274,6 +284,9 @@ async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppE
     let home = namespaces.home().cookie;
     kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;
     let (node, writer) = build(&options, agent, resources, mode, namespaces, pulse)?;
+    node.names.follow(node.resources.load().names());
+    // What is captured by name is so at the addresses that are known then.
+    node.names.settled().await;
     let life = Life { node, kernel, options, lock, sockets, exec_root, heart, predecessor };
     life.live(listeners, others, signals, writer).await
 }
@@ -378,6 +391,8 @@ fn build(
         identify: Identify::new(Arc::clone(&writer.metrics)),
         shares: Shares::new(&limits),
         namespaces,
+        names: Names::new(&limits),
+        connectors: Connectors::default(),
         bindings: Bindings::new(&limits),
         given: Given::new(limits.given_max, limits.given_time_max),
         endpoints: Endpoints::new(limits.pending_per_stream_max),

@@ -25,7 +25,8 @@ impl Older {
 
     /// Looks at what is captured since the last call. On a thread of its own: it reads all of `/proc` that it needs.
     pub(super) fn look(&mut self, node: &Arc<Node>) {
-        let planned = plan::plan(&node.agent, &node.resources.load(), node.mode, &node.namespaces);
+        let resources = node.resources.load();
+        let planned = plan::plan(&node.agent, &resources, node.mode, &node.namespaces, &node.names);
         // `follow` has told of it.
         let Ok(mut plan) = planned else { return };
         let present: HashSet<u64> = plan.cgroups.iter().map(|cgroup| cgroup.id).collect();

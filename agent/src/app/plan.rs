@@ -4,13 +4,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use toolgate_core::decision::Mode;
+use toolgate_core::decision::{Host, Mode};
 use toolgate_core::policy::Glob;
 use toolgate_core::workload::EXEC_CGROUP;
 
 use crate::capture::cgroup;
 use crate::capture::{CaptureError, CapturedCgroup, Destination, Destinations, Plan, Scope};
 use crate::config::{self, AgentConfig, Resources};
+use crate::forward::refusal;
+use crate::names::Names;
 use crate::netns::{CANARY, Namespaces, Root};
 
 /// Why there is no plan.
@@ -72,13 +74,15 @@ pub(super) fn plan(
     resources: &Resources,
     mode: Mode,
     namespaces: &Namespaces,
+    names: &Names,
 ) -> Result<Plan, PlanError> {
     let named = named(agent, mode)?;
     let mut cgroups = Vec::new();
     for named in &named {
         cgroups.extend(named.present()?);
     }
-    let declared = resources.servers.iter().map(|server| exactly(server.address));
+    let declared = resources.servers.iter().filter_map(|server| server.address()).map(exactly);
+    let named_ones = by_name(resources, namespaces, names);
     let listed = match &agent.capture.destinations {
         config::Destinations::List(list) => list,
         config::Destinations::All | config::Destinations::Declared => &Vec::new(),
@@ -86,11 +90,34 @@ pub(super) fn plan(
     Ok(Plan {
         cgroups,
         names: named.into_iter().map(|named| (named.name, named.scope, named.destinations)).collect(),
-        capture: declared.chain(listed.iter().map(destination)).chain([exactly(CANARY)]).collect(),
+        capture: declared
+            .chain(named_ones)
+            .chain(listed.iter().map(destination))
+            .chain([exactly(CANARY)])
+            .collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),
         refuse: vec![agent.listen.metrics, agent.listen.ready],
-        guarded: namespaces.listening(resources.local_servers().map(|server| server.address)),
+        guarded: namespaces.listening(resources.local_servers().filter_map(|server| server.address())),
     })
+}
+
+/// Where clients of external servers connect to: the addresses that these had lately, but those that are none for them.
+fn by_name(resources: &Resources, namespaces: &Namespaces, names: &Names) -> Vec<Destination> {
+    let mut all = Vec::new();
+    for external in resources.externals() {
+        let known = match &external.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => {
+                let known = names.known(name);
+                known.iter().flat_map(|known| &known.lately).map(|(address, _)| *address).collect()
+            }
+        };
+        let at = |ip, port| SocketAddr::new(ip, port);
+        let is_good = |ip: &IpAddr| refusal(external, at(*ip, external.port), namespaces).is_none();
+        let good = known.into_iter().filter(is_good);
+        all.extend(good.flat_map(|ip| external.client_ports().map(move |port| exactly(at(ip, port)))));
+    }
+    all
 }
 
 /// The cgroups to be captured: of `exec`, and those that the configuration names.

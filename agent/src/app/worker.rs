@@ -117,7 +117,8 @@ impl Worker {
     #[must_use]
     pub fn ways(&self) -> Ways<'_> {
         let (pool, tethers, node) = (&self.pool, &self.tethers, &*self.node);
-        Ways { pool, home: node.namespaces.home(), svids: &node.svids, tethers }
+        let Node { namespaces, names, connectors, svids, .. } = node;
+        Ways { pool, namespaces, names, connectors, svids, tethers }
     }
 
     /// Marks a request as running until the guard is dropped.

@@ -1,8 +1,10 @@
 //! The configuration in plain English: what is captured, who is who, and one sentence for each rule.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 
-use toolgate_core::decision::{Enforcement, Opaque, Place, Server, Transport, Undeclared, Unrecognised};
+use toolgate_core::decision::{
+    Enforcement, External, Opaque, Place, Server, Transport, Undeclared, Unrecognised,
+};
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
@@ -56,7 +58,7 @@ fn capture(agent: &AgentConfig, resources: &Resources) -> impl Iterator<Item = S
     let to = match &capture.destinations {
         Destinations::Declared => match resources.servers.as_slice() {
             [] => "to no destination yet: no Server is declared".to_owned(),
-            servers => format!("to {}", and(servers.iter().map(|server| server.address))),
+            servers => format!("to {}", and(servers.iter().map(|server| reached_at(server)))),
         },
         Destinations::All => "to every destination".to_owned(),
         Destinations::List(list) => {
@@ -118,11 +120,11 @@ fn workload(workload: &Workload) -> String {
 fn server(server: &Server, policies: &Policies) -> String {
     let hosts =
         if server.hosts.is_empty() { String::new() } else { format!(", named {}", and(&server.hosts)) };
-    if let Place::Peer(endpoints) = &server.place {
+    if let Place::Peer { address, endpoints } = &server.place {
         let endpoints = listed(endpoints.iter(), "or");
         return format!(
-            "{} is on another node, whose agent is at {endpoints}; callers connect to {}{hosts}, path {}",
-            server.identity, server.address, server.path
+            "{} is on another node, whose agent is at {endpoints}; callers connect to {address}{hosts}, path {}",
+            server.identity, server.path
         );
     }
     let policy = match (policies.govern(&server.identity), server.enforcement) {
@@ -141,8 +143,48 @@ fn server(server: &Server, policies: &Policies) -> String {
         Transport::Streamable => "",
         Transport::Sse => " (HTTP with SSE)",
     };
-    let Server { identity, address, path, .. } = server;
-    format!("{identity} is at {address}{hosts}, path {path}{transport}{policy}{pins}{opaque}")
+    let Server { identity, path, .. } = server;
+    let place = match &server.place {
+        Place::Local { address } | Place::Peer { address, .. } => address.to_string(),
+        Place::External(external) => outside(external),
+    };
+    format!("{identity} is at {place}{hosts}, path {path}{transport}{policy}{pins}{opaque}")
+}
+
+/// Where callers connect to.
+fn reached_at(server: &Server) -> String {
+    match &server.place {
+        Place::Local { address } | Place::Peer { address, .. } => address.to_string(),
+        Place::External(external) => {
+            format!(
+                "port {} of {}, at the addresses that are known of it",
+                and(external.client_ports()),
+                external.host
+            )
+        }
+    }
+}
+
+fn outside(external: &External) -> String {
+    let mut text = format!("{external} (no agent is there)");
+    match (&external.tls, external.http_port) {
+        (Some(proof), http_port) => {
+            if let Some(port) = http_port {
+                let _ = write!(text, ", clients speak plain HTTP to it at port {port}, which goes on in TLS");
+            }
+            if proof.roots.is_some() {
+                text.push_str(", proven by the certificates of its ca_file alone");
+            }
+            if !proof.pins.is_empty() {
+                text.push_str(", by one of the keys in its pins");
+            }
+        }
+        (None, _) => text.push_str(", without TLS"),
+    }
+    if external.allow_private {
+        text.push_str(", also at addresses that are no public ones (allow_private)");
+    }
+    text
 }
 
 fn pins(pinning: Pinning) -> String {

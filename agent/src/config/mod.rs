@@ -13,6 +13,7 @@ mod diagnostic;
 mod explain;
 mod identity;
 mod limits;
+mod place;
 mod policies;
 mod resources;
 mod schema;

@@ -1,5 +1,6 @@
 //! The resources: every `*.yaml` and `*.yml` of one directory, all or nothing.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_saphyr::Spanned;
-use toolgate_core::decision::{Enforcement, Place, Server, Transport};
+use toolgate_core::decision::{Enforcement, External, Host, Place, Server, Transport};
 use toolgate_core::identity::{Identity, check_name};
 use toolgate_core::policy::Policies;
 use toolgate_core::workload::{Workload, proven_overlap};
@@ -15,6 +16,7 @@ use toolgate_core::workload::{Workload, proven_overlap};
 use super::agent::AgentConfig;
 use super::content::{read_opaque, read_pinning};
 use super::diagnostic::{Diagnostic, Severity};
+use super::place;
 use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
 use super::selectors::read_selectors;
@@ -28,6 +30,8 @@ pub struct Resources {
     pub workloads: Vec<Workload>,
     /// What is called.
     pub servers: Vec<Arc<Server>>,
+    /// Those of them that are known by their URL.
+    externals: Vec<Arc<Server>>,
     /// What is permitted.
     pub policies: Policies,
     /// Counts up with every load, so that an audit line tells which files it was decided by.
@@ -55,12 +59,56 @@ impl Resources {
     /// The declared server at an address.
     #[must_use]
     pub fn server_at(&self, address: SocketAddr) -> Option<&Arc<Server>> {
-        self.servers.iter().find(|server| server.address == address)
+        self.servers.iter().find(|server| server.address() == Some(address))
+    }
+
+    /// The external server whom a request names by its Host header and its path; of the paths of one host that are no
+    /// server's, the first's. `is_tls`: its client speaks TLS, which was read.
+    #[must_use]
+    pub fn external(&self, host: &str, path: &str, is_tls: bool) -> Option<&Arc<Server>> {
+        let mut meant = self
+            .externals
+            .iter()
+            .filter(|server| server.external().is_some_and(|external| external.is_meant(host, is_tls)));
+        let first = meant.next()?;
+        if first.path == path {
+            Some(first)
+        } else {
+            meant.find(|server| server.path == path).or(Some(first))
+        }
+    }
+
+    /// The servers that are known by name.
+    pub fn externals(&self) -> impl Iterator<Item = &Arc<External>> {
+        self.externals.iter().filter_map(|server| server.external())
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn has_externals(&self) -> bool {
+        !self.externals.is_empty()
+    }
+
+    /// Those that go by this name in TLS, at this port.
+    pub fn externals_in_tls<'r>(&'r self, name: &'r str, port: u16) -> impl Iterator<Item = &'r Arc<Server>> {
+        self.externals.iter().filter(move |server| {
+            server.external().is_some_and(|one| one.tls.is_some() && one.port == port && one.has_name(name))
+        })
+    }
+
+    /// The names that are to be resolved for them.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<Box<str>> {
+        let names = self.externals().filter_map(|external| match &external.host {
+            Host::Name(name) => Some(name.clone()),
+            Host::Address(_) => None,
+        });
+        names.collect()
     }
 
     /// The servers behind this agent.
     pub fn local_servers(&self) -> impl Iterator<Item = &Arc<Server>> {
-        self.servers.iter().filter(|server| server.place == Place::Local)
+        self.servers.iter().filter(|server| matches!(server.place, Place::Local { .. }))
     }
 
     /// The server of that name behind this agent.
@@ -69,9 +117,6 @@ impl Resources {
         self.local_servers().find(|server| server.identity == *identity).map(Arc::as_ref)
     }
 }
-
-/// Where an agent listens for others unless something else is said.
-const PEER_PORT: u16 = 15008;
 
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
@@ -170,9 +215,11 @@ pub(super) fn compile(
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     let warnings = findings.all;
+    let externals = servers.iter().filter(|server| server.external().is_some()).cloned().collect();
     Ok(Resources {
         workloads,
         servers,
+        externals,
         policies,
         generation,
         warnings,
@@ -311,15 +358,17 @@ fn read_servers(
         let local = spec.local.as_ref().and_then(|local| local.value.address.as_ref());
         let peer = spec.peer.as_ref().and_then(|peer| peer.value.address.as_ref());
         let address = local.or(peer);
-        if let (Some(other), Some(at)) =
-            (servers.iter().find(|other| other.address == server.address), address)
-        {
+        let twin = servers.iter().find(|one| one.address().is_some() && one.address() == server.address());
+        if let (Some(other), Some(at)) = (twin, address) {
             let fault =
                 source.error(at, format!("`{}` is the address of Server `{}` too", at.value, other.identity));
             findings.push(fault.help("one address is one server: which one is meant could not be told"));
         }
-        if let (Some(word), Some(workload)) = (word, workload) {
-            let (address, place) = (server.address, source.error(word, ""));
+        if let Some(spec) = &spec.external {
+            findings.keep(place::told_apart(source, spec, &server, &servers));
+        }
+        if let (Some(word), Some(workload), Some(address)) = (word, workload, server.address()) {
+            let place = source.error(word, "");
             local_workloads.push(LocalWorkload { address, workload, place });
         }
         servers.push(Arc::new(Server { identity, ..server }));
@@ -350,8 +399,7 @@ fn read_server(
     spec: &ServerSpec,
     findings: &mut Findings,
 ) -> Option<Server> {
-    let later = [("external", &spec.external), ("configuration", &spec.configuration)];
-    findings.refuse_later(source, &later);
+    findings.refuse_later(source, &[("configuration", &spec.configuration)]);
     let pinning = read_pinning(source, spec, findings);
     let opaque = read_opaque(source, spec, pinning, findings);
     let transports = [("streamable", Transport::Streamable), ("sse", Transport::Sse)];
@@ -372,83 +420,16 @@ fn read_server(
     let hosts: Vec<String> =
         spec.hosts.iter().flatten().filter_map(|word| findings.keep(words::host(source, word))).collect();
     let path = match &spec.path {
-        Some(word) => findings.keep(http_path(source, word)),
+        Some(word) => findings.keep(place::http_path(source, word)),
         // As the official SDKs have it.
         None => Some(if matches!(transport, Ok(Transport::Sse)) { "/sse" } else { "/mcp" }.to_owned()),
     };
-    let (address, place) = read_place(source, metadata, spec, findings)?;
+    let place::Found { place, path: of_url } = place::read_place(source, metadata, spec, findings)?;
+    let path = if let Some(path) = of_url { Some(path) } else { path };
     let identity = Identity::new("unset", "unset", "unset").ok()?;
     let transport = findings.keep(transport)?;
     let (path, pinning, opaque) = (path?, pinning?, opaque?);
-    Some(Server { identity, address, place, hosts, path, enforcement, transport, pinning, opaque })
-}
-
-/// Where callers connect to, and where its process is.
-fn read_place(
-    source: &Source,
-    metadata: &Metadata,
-    spec: &ServerSpec,
-    findings: &mut Findings,
-) -> Option<(SocketAddr, Place)> {
-    let (given, address) = match (&spec.local, &spec.peer) {
-        (Some(local), None) => {
-            findings.refuse_later(source, &[("unix", &local.value.unix)]);
-            (source.error(local, "`address` is missing"), &local.value.address)
-        }
-        (None, Some(peer)) => (source.error(peer, "`address` is missing"), &peer.value.address),
-        (Some(_), Some(peer)) => {
-            let fault = source.error(peer, "a Server is `local` or `peer`, not both");
-            findings
-                .push(fault.help("`local` where its process is on this node, `peer` on the callers' nodes"));
-            return None;
-        }
-        (None, None) => {
-            if spec.external.is_none() {
-                let fault = source.error(&metadata.name, "`local` is missing: where the server listens");
-                findings.push(fault.help(
-                    "add `local: { address: \"127.0.0.1:8000\" }`, or `peer` if it is on another node",
-                ));
-            }
-            return None;
-        }
-    };
-    let Some(address) = address else {
-        findings.push(given.help("add `address: \"127.0.0.1:8000\"`, as callers connect to it"));
-        return None;
-    };
-    let address = findings.keep(words::address(source, address))?;
-    let Some(peer) = &spec.peer else { return Some((address, Place::Local)) };
-    if let Some(word) = spec.transport.as_ref().filter(|word| word.value == "sse") {
-        let fault = source.error(word, "`transport: sse` of a server on another node is not built yet");
-        findings.push(fault.help("let its clients run on the server's node, or use streamable HTTP"));
-    }
-    if let Some(word) = spec.pins.as_ref().or(spec.hidden_characters.as_ref()) {
-        let fault = source.error(word, "what a server offers is pinned at its own end");
-        findings.push(fault.help("write it into the Server of the node where it is `local`"));
-    }
-    let endpoints = match &peer.value.endpoints {
-        None => vec![SocketAddr::new(address.ip(), PEER_PORT)],
-        Some(list) => {
-            if list.value.is_empty() {
-                let fault = source.error(list, "`endpoints` is empty, so the agent there is nowhere");
-                findings.push(fault.help("name at least one, or leave it out for port 15008 of `address`"));
-            }
-            list.value.iter().filter_map(|word| findings.keep(words::address(source, word))).collect()
-        }
-    };
-    Some((address, Place::Peer(endpoints.into())))
-}
-
-/// The MCP path: compared byte by byte, so it must be in the form that requests have.
-fn http_path(source: &Source, word: &Spanned<String>) -> Result<String, Diagnostic> {
-    let path = word.value.as_str();
-    let plain = path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'%' | b'\\'));
-    let dotted = path.split('/').any(|part| part == "." || part == "..");
-    if path.starts_with('/') && plain && !dotted && !path.contains("//") {
-        return Ok(path.to_owned());
-    }
-    let fault = source.error(word, format!("`{path}` is no path as requests have it"));
-    Err(fault.help("begin with `/`, without query, `.`, `..`, `//` and percent signs: `/mcp`"))
+    Some(Server { identity, place, hosts, path, enforcement, transport, pinning, opaque })
 }
 
 fn warn_ungoverned(
@@ -462,7 +443,7 @@ fn warn_ungoverned(
         let namespace = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
         let server =
             servers.iter().find(|s| s.identity.app_id() == app_id && s.identity.namespace() == namespace);
-        let is_here = |server: &&&Arc<Server>| server.place == Place::Local;
+        let is_here = |server: &&&Arc<Server>| !matches!(server.place, Place::Peer { .. });
         if server.as_ref().filter(is_here).is_some_and(|server| !policies.govern(&server.identity)) {
             let message = format!("no policy names `{app_id}`: every call to it is denied");
             let warning = source.error(&metadata.name, message).warning();

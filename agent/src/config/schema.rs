@@ -120,7 +120,7 @@ keys! {
         app_id: Given<String>,
         local: Given<LocalSpec>,
         peer: Given<PeerSpec>,
-        external: Later,
+        external: Given<ExternalSpec>,
         hosts: Option<Vec<Spanned<String>>>,
         path: Given<String>,
         transport: Given<String>,
@@ -142,6 +142,15 @@ keys! {
     struct PeerSpec {
         address: Given<String>,
         endpoints: Given<Vec<Spanned<String>>>,
+    }
+
+    /// `external:`
+    struct ExternalSpec {
+        url: Given<String>,
+        http_port: Given<u16>,
+        allow_private: Given<bool>,
+        ca_file: Given<String>,
+        pins: Given<Vec<Spanned<String>>>,
     }
 
     /// `spec:` of a Policy.

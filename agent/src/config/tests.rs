@@ -220,7 +220,68 @@ fn resources_that_are_refused() {
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", workload: w } }\n",
             &["4:52 no Workload is called `w`"],
         ),
-        ("Server\nmetadata: { name: s }\nspec: { external: { url: x } }\n", &["4:19 `external` is designed"]),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: x } }\n",
+            &["4:26 `x` is no URL of a server"],
+        ),
+        ("Server\nmetadata: { name: s }\nspec: { external: {} }\n", &["4:19 `url` is missing"]),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://u@a.example/mcp\" } }\n",
+            &["4:26 `https://u@a.example/mcp` has a user in it"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example:0/mcp\" } }\n",
+            &["4:26 `https://a.example:0/mcp` has no port that one can connect to"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://0x7f.1/mcp\" } }\n",
+            &["4:26 `https://0x7f.1/mcp` names no host"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp?key=1\" } }\n",
+            &["4:26 `/mcp?key=1` is no path as requests have it"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://169.254.169.254/mcp\" } }\n",
+            &["4:26 `169.254.169.254` is no public address (link-local)"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://[::ffff:127.0.0.1]/mcp\" } }\n",
+            &["4:26 `127.0.0.1` is no public address (loopback)"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\", http_port: 0, ca_file: /nowhere, pins: [x] } }\n",
+            &[
+                "4:60 nobody can connect to port 0",
+                "4:72 cannot read it",
+                "4:89 a pin is the SHA-256 of a public key",
+            ],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"http://a.example/mcp\", http_port: 80, pins: [] }, opaque: allow }\n",
+            &[
+                "4:26 what is said to this server can be read",
+                "4:59 `http_port` says nothing where the `url` is `http`",
+                "4:69 `pins` says nothing where the `url` is `http`",
+                "4:83 which tools are called in TLS",
+                "4:83 `opaque` says nothing where the `url` is `http`",
+            ],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\" }, path: /x, hosts: [y] }\n",
+            &[
+                "4:58 the path of an external server is in its `url`",
+                "4:70 an external server has the name in its `url` alone",
+            ],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\" } }\n---\napiVersion: toolgate/v1\nkind: Server\nmetadata: { name: t }\nspec: { external: { url: \"https://A.example./mcp\" } }\n",
+            &["9:19 Server `s` has this host, port and path too"],
+        ),
+        (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\" } }\n---\napiVersion: toolgate/v1\nkind: Server\nmetadata: { name: t }\nspec: { external: { url: \"https://a.example/sse\" }, transport: sse }\n",
+            &["9:19 Server `s` has this host and port too, and not all there is told by paths"],
+        ),
         ("Server\nmetadata: { name: s }\nspec: { peer: {} }\n", &["4:15 `address` is missing"]),
         (
             "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\", endpoints: [] }, pins: warn }\n",
@@ -232,7 +293,7 @@ fn resources_that_are_refused() {
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:80\" }, peer: { address: \"10.0.0.2:80\" } }\n",
-            &["4:51 a Server is `local` or `peer`, not both"],
+            &["4:51 a Server is `local`, `peer` or `external`: one of them"],
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { local: { address: \"127.0.0.1:1\", unix: /x }, opaque: allow, transport: ws }\n",

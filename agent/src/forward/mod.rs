@@ -3,13 +3,18 @@
 //! An upstream connection serves one (caller, server). It waits in its thread's pool between two requests; one that
 //! says anything while it waits is closed.
 
+mod external;
 mod passage;
 mod pool;
+mod tls;
 
+pub use external::{Refusal, refusal};
 pub use passage::{first_to_speak, pass, relay};
 pub use pool::Pool;
+pub use tls::{Connectors, TlsError};
 
 use std::future::poll_fn;
+use std::hash::{Hash, Hasher};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -28,6 +33,7 @@ use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
 use crate::capture::Cookie;
 use crate::io::Io;
 use crate::limits::{Limit, Limits};
+use crate::names::{NameError, Names};
 use crate::netns::{Namespace, Namespaces, NetnsError};
 use crate::parse::{Asked, Request};
 use crate::peer::{self, Tethers};
@@ -68,11 +74,37 @@ pub enum ForwardError {
         /// Why not.
         cause: peer::ConnectError,
     },
-    /// It did not prove who it is in time.
+    /// It has no address.
+    #[error("the server has no address; name one in its Server")]
+    Nowhere,
+    /// Its name leads nowhere.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Its name leads where it must not.
     #[error(
-        "the agent at {address} did not finish the handshake within {limit:?} ({})",
-        Limit::HandshakeTime
+        "the name of {server} leads to {address}, which is {why}: only public addresses are dialled for an external server; \
+         write `allow_private: true` if it is meant to be there"
     )]
+    Refused {
+        /// Its URL.
+        server: Box<str>,
+        /// Where its name leads to.
+        address: SocketAddr,
+        /// What is wrong with that.
+        why: Refusal,
+    },
+    /// TLS with an external server does not stand.
+    #[error("no TLS with {server} at {address}: {cause}")]
+    Tls {
+        /// Its URL.
+        server: Box<str>,
+        /// Where it is.
+        address: SocketAddr,
+        /// Why not.
+        cause: Box<TlsError>,
+    },
+    /// It did not prove who it is in time.
+    #[error("{address} did not finish the handshake within {limit:?} ({})", Limit::HandshakeTime)]
     HandshakeTimeout {
         /// Where it is.
         address: SocketAddr,
@@ -151,9 +183,14 @@ impl ForwardError {
     #[must_use]
     pub fn reason(&self) -> (Reason, u16) {
         match self {
-            Self::Connect { .. } | Self::Send { .. } | Self::Namespace { .. } | Self::TunnelEnded { .. } => {
-                (Reason::ServerUnreachable, 502)
-            }
+            Self::Connect { .. }
+            | Self::Nowhere
+            | Self::Send { .. }
+            | Self::Namespace { .. }
+            | Self::TunnelEnded { .. } => (Reason::ServerUnreachable, 502),
+            Self::Name(_) => (Reason::NameUnresolved, 502),
+            Self::Refused { .. } => (Reason::AddressRefused, 502),
+            Self::Tls { .. } => (Reason::ServerUnproven, 502),
             Self::Exhausted { .. } => (Reason::Overload, 503),
             Self::Guarded { .. } | Self::LinkLocal { .. } => (Reason::Undeclared, 403),
             Self::Peer { .. } => (Reason::PeerUnproven, 502),
@@ -171,7 +208,12 @@ impl ForwardError {
             Self::ConnectTimeout { .. } => Some(Limit::ConnectTime),
             Self::SendTimeout { .. } => Some(Limit::SendTime),
             Self::HandshakeTimeout { .. } => Some(Limit::HandshakeTime),
-            Self::Connect { .. }
+            Self::Name(NameError::Slow { .. }) => Some(Limit::ResolveTime),
+            Self::Name(_)
+            | Self::Nowhere
+            | Self::Refused { .. }
+            | Self::Tls { .. }
+            | Self::Connect { .. }
             | Self::Exhausted { .. }
             | Self::Peer { .. }
             | Self::Namespace { .. }
@@ -199,22 +241,34 @@ fn exhausted(error: &io::Error) -> &'static str {
 }
 
 /// Whom an upstream connection serves.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leg {
     /// The caller.
     pub caller: Identity,
     /// The server: what was proven of a connection holds for it alone.
     pub server: Identity,
-    /// The server's address.
-    pub address: SocketAddr,
+    /// Where it is, and how it proves itself: with another place it is another leg.
+    pub place: Place,
+}
+
+/// The place is compared alone: few have had several.
+impl Hash for Leg {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.caller.hash(state);
+        self.server.hash(state);
+    }
 }
 
 /// What a thread connects with.
 pub struct Ways<'w> {
     /// Connections that wait.
     pub pool: &'w Pool,
-    /// Where the agent is.
-    pub home: &'w Namespace,
+    /// Where the agent is, and what leads back to it.
+    pub namespaces: &'w Namespaces,
+    /// Where names lead.
+    pub names: &'w Names,
+    /// TLS to external servers.
+    pub connectors: &'w Connectors,
     /// Whom callers are shown as to other agents, and which of those are believed.
     pub svids: &'w Svids,
     /// What ends connections to other agents in time.
@@ -279,21 +333,25 @@ pub struct Upstream {
 pub async fn send(
     permitted: Permitted<&Asked<'_>>,
     leg: &Leg,
-    place: &Place,
     traceparent: &str,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut upstream = match (ways.pool.checkout(leg, limits), place) {
+    let mut host = "";
+    if let Place::External(external) = &leg.place {
+        host = &external.authority;
+    }
+    let mut upstream = match (ways.pool.checkout(leg, limits), &leg.place) {
         (Some(idle), _) => idle,
-        (None, Place::Local) => {
-            let plain = connect(leg.address, ways.home, limits).await?;
-            Upstream::new(Io::Plain(plain), leg.address)
+        (None, Place::Local { address }) => {
+            let plain = connect(*address, ways.namespaces.home(), limits).await?;
+            Upstream::new(Io::Plain(plain), *address)
         }
-        (None, Place::Peer(endpoints)) => connect_peer(leg, endpoints, ways, limits).await?,
+        (None, Place::Peer { endpoints, .. }) => connect_peer(leg, endpoints, ways, limits).await?,
+        (None, Place::External(external)) => external::connect_external(external, ways, limits).await?,
     };
     let asked = permitted.into_inner();
-    let changes = Changes { resumes: asked.last_event.is_some(), traceparent };
+    let changes = Changes { resumes: asked.last_event.is_some(), traceparent, host };
     upstream.write_request(&asked.request, changes, limits).await?;
     Ok(upstream)
 }
@@ -332,10 +390,16 @@ pub async fn dial(
 pub async fn dial_declared(
     _permitted: &Permitted<Passage>,
     server: &Server,
-    home: &Namespace,
+    ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    Ok(Upstream::new(Io::Plain(connect(server.address, home, limits).await?), server.address))
+    let (plain, address) = match &server.place {
+        Place::Local { address } | Place::Peer { address, .. } => {
+            (connect(*address, ways.namespaces.home(), limits).await?, *address)
+        }
+        Place::External(external) => external::dial(external, ways, limits).await?,
+    };
+    Ok(Upstream::new(Io::Plain(plain), address))
 }
 
 async fn still_open(
@@ -354,7 +418,7 @@ async fn still_open(
 /// Where a server's requests go.
 #[must_use]
 pub fn leg(caller: &Identity, server: &Server) -> Leg {
-    Leg { caller: caller.clone(), server: server.identity.clone(), address: server.address }
+    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone() }
 }
 
 /// Connects to the agent in front of a server, at the first of its endpoints that answers. One that answers and does not
@@ -367,7 +431,7 @@ async fn connect_peer(
 ) -> Result<Upstream, ForwardError> {
     let mut failed = None;
     for &address in endpoints {
-        let plain = match connect(address, ways.home, limits).await {
+        let plain = match connect(address, ways.namespaces.home(), limits).await {
             Ok(plain) => plain,
             Err(error) => {
                 failed = Some(error);
@@ -383,8 +447,7 @@ async fn connect_peer(
         ways.tethers.hold(&mutual.tether);
         return Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address));
     }
-    let nowhere = || ForwardError::connecting(leg.address, io::ErrorKind::AddrNotAvailable.into());
-    Err(failed.unwrap_or_else(nowhere))
+    Err(failed.unwrap_or(ForwardError::Nowhere))
 }
 
 /// A socket stays in the namespace that it is made in.

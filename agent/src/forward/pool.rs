@@ -63,7 +63,7 @@ impl Pool {
                 Silence::Broken { bytes } => self.faults.borrow_mut().push(IdleFault {
                     event: "server_fault",
                     caller: leg.caller.to_string(),
-                    address: leg.address,
+                    address: idle.upstream.address,
                     bytes,
                 }),
             }

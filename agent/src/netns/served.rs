@@ -29,12 +29,18 @@ impl Namespaces {
         let door = Door::home()?;
         let home = Namespace::new(door.cookie(kernel)?, door);
         home.look_at_addresses()?;
-        Ok(Self {
+        Ok(Self::of(home))
+    }
+
+    /// Only this one.
+    #[must_use]
+    pub fn of(home: Namespace) -> Self {
+        Self {
             home: Arc::new(home),
             others: ArcSwap::default(),
             guarded: ArcSwap::default(),
             changed: Notify::new(),
-        })
+        }
     }
 
     /// Where the agent's own threads are.

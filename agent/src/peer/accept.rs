@@ -14,8 +14,9 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use toolgate_core::identity::Identity;
 
 use super::prove::{ProofError, Prover};
-use super::stream::{Ahead, Mutual};
+use super::stream::Mutual;
 use super::{PROTOCOL, PROVIDER, Tether, server_name};
+use crate::ahead::Ahead;
 use crate::config::Resources;
 use crate::svid::{SvidError, Svids};
 

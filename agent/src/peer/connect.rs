@@ -16,8 +16,9 @@ use toolgate_core::identity::Identity;
 use toolgate_core::spiffe::SpiffeId;
 
 use super::prove::{ProofError, Prover};
-use super::stream::{Ahead, Mutual};
+use super::stream::Mutual;
 use super::{PROTOCOL, PROVIDER, Tether, server_name};
+use crate::ahead::Ahead;
 use crate::svid::{SvidError, Svids};
 
 /// Why there is no connection to the agent of a server.

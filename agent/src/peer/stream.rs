@@ -3,18 +3,16 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use super::Tether;
-use crate::buffer::Buffer;
+use crate::ahead::Ahead;
 
-/// The most bytes that are read ahead: eight records, in which a message of 64 KiB is whole.
-const AHEAD_BYTES_MAX: usize = 128 * 1024;
-/// The most bytes that are encrypted and not yet sent, for the same message in one write.
+/// The most bytes that are encrypted and not yet sent: a message of 64 KiB goes in one write.
 const UNSENT_BYTES_MAX: usize = 128 * 1024;
 
 /// Mutual TLS over TCP.
@@ -36,7 +34,7 @@ impl Mutual {
     /// The socket below.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
-        &self.tls.get_ref().0.io
+        self.tls.get_ref().0.socket()
     }
 }
 
@@ -74,60 +72,5 @@ impl AsyncWrite for Mutual {
     /// Says close_notify, then ends.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tls).poll_shutdown(cx)
-    }
-}
-
-/// A socket that is read in large pieces: rustls asks for one record at a time, its head and its body apart.
-pub(super) struct Ahead {
-    io: TcpStream,
-    buffer: Buffer,
-}
-
-impl Ahead {
-    pub(super) fn new(io: TcpStream) -> Self {
-        Self { io, buffer: Buffer::default() }
-    }
-}
-
-impl AsyncRead for Ahead {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        space: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Self { io, buffer } = &mut *self;
-        if buffer.is_empty() && ready!(buffer.poll_fill(cx, io, AHEAD_BYTES_MAX))? == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        let count = buffer.bytes().len().min(space.remaining());
-        space.put_slice(&buffer.bytes()[..count]);
-        buffer.consume(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Ahead {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -4,15 +4,16 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Passage, Permitted, Target, Unread};
+use toolgate_core::decision::{self, Decision, Denied, Host, Passage, Permitted, Target, Unread};
 use toolgate_core::denial::Reason;
 use toolgate_core::http1::Guess;
 use toolgate_core::tls::Hello;
 
 use super::identified::{Identified, identified};
 use super::{Turn, declared, undeclared};
-use crate::app::Worker;
+use crate::app::{Node, Worker};
 use crate::capture::Captured;
+use crate::config::Resources;
 use crate::deadline::timeout;
 use crate::forward::{self, ForwardError, Upstream};
 use crate::identify::Origin;
@@ -52,6 +53,9 @@ pub(super) async fn opening<S: Stream>(
     let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
     let decision = match declared(resources, origin, node) {
         Some(target) => return turn.to_declared(client, target).await,
+        None if leads_to_external(resources, captured, node) => {
+            return turn.to_external(client, undeclared::beyond(captured, worker)).await;
+        }
         // The guard lets the agent pass: what is not decided as for that server must not.
         None if node.namespaces.guards(captured.process.netns_cookie, captured.original) => {
             Decision::Denied(Denied::because(Reason::Undeclared))
@@ -71,6 +75,19 @@ pub(super) async fn opening<S: Stream>(
     }
 }
 
+/// Whether an external server is, or was lately, at the address that a client connects to. Others may be there too.
+fn leads_to_external(resources: &Resources, captured: &Captured, node: &Node) -> bool {
+    let (ip, port) = (captured.original.ip().to_canonical(), captured.original.port());
+    resources.externals().filter(|external| external.client_ports().any(|own| own == port)).any(|external| {
+        match &external.host {
+            Host::Address(address) => *address == ip,
+            Host::Name(name) => {
+                node.names.known(name).is_some_and(|known| known.lately.iter().any(|(one, _)| *one == ip))
+            }
+        }
+    })
+}
+
 /// Proves to who connected that it is captured. It is no message, so there is no entry.
 pub(super) async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
     let answered = async {
@@ -79,6 +96,10 @@ pub(super) async fn canary<S: Stream>(mut stream: S, limits: &Limits) {
     };
     // Who did not wait for the answer did not want it.
     let _ = timeout(limits.client_write_max, answered).await;
+}
+
+async fn speaks_http<S: Stream>(client: &mut Client<S>, limits: &Limits) -> bool {
+    client.guess(limits.silence_time_max).await == Some(Guess::Yes)
 }
 
 /// Traffic that is no HTTP, passed both ways until both sides end.
@@ -102,17 +123,57 @@ impl Turn<'_> {
             Hello::Client { server_name } => Unread::Tls { server_name: server_name.as_deref() },
             Hello::No | Hello::Maybe => Unread::Other,
         };
-        let policies = &self.resources.policies;
+        self.opaque(target, what).await
+    }
+
+    /// What cannot be read, to a declared server.
+    async fn opaque(&self, target: Target<'_>, what: Unread<'_>) -> Opening {
+        let (node, policies) = (&*self.worker.node, &self.resources.policies);
         let passage = match decision::opaque(self.caller.as_ref(), target, what, policies, node.mode) {
-            Decision::Denied(denied) => return self.ended(&denied),
+            Decision::Denied(denied) => {
+                self.record_connection(|entry| {
+                    entry.target(&target.server.identity);
+                    entry.denied(&denied, 0);
+                });
+                return Opening::Ended;
+            }
             Decision::Permitted(passage) => passage,
         };
         let dialled =
-            forward::dial_declared(&passage, target.server, node.namespaces.home(), &node.limits).await;
-        self.relayed(passage, dialled, |entry| {
+            forward::dial_declared(&passage, target.server, &self.worker.ways(), &node.limits).await;
+        self.relayed(passage, Some(target), dialled, |entry| {
             entry.method("opaque");
             entry.opened();
         })
+    }
+
+    /// The first bytes to an address of an external server: whom they are for is said by them alone. Nobody is dialled
+    /// before.
+    async fn to_external<S: Stream>(&self, client: &mut Client<S>, to: forward::Undeclared<'_>) -> Opening {
+        let node = &*self.worker.node;
+        let beyond = decision::unrecognised(node.unrecognised);
+        match client.guess(node.limits.silence_time_max).await {
+            None => return Opening::Ended,
+            Some(Guess::Yes) => {
+                return Opening::Http(match beyond {
+                    Decision::Denied(denied) => Err(denied),
+                    Decision::Permitted(passage) => {
+                        Ok(Way { passage, upstream: None, entry: None, tunnel_to: None })
+                    }
+                });
+            }
+            Some(Guess::Http2 | Guess::No | Guess::Maybe) => {}
+        }
+        if let Hello::Client { server_name } = client.hello(node.limits.head_time_max).await {
+            let Some(name) = server_name else { return self.ended(&decision::unnamed()) };
+            if let Some(server) = self.resources.externals_in_tls(&name, to.address.port()).next() {
+                return self.opaque(server.captured(), Unread::Tls { server_name: Some(&name) }).await;
+            }
+        }
+        match beyond {
+            Decision::Denied(denied) => self.ended(&denied),
+            Decision::Permitted(passage) => self.on_the_way(client, passage, to).await,
+        }
     }
 
     /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.
@@ -131,7 +192,11 @@ impl Turn<'_> {
                 )
                 .await
             }
-            failed @ Err(_) => self.relayed(passage, failed, |_entry| {}),
+            // A request may name a server that is elsewhere, and is told so where it does not.
+            Err(_) if self.resources.has_externals() && speaks_http(client, limits).await => {
+                Opening::Http(Ok(Way { passage, upstream: None, entry: None, tunnel_to: None }))
+            }
+            failed @ Err(_) => self.relayed(passage, None, failed, |_entry| {}),
         }
     }
 
@@ -153,7 +218,7 @@ impl Turn<'_> {
             }
             Some(Guess::No | Guess::Maybe) => way.passage,
         };
-        self.relayed(passage, Ok(upstream), |entry| {
+        self.relayed(passage, None, Ok(upstream), |entry| {
             if let Some(name) = way.tunnel_to {
                 entry.noted(format!("through a proxy to `{name}`"));
             }
@@ -164,10 +229,14 @@ impl Turn<'_> {
     fn relayed(
         &self,
         passage: Permitted<Passage>,
+        target: Option<Target<'_>>,
         dialled: Result<Upstream, ForwardError>,
         say: impl FnOnce(&mut Entry),
     ) -> Opening {
         let entry = self.record_connection(|entry| {
+            if let Some(target) = target {
+                entry.target(&target.server.identity);
+            }
             entry.permitted(&passage);
             match &dialled {
                 Ok(_) => say(entry),

@@ -76,6 +76,13 @@ pub fn proxied(server: &Server) -> Denied {
     Denied::because(Reason::Proxied).with_detail(detail)
 }
 
+/// Decides on TLS without a readable name to an address where a declared server is: it may be for that one.
+#[must_use]
+pub fn unnamed() -> Denied {
+    Denied::because(Reason::Opaque)
+        .with_detail("a declared server is at this address: whom TLS is for must be readable there (SNI)")
+}
+
 /// What the first bytes of a connection to a declared server are that is not plain HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unread<'n> {
@@ -109,7 +116,10 @@ pub fn opaque(
         Err(unidentified) => return Decision::Denied(unidentified.into()),
     };
     // Between two agents nothing passes unread.
-    let rule = if server.place == Place::Local { server.opaque } else { Opaque::Deny };
+    let rule = match server.place {
+        Place::Local { .. } | Place::External(_) => server.opaque,
+        Place::Peer { .. } => Opaque::Deny,
+    };
     match (rule, what) {
         (Opaque::Deny, _) | (Opaque::Allow, Unread::Other) => {
             refused(Reason::Opaque, "its tools cannot be seen in this traffic".to_owned())
@@ -118,7 +128,13 @@ pub fn opaque(
             refused(Reason::Opaque, "its name must be readable in TLS (SNI)".to_owned())
         }
         (Opaque::Allow, Unread::Tls { server_name: Some(name) }) => {
-            if !server.accepts_host(&format!("{name}:{}", server.address.port())) {
+            let is_meant = match &server.place {
+                Place::Local { address } | Place::Peer { address, .. } => {
+                    server.accepts_host(&format!("{name}:{}", address.port()))
+                }
+                Place::External(external) => external.has_name(name),
+            };
+            if !is_meant {
                 return refused(
                     Reason::HostMismatch,
                     format!("TLS to `{name}`, which is none of its `hosts`"),
@@ -132,7 +148,7 @@ pub fn opaque(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::server;
+    use super::super::server::tests::server;
     use super::*;
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Changes<'t> {
     pub resumes: bool,
     /// The line that comes in the place of the caller's `traceparent`; empty: that one goes on.
     pub traceparent: &'t str,
+    /// Who is asked, in the place of what the caller's `Host` says; empty: that one goes on.
+    pub host: &'t str,
 }
 
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
@@ -39,14 +41,20 @@ pub fn write_request_head(
     framing: Outgoing,
     changes: Changes<'_>,
 ) {
-    let Changes { resumes, traceparent } = changes;
+    let Changes { resumes, traceparent, host } = changes;
     let is_dropped = |name| {
         matches!(name, Name::NotForwarded | Name::Expect)
             || (name == Name::LastEventId && !resumes)
             || (name == Name::Traceparent && !traceparent.is_empty())
+            || (name == Name::Host && !host.is_empty())
     };
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
+    }
+    if !host.is_empty() {
+        for part in ["Host: ", host, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
     headers(out, &head.headers, is_dropped);
     out.extend_from_slice(traceparent.as_bytes());

@@ -1,0 +1,7 @@
+//! Servers that no agent stands in front of: reached by name, over TLS, at addresses that were checked.
+
+mod attacks;
+mod bad_input;
+mod stage;
+mod tls;
+mod where_it_is;
