@@ -1,6 +1,7 @@
 //! Both ends against others: whoever is not exactly who is meant gets nowhere.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::KeyPair;
@@ -15,7 +16,7 @@ use toolgate_core::spiffe::SpiffeId;
 use super::*;
 use crate::ca::{Authority, Lives, Plan};
 use crate::config::{AgentConfig, Resources, load_resources};
-use crate::svid::{Revoked, Source, Svids, Trust};
+use crate::svid::{Revoked, Source, Svids, Trust, provider};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DOCS: &str = "spiffe://example.org/ns/default/docs";
@@ -94,7 +95,7 @@ impl Scene {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let io = TcpStream::connect(address).await.unwrap();
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
@@ -144,12 +145,12 @@ impl ServerCertVerifier for Credulous {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
 fn visitor(shows: Option<Shown>, protocol: &[u8]) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+    let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
