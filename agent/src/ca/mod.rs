@@ -40,7 +40,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use toolgate_core::spiffe::SpiffeId;
 
-pub(crate) use self::certify::{new_key, random};
+pub(crate) use self::certify::{Holder, IssuedTo, new_key, random};
 
 use self::certify::Signer;
 use self::folder::{Folder, Kind};
@@ -80,6 +80,7 @@ impl Plan {
 }
 
 /// What was issued.
+#[derive(Clone)]
 pub(crate) struct Issued {
     /// Leaf first, without the root.
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -186,17 +187,17 @@ impl Authority {
     pub(crate) fn issue(
         &self,
         id: &SpiffeId,
-        node: Option<&str>,
+        to: IssuedTo<'_>,
         key: &impl PublicKeyData,
         now: SystemTime,
     ) -> Result<Issued, CaError> {
-        self.issue_for(id, node, key, self.plan.lives.svid, now)
+        self.issue_for(id, to, key, self.plan.lives.svid, now)
     }
 
     fn issue_for(
         &self,
         id: &SpiffeId,
-        node: Option<&str>,
+        to: IssuedTo<'_>,
         key: &impl PublicKeyData,
         life: Duration,
         now: SystemTime,
@@ -210,7 +211,7 @@ impl Authority {
             return Err(CaError::RootEnded { id });
         }
         let validity = Validity::new(now, life, skew, Some(ends));
-        let (leaf, serial) = certify::svid(id, node, key, &self.signer, validity)?;
+        let (leaf, serial) = certify::svid(id, to, key, &self.signer, validity)?;
         Ok(Issued { chain: vec![leaf, self.signer.certificate.clone()], validity, serial })
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Holder;
+
 /// The authority's own name below the trust domain: no workload has that form.
 pub(crate) const AUTHORITY_PATH: &str = "/toolgate/authority";
 /// Before a node's name.
@@ -40,6 +42,8 @@ pub(crate) struct SvidRequest {
     /// `app` or `app.namespace`.
     pub(crate) app_id: String,
     pub(crate) csr: String,
+    #[serde(default, skip_serializing_if = "Holder::is_agent")]
+    pub(crate) holder: Holder,
 }
 
 /// What was issued.

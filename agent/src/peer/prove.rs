@@ -26,6 +26,14 @@ pub enum ProofError {
         /// Who it is.
         is: SpiffeId,
     },
+    /// No agent stands behind it.
+    #[error(
+        "the SVID of `{id}` is held by a process itself (`listen.workload_api` of its node): agents speak with agents alone here"
+    )]
+    Process {
+        /// Whose it is.
+        id: SpiffeId,
+    },
     /// It is neither a workload nor a server.
     #[error("`{id}` is not of the form `spiffe://<trust domain>/ns/<namespace>/<app id>`")]
     NoIdentity {
@@ -72,6 +80,9 @@ impl Prover {
     fn is_meant(&self, peer: Peer) -> Result<(Peer, Identity), ProofError> {
         if let Some(expected) = self.expected.as_ref().filter(|expected| **expected != peer.id) {
             return Err(ProofError::Another { expected: expected.clone(), is: peer.id });
+        }
+        if peer.is_process {
+            return Err(ProofError::Process { id: peer.id });
         }
         match peer.id.identity() {
             Some(identity) => Ok((peer, identity)),

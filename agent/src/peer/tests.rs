@@ -14,7 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use toolgate_core::spiffe::SpiffeId;
 
 use super::*;
-use crate::ca::{Authority, Lives, Plan};
+use crate::ca::{Authority, Holder, IssuedTo, Lives, Plan};
 use crate::config::{AgentConfig, Resources, load_resources};
 use crate::svid::{Revoked, Source, Svids, Trust, provider};
 
@@ -41,8 +41,13 @@ struct Shown(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Shown {
     fn issued(by: &Authority, id: &str, now: SystemTime) -> Self {
+        Self::held_by(Holder::Agent, by, id, now)
+    }
+
+    fn held_by(holder: Holder, by: &Authority, id: &str, now: SystemTime) -> Self {
         let key = KeyPair::generate().unwrap();
-        let issued = by.issue(&SpiffeId::parse(id).unwrap(), None, &key, now).unwrap();
+        let issued =
+            by.issue(&SpiffeId::parse(id).unwrap(), IssuedTo { holder, node: None }, &key, now).unwrap();
         Self(issued.chain, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
     }
 }
@@ -217,6 +222,13 @@ async fn who_comes_must_prove_who_it_is() {
             PROTOCOL,
             Some("is not of the form"),
         ),
+        (
+            "a process by itself",
+            Some(Shown::held_by(Holder::Process, own, AGENT, now)),
+            &docs,
+            PROTOCOL,
+            Some("is held by a process itself"),
+        ),
         ("another server", shown(own, AGENT, now), &other, PROTOCOL, Some("not behind this agent")),
         ("a guessed name", shown(own, AGENT, now), "docs", PROTOCOL, Some("not behind this agent")),
         (
@@ -265,6 +277,12 @@ async fn who_answers_must_be_who_was_meant() {
         ("the server", Shown::issued(own, DOCS, now), PROTOCOL, None),
         ("another server", Shown::issued(own, other, now), PROTOCOL, Some("answered where")),
         ("the caller itself", Shown::issued(own, AGENT, now), PROTOCOL, Some("answered where")),
+        (
+            "a process by itself",
+            Shown::held_by(Holder::Process, own, DOCS, now),
+            PROTOCOL,
+            Some("is held by a process itself"),
+        ),
         ("another root", Shown::issued(foreign, DOCS, now), PROTOCOL, Some("signed by no root")),
         ("over", Shown::issued(own, DOCS, now - HOUR * 25), PROTOCOL, Some("ended")),
         ("not begun", Shown::issued(own, DOCS, now + HOUR), PROTOCOL, Some("begins")),

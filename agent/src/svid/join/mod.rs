@@ -27,7 +27,7 @@ use crate::ca::nodes::{csr, proven, read_chain};
 use crate::ca::wire::{
     IssuedAnswer, JOIN, JoinRequest, JoinToken, RENEW, RenewRequest, SVID, SvidRequest, TRUST, TrustAnswer,
 };
-use crate::ca::{CertifyError, Issued, Validity};
+use crate::ca::{CertifyError, Holder, Issued, Validity};
 
 /// How often bundle and revocations are fetched: peers refuse what is revoked within twenty seconds.
 const TRUST_EVERY: Duration = Duration::from_secs(10);
@@ -128,13 +128,16 @@ impl Joined {
     pub(super) async fn issue(
         &mut self,
         identity: &Identity,
+        holder: Holder,
         key: &KeyPair,
         now: SystemTime,
     ) -> Result<Issued, JoinError> {
         self.join(now).await?;
-        let wanted = SvidRequest { app_id: identity.to_string(), csr: csr(key).map_err(JoinError::certify)? };
+        let csr = csr(key).map_err(JoinError::certify)?;
+        let wanted = SvidRequest { app_id: identity.to_string(), csr, holder };
         let IssuedAnswer { chain } = self.call(SVID, Some(&wanted)).await?;
-        issued(&chain, &self.trust(), &identity.spiffe_id(), now).map_err(|problem| self.nonsense(problem))
+        let issued = issued(&chain, &self.trust(), (&identity.spiffe_id(), holder), now);
+        issued.map_err(|problem| self.nonsense(problem))
     }
 
     async fn join(&mut self, now: SystemTime) -> Result<(), JoinError> {
@@ -262,11 +265,19 @@ impl JoinError {
 }
 
 /// What an authority gave, proven to be what was asked for.
-fn issued(chain: &str, trust: &Trust, id: &str, now: SystemTime) -> Result<Issued, String> {
+fn issued(
+    chain: &str,
+    trust: &Trust,
+    (id, holder): (&str, Holder),
+    now: SystemTime,
+) -> Result<Issued, String> {
     let chain = read_chain(chain)?;
     let peer = super::verify(&chain, trust, super::Role::Client, now).map_err(|error| error.to_string())?;
     if peer.id.as_str() != id {
         return Err(format!("it issued `{}` for `{id}`", peer.id));
+    }
+    if peer.is_process == holder.is_agent() {
+        return Err(format!("the SVID of `{id}` that it issued is not for {holder:?}"));
     }
     let leaf = chain.first().ok_or("it issued nothing")?;
     let validity: Validity = super::verify::validity(leaf).map_err(|error| error.to_string())?;
