@@ -59,6 +59,18 @@ impl From<rcgen::Error> for CertifyError {
     }
 }
 
+impl CertifyError {
+    pub(super) fn no_key() -> Self {
+        Self("a new key is none".to_owned())
+    }
+}
+
+impl From<aws_lc_rs::error::Unspecified> for CertifyError {
+    fn from(error: aws_lc_rs::error::Unspecified) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// From when to when, in whole seconds as certificates have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {

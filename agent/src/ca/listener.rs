@@ -22,7 +22,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::nodes::NodeError;
-use super::wire::{BODY_BYTES_MAX, JOIN, NODE_PATH, RENEW, RenewRequest, SVID, SvidRequest, TRUST};
+use super::wire::{
+    BODY_BYTES_MAX, JOIN, JWT, JwtRequest, NODE_PATH, RENEW, RenewRequest, SVID, SvidRequest, TRUST,
+};
 use crate::record::Recorder;
 use crate::svid::{NodeAsk, Peer, PeerVerifier, SvidError, Svids, provider, shown_by, verify};
 
@@ -206,6 +208,11 @@ async fn read(request: Request<Incoming>, node: Option<&str>) -> Result<NodeAsk,
             let node = of_a_node()?;
             let wanted: SvidRequest = serde_json::from_slice(&body).map_err(wrong)?;
             Ok(NodeAsk::Svid { node, wanted })
+        }
+        (&Method::POST, JWT) => {
+            let node = of_a_node()?;
+            let wanted: JwtRequest = serde_json::from_slice(&body).map_err(wrong)?;
+            Ok(NodeAsk::Jwt { node, wanted })
         }
         (&Method::GET, TRUST) => Ok(NodeAsk::Trust { node: of_a_node()? }),
         (method, path) => Err((StatusCode::NOT_FOUND, format!("no {method} {path} here"))),

@@ -5,6 +5,7 @@
 //! - [`state`]: what there is
 //! - [`rotation`]: what is due
 //! - [`operate`]: what the operator sees, asks and keeps elsewhere
+//! - [`jwt`]: the keys of JWT-SVIDs
 //! - [`registry`], [`nodes`], [`listener`], [`wire`]: other nodes, that join by a token
 //!
 //! `authority.json` is what counts: keys are written before it names them, and removed after it does no more. Agents that
@@ -13,6 +14,7 @@
 mod certify;
 mod error;
 pub(crate) mod folder;
+mod jwt;
 pub(crate) mod listener;
 pub(crate) mod nodes;
 mod operate;
@@ -96,6 +98,7 @@ pub struct Authority {
     signer: Signer,
     bundle: Arc<Bundle>,
     registry: Registry,
+    jwt_keys: jwt::Keys,
     /// What it shows of itself.
     own: Option<Own>,
 }
@@ -115,7 +118,8 @@ impl Authority {
         let (state, signer, bundle) = load(&plan, &folder)?;
         drop(lock);
         let registry = Registry::default();
-        let mut authority = Self { plan, folder, state, signer, bundle, registry, own: None };
+        let jwt_keys = jwt::Keys::default();
+        let mut authority = Self { plan, folder, state, signer, bundle, registry, jwt_keys, own: None };
         authority.registry = authority.read_registry()?;
         authority.doubt_the_clock(now);
         authority.rotate(now)?;
@@ -140,7 +144,7 @@ impl Authority {
     /// # Errors
     /// [`CaError`]: what there was goes on.
     pub fn rotate(&mut self, now: SystemTime) -> Result<bool, CaError> {
-        let is_new = self.refresh()?;
+        let is_new = self.refresh()? | self.rotate_jwt_keys(false, now)?;
         let damaged = |problem| self.damaged(problem);
         if due(&self.state, &self.plan.lives, now).map_err(damaged)?.is_none() {
             return Ok(is_new);

@@ -15,8 +15,8 @@ use super::operate::{Level, fingerprint};
 use super::registry::{self, FORMAT, Refusal, Registry, Unregistrable, time};
 use super::state::Stage;
 use super::wire::{
-    AUTHORITY_PATH, IssuedAnswer, JoinRequest, JoinToken, NODE_PATH, RevokedList, SIGNED_AS, Signed,
-    SvidRequest, TrustAnswer,
+    AUTHORITY_PATH, IssuedAnswer, JoinRequest, JoinToken, JwtAnswer, JwtRequest, NODE_PATH, RevokedList,
+    SIGNED_AS, Signed, SvidRequest, TrustAnswer,
 };
 use super::{Authority, CaError, Issued, json as text_of, pem};
 use crate::svid::{Revoked, Serial, hex};
@@ -144,6 +144,23 @@ impl Authority {
         Ok(answer(&self.issue(&SpiffeId::from(&identity), of(node, wanted.holder), &csr.public_key, now)?))
     }
 
+    /// A JWT-SVID of one of them.
+    pub(crate) fn node_jwt(
+        &mut self,
+        node: &str,
+        wanted: &JwtRequest,
+        now: SystemTime,
+    ) -> Result<JwtAnswer, NodeError> {
+        let malformed = |problem: String| Refusal::Malformed { problem };
+        let identity = registry::identity(&self.plan.trust_domain, &wanted.app_id)
+            .map_err(|problem| malformed(problem.to_string()))?;
+        self.registry.permits(node, &identity)?;
+        if wanted.audience.is_empty() {
+            return Err(malformed("a JWT-SVID is for somebody (`audience`)".to_owned()).into());
+        }
+        Ok(JwtAnswer { token: self.jwt_svid(&SpiffeId::from(&identity), &wanted.audience, now)? })
+    }
+
     /// The bundle, and the signed list of what was revoked.
     pub(crate) fn trust_answer(&mut self, node: &str, now: SystemTime) -> Result<TrustAnswer, NodeError> {
         self.registry.node(node)?;
@@ -159,7 +176,7 @@ impl Authority {
         let signature = hex(&signature.map_err(CaError::from)?);
         let chain = own.chain.iter().take(own.chain.len() - 1).map(|one| pem("CERTIFICATE", one)).collect();
         let roots = self.bundle.roots.iter().map(|root| pem("CERTIFICATE", root)).collect();
-        Ok(TrustAnswer { roots, revoked: Signed { list, signature, chain } })
+        Ok(TrustAnswer { roots, jwt_keys: self.jwt_bundle(), revoked: Signed { list, signature, chain } })
     }
 
     /// What it shows of itself now.

@@ -30,7 +30,7 @@ fn at(seconds: u64) -> SystemTime {
 fn trust(authority: &Authority) -> Trust {
     let bundles = BTreeMap::from([(authority.trust_domain().into(), Arc::clone(authority.bundle()))]);
     let revoked = Revoked { trust_domain: "example.org".into(), ..Revoked::default() };
-    Trust { generation: 1, bundles, revoked: revoked.into() }
+    Trust { generation: 1, bundles, revoked: revoked.into(), ..Trust::default() }
 }
 
 fn issue(authority: &Authority, now: SystemTime) -> Issued {

@@ -26,7 +26,7 @@ pub(super) enum Ca {
     Status {
         #[command(flatten)]
         config: Config,
-        /// As JSON: `roots`, `issuing` and `svids`
+        /// As JSON: `roots`, `issuing`, `jwt_keys` and `svids`
         #[arg(long)]
         json: bool,
     },
@@ -302,5 +302,9 @@ fn certificates(out: &mut String, status: &Value) {
                 let _ = writeln!(out, "{:<8} signs from {at} on", "");
             }
         }
+    }
+    for one in rows("jwt_keys") {
+        let [id, stage, made_at] = ["id", "stage", "made_at"].map(|key| text(&one, key));
+        let _ = writeln!(out, "{:<8} {id:<9} {stage:<9} made {made_at}", "jwt");
     }
 }

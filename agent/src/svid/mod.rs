@@ -6,6 +6,7 @@
 
 mod error;
 mod join;
+mod jwt;
 mod owner;
 mod source;
 pub(crate) mod tls;
@@ -15,11 +16,13 @@ mod workload_api;
 
 pub use self::error::{SvidError, VerifyError};
 pub use self::join::{JoinError, JoinPlan, Joined};
+pub use self::jwt::JwtKey;
 pub use self::source::{Operation, Source};
 pub use self::trust::{Bundle, Revoked, Serial, Trust};
 pub use self::verify::{Peer, Role, verify};
 pub use self::workload_api::{Provider, ProviderError, ProviderPlan};
 
+pub(crate) use self::jwt::{jwks, verify_jwt};
 pub(crate) use self::source::{NodeAsk, Own};
 pub(crate) use self::tls::{PeerVerifier, provider};
 pub(crate) use self::trust::hex;
@@ -165,6 +168,12 @@ impl Svids {
     pub(crate) async fn hold(&self, identity: &Identity, holder: Holder) -> Result<Arc<Held>, SvidError> {
         let identity = identity.clone();
         self.ask(|answer| Order::Hold { identity, holder, answer }).await?
+    }
+
+    /// A JWT-SVID for somebody.
+    pub(crate) async fn jwt(&self, identity: &Identity, audience: Vec<String>) -> Result<String, SvidError> {
+        let identity = identity.clone();
+        self.ask(|answer| Order::Jwt { identity, audience, answer }).await?
     }
 
     /// Why nothing new comes from the source, if that is so.

@@ -31,6 +31,7 @@ const DUE: &str = "what is due of this node's identity is not done";
 pub(super) enum Order {
     Issue { identity: Identity, answer: oneshot::Sender<Result<Arc<Svid>, SvidError>> },
     Hold { identity: Identity, holder: Holder, answer: oneshot::Sender<Result<Arc<Held>, SvidError>> },
+    Jwt { identity: Identity, audience: Vec<String>, answer: oneshot::Sender<Result<String, SvidError>> },
     Operate { operation: Operation, answer: oneshot::Sender<Result<Value, SvidError>> },
     Node { ask: NodeAsk, answer: oneshot::Sender<Result<Value, SvidError>> },
     Own { answer: oneshot::Sender<Result<Own, SvidError>> },
@@ -42,6 +43,7 @@ impl Order {
         match self {
             Self::Issue { answer, .. } => drop(answer.send(Err(error))),
             Self::Hold { answer, .. } => drop(answer.send(Err(error))),
+            Self::Jwt { answer, .. } => drop(answer.send(Err(error))),
             Self::Operate { answer, .. } | Self::Node { answer, .. } => drop(answer.send(Err(error))),
             Self::Own { answer } => drop(answer.send(Err(error))),
         }
@@ -140,6 +142,12 @@ impl Owner {
             }
             Order::Hold { identity, holder, answer } => {
                 let _ = answer.send(self.hold(identity, holder, now).await);
+            }
+            Order::Jwt { identity, audience, answer } => {
+                let signed = self.source.jwt(&identity, audience, now).await;
+                // The first one has made a key.
+                self.publish_trust();
+                let _ = answer.send(signed);
             }
             Order::Operate { operation, answer } => {
                 let mut done = self.source.operate(operation, now);
@@ -307,7 +315,8 @@ impl Owner {
         let roots = |trust: &Trust| -> Vec<_> {
             trust.bundles.iter().map(|(name, bundle)| (name.clone(), bundle.roots.clone())).collect()
         };
-        if roots(&trust) == roots(&before) && trust.revoked == before.revoked {
+        let is_same = trust.jwt_keys == before.jwt_keys && trust.revoked == before.revoked;
+        if roots(&trust) == roots(&before) && is_same {
             return;
         }
         let generation = before.generation + 1;

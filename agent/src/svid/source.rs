@@ -14,7 +14,7 @@ use toolgate_core::spiffe::SpiffeId;
 use super::join::Joined;
 use super::workload_api::{Given, Provider};
 use super::{SvidError, Trust};
-use crate::ca::wire::{JoinRequest, SvidRequest};
+use crate::ca::wire::{JoinRequest, JwtRequest, SvidRequest};
 use crate::ca::{Authority, Holder, Issued, IssuedTo, Level, NodeError};
 
 /// Who issues.
@@ -59,6 +59,7 @@ pub(crate) enum NodeAsk {
     Join(JoinRequest),
     Renew { node: String, csr: String },
     Svid { node: String, wanted: SvidRequest },
+    Jwt { node: String, wanted: JwtRequest },
     Trust { node: String },
 }
 
@@ -75,8 +76,10 @@ impl Source {
         match self {
             Self::Embedded(authority) => {
                 let bundle = Arc::clone(authority.bundle());
-                let bundles = BTreeMap::from([(authority.trust_domain().into(), bundle)]);
-                Trust { generation: 1, bundles, revoked: Arc::new(authority.revoked()) }
+                let own = || authority.trust_domain().into();
+                let bundles = BTreeMap::from([(own(), bundle)]);
+                let jwt_keys = BTreeMap::from([(own(), authority.jwt_bundle())]);
+                Trust { generation: 1, bundles, jwt_keys, revoked: Arc::new(authority.revoked()) }
             }
             Self::Joined(joined) => joined.trust(),
             Self::WorkloadApi(provider) => provider.trust(),
@@ -115,6 +118,22 @@ impl Source {
             Self::WorkloadApi(provider) => return Ok(provider.find(identity).await?),
         };
         Ok((issued, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+    }
+
+    /// Has a JWT-SVID signed.
+    pub(super) async fn jwt(
+        &mut self,
+        identity: &Identity,
+        audience: Vec<String>,
+        now: SystemTime,
+    ) -> Result<String, SvidError> {
+        match self {
+            Self::Embedded(authority) => Ok(authority.jwt_svid(&SpiffeId::from(identity), &audience, now)?),
+            Self::Joined(joined) => Ok(joined.jwt(identity, audience, now).await?),
+            Self::WorkloadApi(provider) => {
+                Err(SvidError::NotAnAuthority { socket: provider.socket().to_owned() })
+            }
+        }
     }
 
     /// All that there is, where that is told; `None`: it issues what it is asked for.
@@ -167,7 +186,7 @@ impl Source {
     pub(super) fn status(&self) -> Result<Value, SvidError> {
         match self {
             Self::Embedded(authority) => {
-                let mut status = authority.status()?;
+                let mut status = authority.status(SystemTime::now())?;
                 status["source"] = "embedded".into();
                 Ok(status)
             }
@@ -209,6 +228,10 @@ impl Source {
             NodeAsk::Join(wanted) => authority.join(&wanted, now),
             NodeAsk::Renew { node, csr } => authority.renew(&node, &csr, now),
             NodeAsk::Svid { node, wanted } => authority.node_svid(&node, &wanted, now),
+            NodeAsk::Jwt { node, wanted } => {
+                let signed = authority.node_jwt(&node, &wanted, now).map_err(SvidError::Node)?;
+                return Ok(json!(signed));
+            }
             NodeAsk::Trust { node } => {
                 let trust = authority.trust_answer(&node, now).map_err(SvidError::Node)?;
                 return Ok(json!(trust));

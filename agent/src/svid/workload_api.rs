@@ -128,7 +128,7 @@ impl Provider {
     pub(super) fn trust(&self) -> Trust {
         let revoked = Revoked { trust_domain: self.plan.trust_domain.as_str().into(), ..Revoked::default() };
         let bundles = self.update().map(|update| update.bundles.clone()).unwrap_or_default();
-        Trust { generation: 1, bundles, revoked: Arc::new(revoked) }
+        Trust { generation: 1, bundles, revoked: Arc::new(revoked), ..Trust::default() }
     }
 
     pub(super) fn given(&self) -> Vec<Given> {

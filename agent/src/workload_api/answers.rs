@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
@@ -12,13 +12,10 @@ use toolgate_core::identity::Identity;
 
 use super::attest::Attested;
 use super::messages::{X509BundlesResponse, X509Svid, X509SvidResponse};
-use super::stream::Streamed;
+use super::stream::{BUNDLES_AGAIN, Streamed};
 use crate::app::Node;
 use crate::ca::Holder;
-use crate::svid::{JoinError, Operation, SvidError, Trust};
-
-/// Bundles change by themselves: whoever has them is told then.
-const BUNDLES_AGAIN: Duration = Duration::from_secs(60);
+use crate::svid::{JoinError, Operation, SvidError, Svids, Trust};
 
 /// The process at the other end of a connection.
 pub(super) struct Caller {
@@ -46,6 +43,10 @@ struct Event {
 impl Caller {
     pub(super) fn new(who: Attested, node: Arc<Node>) -> Self {
         Self { who, node }
+    }
+
+    pub(super) fn svids(&self) -> &Svids {
+        &self.node.svids
     }
 
     pub(super) fn changed(&self) -> watch::Receiver<u64> {
@@ -85,7 +86,7 @@ impl Caller {
     }
 
     /// Whom this node believes; an authority that nobody has asked for anything yet is made now.
-    async fn trust(&self) -> Result<Arc<Trust>, Status> {
+    pub(super) async fn trust(&self) -> Result<Arc<Trust>, Status> {
         let own = &self.node.agent.trust_domain;
         if self.node.svids.trust().bundle(own).is_none() {
             self.node.svids.operate(Operation::Status).await.map_err(|error| unavailable(&error))?;
@@ -130,7 +131,8 @@ fn secret<'k>(key: &'k PrivateKeyDer<'_>) -> &'k [u8] {
     key.secret_der()
 }
 
-fn named(trust_domain: &str) -> String {
+/// As the Workload API names a trust domain.
+pub(super) fn named(trust_domain: &str) -> String {
     format!("spiffe://{trust_domain}")
 }
 

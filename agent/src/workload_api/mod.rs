@@ -1,4 +1,4 @@
-//! `listen.workload_api`: processes of this node get their own SVIDs and the bundles here, by the SPIFFE Workload API (gRPC over a
+//! `listen.workload_api`: processes of this node get their own SVIDs, JWT-SVIDs and the bundles here, by the SPIFFE Workload API (gRPC over a
 //! Unix socket). Who asks is told by the kernel ([`attest`]) and found by the same selectors as any caller.
 //!
 //! What is given to a process says so (`ca::Holder`): agents take it for nobody's word among themselves, so that a process that
@@ -10,6 +10,7 @@ mod messages;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -33,7 +34,10 @@ use tonic_prost::ProstCodec;
 
 use self::answers::Caller;
 use self::attest::Attested;
-use self::messages::{X509BundlesResponse, X509SvidResponse};
+use self::messages::{
+    JwtBundlesResponse, JwtSvidRequest, JwtSvidResponse, ValidateJwtSvidRequest, ValidateJwtSvidResponse,
+    X509BundlesResponse, X509SvidResponse,
+};
 use self::stream::Streams;
 use crate::app::Node;
 use crate::limits::Limit;
@@ -134,6 +138,18 @@ async fn answer(caller: Arc<Caller>, request: Request<Incoming>) -> Response<Bod
         "/SpiffeWorkloadAPI/FetchX509Bundles" => {
             let codec = ProstCodec::<X509BundlesResponse, _>::default();
             Grpc::new(codec).server_streaming(Streams::new(caller), request).await
+        }
+        "/SpiffeWorkloadAPI/FetchJWTSVID" => {
+            let codec = ProstCodec::<JwtSvidResponse, JwtSvidRequest>::default();
+            Grpc::new(codec).unary(tokens::Fetch(caller), request).await
+        }
+        "/SpiffeWorkloadAPI/FetchJWTBundles" => {
+            let codec = ProstCodec::<JwtBundlesResponse, _>::default();
+            Grpc::new(codec).server_streaming(Streams::new(caller), request).await
+        }
+        "/SpiffeWorkloadAPI/ValidateJWTSVID" => {
+            let codec = ProstCodec::<ValidateJwtSvidResponse, ValidateJwtSvidRequest>::default();
+            Grpc::new(codec).unary(tokens::Validate(caller), request).await
         }
         path => Status::unimplemented(format!("`{path}` is not served here")).into_http(),
     }

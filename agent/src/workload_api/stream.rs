@@ -18,6 +18,8 @@ use super::messages::Empty;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The least time between two looks: SVIDs may live for seconds.
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(200);
+/// Where nothing is to be renewed: whoever has it is told of changes when they come.
+pub(super) const BUNDLES_AGAIN: Duration = Duration::from_secs(60);
 /// Answers that wait for a client that does not read: then nothing is made for it.
 const WAITING_MAX: usize = 1;
 
