@@ -12,7 +12,8 @@
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
 //! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`endpoints`],
-//! [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `ahead` is a socket below TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `workload_api` gives processes their
+//! own SVIDs, `ahead` is a socket below TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -51,3 +52,4 @@ pub mod shares;
 mod sockdiag;
 pub mod svid;
 pub mod views;
+mod workload_api;

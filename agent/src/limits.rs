@@ -231,6 +231,12 @@ limits! {
     executable_bytes_max, ExecutableBytes: Size(usize) = GIB;
     /// Until an executable is read for `exe_sha256`.
     identify_time_max, IdentifyTime: Time(Duration) = seconds(10);
+    /// Connections to `listen.workload_api` at once; one more is closed.
+    workload_api_connections_max, WorkloadApiConnections: Count(usize) = 1_024;
+    /// The same of one cgroup: none can use up the others' share.
+    workload_api_connections_per_cgroup_max, WorkloadApiConnectionsPerCgroup: Count(usize) = 64;
+    /// Calls and streams at once on one such connection.
+    workload_api_streams_max, WorkloadApiStreams: Count(usize) = 16;
     /// From SIGTERM to the end of the last request.
     drain_time_max, DrainTime: Time(Duration) = seconds(5);
 }

@@ -36,6 +36,8 @@ pub struct Setup<'t> {
     pub peer: Option<SocketAddr>,
     /// Where nodes join its authority, if they may.
     pub authority: Option<SocketAddr>,
+    /// Whether processes get their SVIDs at `FOLDER/workload.sock`.
+    pub workload_api: bool,
     /// The token by which it joins another agent's authority; empty: it has its own.
     pub token: &'t str,
     /// More of `toolgate.yaml`.
@@ -419,7 +421,10 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     };
     let listener =
         |key: &str, at: Option<SocketAddr>| at.map(|at| format!("{key}: \"{at}\", ")).unwrap_or_default();
-    let others = listener("peer", setup.peer) + &listener("authority", setup.authority);
+    let mut others = listener("peer", setup.peer) + &listener("authority", setup.authority);
+    if setup.workload_api {
+        others += &format!("workload_api: {}, ", file("workload.sock"));
+    }
     let mut text = format!(
         "listen: {{ {others}outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
          store: {{ embedded: {} }}\n\

@@ -20,9 +20,10 @@ pub(crate) struct Packages {
 }
 
 /// Folder, what it has, and the file of its versions.
-const CLIENTS: [(&str, &str, &str); 2] = [
+const CLIENTS: [(&str, &str, &str); 3] = [
     ("langgraph", "LangGraph with its MCP adapters", "langgraph.txt"),
     ("python2", "official Python SDK 2.x, FastMCP and OpenAI's Agents SDK", "python2.txt"),
+    ("spiffe", "SPIFFE client for Python", "spiffe.txt"),
 ];
 
 /// Written last: a folder without it is the rest of an interrupted run, a folder with another text is of other versions.

@@ -26,8 +26,8 @@ pub struct Process {
     pub cgroup: String,
     /// Its effective user.
     pub uid: u32,
-    /// Its executable.
-    pub exe: FileId,
+    /// Its executable; `None`: what it ran then is not known, so that nothing can be said of Workloads that ask.
+    pub exe: Option<FileId>,
 }
 
 /// A SHA-256.
@@ -282,7 +282,7 @@ impl Selectors {
             && unit.as_deref().is_none_or(|unit| system_unit(&process.cgroup) == Some(unit))
             && cgroup.as_ref().is_none_or(|glob| glob.matches_ancestor(path))
             && user.is_none_or(|user| user == process.uid)
-            && exe.as_ref().is_none_or(|exe| exe.file == Some(process.exe))
+            && exe.as_ref().is_none_or(|exe| process.exe.is_none() || exe.file == process.exe)
             && container
                 .as_ref()
                 .is_none_or(|container| container.fits_path(&process.cgroup, self.names_owner()))
@@ -305,7 +305,12 @@ impl Selectors {
                 evidence.image.as_ref().map(|found| found.as_ref().map(|found| found.is(wanted))),
             )
         });
-        let mut fit = Fit::Yes;
+        let mut fit = match (&self.exe, process.exe) {
+            (Some(_), None) => {
+                Fit::Untold { selector: "exe", why: "what it ran when it connected is not known".into() }
+            }
+            (Some(_) | None, _) => Fit::Yes,
+        };
         for (selector, found) in exe.into_iter().chain(image) {
             match found {
                 Some(Ok(true)) => {}
@@ -401,7 +406,7 @@ mod tests {
         let process = Process {
             cgroup: "/system.slice/a.service/sub".to_owned(),
             uid: 7,
-            exe: FileId { dev: 1, ino: 5 },
+            exe: Some(FileId { dev: 1, ino: 5 }),
         };
         let table = [
             (unit("a.service"), true),
@@ -442,7 +447,7 @@ mod tests {
     }
 
     fn process(cgroup: &str) -> Process {
-        Process { cgroup: cgroup.to_owned(), uid: 1000, exe: FileId { dev: 1, ino: 5 } }
+        Process { cgroup: cgroup.to_owned(), uid: 1000, exe: Some(FileId { dev: 1, ino: 5 }) }
     }
 
     #[test]
@@ -545,8 +550,11 @@ mod tests {
 
     #[test]
     fn one_workload_or_none() {
-        let process =
-            Process { cgroup: "/system.slice/a.service".to_owned(), uid: 7, exe: FileId { dev: 1, ino: 5 } };
+        let process = Process {
+            cgroup: "/system.slice/a.service".to_owned(),
+            uid: 7,
+            exe: Some(FileId { dev: 1, ino: 5 }),
+        };
         let one = workload("one", unit("a.service"));
         let two = workload("two", user(7));
         let miss = workload("miss", user(0));

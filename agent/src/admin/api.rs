@@ -204,6 +204,8 @@ struct Status<'a> {
     capture: Capture,
     /// Why the agent is not ready.
     unready: Option<String>,
+    /// Why the source of this node's identities gives nothing new.
+    identity_failing: Option<String>,
     bypasses: Vec<serde_json::Value>,
     workloads: Vec<String>,
     servers: Vec<ServerStatus<'a>>,
@@ -250,6 +252,7 @@ fn status(context: &Context) -> serde_json::Value {
             older: node.metrics.older().into_iter().map(|(result, count)| (result, count.into())).collect(),
         },
         unready: node.unready(),
+        identity_failing: node.svids.failing().map(|why| why.to_string()),
         bypasses: node.bypasses.all().iter().map(shown).collect(),
         workloads: resources.workloads.iter().map(|workload| workload.identity.to_string()).collect(),
         servers: resources
@@ -308,6 +311,11 @@ fn kernel_metrics(context: &Context) -> String {
         out,
         "# HELP toolgate_bypasses Cgroups that are let through for now\n# TYPE toolgate_bypasses gauge\ntoolgate_bypasses {}",
         context.node.bypasses.all().len()
+    );
+    let _ = writeln!(
+        out,
+        "# HELP toolgate_identity_source_failing Whether the source of SVIDs and bundles gives nothing new\n# TYPE toolgate_identity_source_failing gauge\ntoolgate_identity_source_failing {}",
+        u8::from(context.node.svids.failing().is_some())
     );
     definitions::metrics(&mut out, &context.node);
     canary_metrics(&mut out, context);

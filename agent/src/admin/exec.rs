@@ -45,8 +45,11 @@ pub(super) fn enter(wanted: &ExecRequest, peer: UCred, node: &Node) -> Result<St
     let name = format!("/{EXEC_CGROUP}/{}.{pid}", wanted.app_id);
     let exe =
         std::fs::metadata(&wanted.exe).map_err(|cause| ExecError::Exe { path: wanted.exe.clone(), cause })?;
-    let process =
-        Process { cgroup: name.clone(), uid: wanted.uid, exe: FileId { dev: exe.dev(), ino: exe.ino() } };
+    let process = Process {
+        cgroup: name.clone(),
+        uid: wanted.uid,
+        exe: Some(FileId { dev: exe.dev(), ino: exe.ino() }),
+    };
     // Said now, so that nobody wonders later why every call of the program is denied.
     let claim = workload::exec_claim(&name, &node.agent.trust_domain);
     match workload::identify(&process, &Evidence::default(), &node.resources.load().workloads, claim.as_ref())

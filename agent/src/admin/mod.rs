@@ -26,20 +26,23 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::app::{Heritage, Node, Role};
 use crate::ca;
 use crate::capture::Kernel;
 use crate::config::AgentConfig;
+use crate::workload_api;
 
 /// Why the operator's sockets are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The Unix socket.
-    #[error("cannot listen at `{}` (listen.admin): {cause}", path.display())]
+    /// A Unix socket.
+    #[error("cannot listen at `{}` ({key}): {cause}", path.display())]
     Unix {
+        /// The configuration's key.
+        key: &'static str,
         /// Its path.
         path: PathBuf,
         /// What the kernel said.
@@ -64,6 +67,8 @@ pub struct Sockets {
     ready: (SocketAddr, TcpListener),
     /// Not the operator's: other nodes join there.
     authority: Option<(SocketAddr, TcpListener)>,
+    /// Nor this one: processes get their SVIDs there.
+    workload_api: Option<(UnixListener, SocketPath)>,
     /// Removed with the sockets.
     path: SocketPath,
 }
@@ -106,20 +111,32 @@ impl Sockets {
         let authority = agent.listen.authority;
         let authority =
             authority.map(|address| tcp("listen.authority", address, Role::Authority)).transpose()?;
-        let path = &agent.listen.admin;
-        let given = heritage.and_then(|heritage| heritage.take_unix(&Role::Admin(path.clone())));
-        let is_ours = given.is_none();
-        let admin = match given {
-            Some(listener) => listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)),
-            None => bind_unix(path),
+        let mut unix = |key, path: &PathBuf, role: fn(PathBuf) -> Role, mode| {
+            let given = heritage.as_deref_mut().and_then(|heritage| heritage.take_unix(&role(path.clone())));
+            let is_ours = given.is_none();
+            let listener = match given {
+                Some(listener) => {
+                    listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener))
+                }
+                None => bind_unix(path, mode),
+            };
+            let listener = listener.map_err(|cause| AdminError::Unix { key, path: path.clone(), cause })?;
+            Ok((listener, SocketPath { path: path.clone(), is_ours }))
         };
-        let admin = admin.map_err(|cause| AdminError::Unix { path: path.clone(), cause })?;
-        Ok(Self { admin, metrics, ready, authority, path: SocketPath { path: path.clone(), is_ours } })
+        let (admin, path) = unix("listen.admin", &agent.listen.admin, Role::Admin, FOR_ROOT)?;
+        let workload_api = agent.listen.workload_api.as_ref();
+        let workload_api = workload_api
+            .map(|path| unix("listen.workload_api", path, Role::WorkloadApi, FOR_ALL))
+            .transpose()?;
+        Ok(Self { admin, metrics, ready, authority, workload_api, path })
     }
 
-    /// The socket file is this process's from now on, or another's.
+    /// The socket files are this process's from now on, or another's.
     pub fn own(&mut self, is_ours: bool) {
         self.path.is_ours = is_ours;
+        if let Some((_, path)) = &mut self.workload_api {
+            path.is_ours = is_ours;
+        }
     }
 
     /// What the next agent gets.
@@ -131,13 +148,25 @@ impl Sockets {
             (Role::Metrics(self.metrics.0), self.metrics.1.as_fd()),
             (Role::Ready(self.ready.0), self.ready.1.as_fd()),
         ];
-        operators.into_iter().chain(authority)
+        let workload_api = self.workload_api.iter();
+        let workload_api =
+            workload_api.map(|(listener, at)| (Role::WorkloadApi(at.path.clone()), listener.as_fd()));
+        operators.into_iter().chain(authority).chain(workload_api)
     }
 }
 
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent() {
+/// Who may open a socket.
+const FOR_ROOT: u32 = 0o600;
+const FOR_ALL: u32 = 0o666;
+
+fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
         std::fs::create_dir_all(dir)?;
+        if mode == FOR_ALL {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+        }
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -148,7 +177,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let bound = UnixListener::bind(path);
     nix::sys::stat::umask(before);
     let listener = bound?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 
@@ -174,6 +203,7 @@ const ACCEPT_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 /// Answers until it is dropped; what was asked before is still answered then.
 pub async fn serve(context: Context, sockets: &Sockets) {
     let nodes = ca::Listener::new(context.node.svids.clone());
+    let processes = workload_api::Listener::new(Arc::clone(&context.node));
     loop {
         let accepted = tokio::select! {
             accepted = sockets.admin.accept() => accepted.and_then(|(stream, _)| {
@@ -188,12 +218,15 @@ pub async fn serve(context: Context, sockets: &Sockets) {
                 let (nodes, node) = (Rc::clone(&nodes), Arc::clone(&context.node));
                 tokio::task::spawn_local(async move { nodes.serve(stream, from, &node.record).await });
             }),
+            accepted = asking(sockets.workload_api.as_ref()) => accepted.map(|stream| {
+                tokio::task::spawn_local(Rc::clone(&processes).serve(stream));
+            }),
             accepted = sockets.ready.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Ready))
             }
         };
         if let Err(error) = accepted {
-            tracing::warn!(%error, "cannot accept an operator's connection; trying again in {ACCEPT_AGAIN:?}");
+            tracing::warn!(%error, "cannot accept a connection; trying again in {ACCEPT_AGAIN:?}");
             tokio::time::sleep(ACCEPT_AGAIN).await;
         }
     }
@@ -203,6 +236,14 @@ pub async fn serve(context: Context, sockets: &Sockets) {
 async fn joining(authority: Option<&(SocketAddr, TcpListener)>) -> io::Result<(TcpStream, SocketAddr)> {
     match authority {
         Some((_, listener)) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next process that wants its SVID; never, where none gets any.
+async fn asking(workload_api: Option<&(UnixListener, SocketPath)>) -> io::Result<UnixStream> {
+    match workload_api {
+        Some((listener, _)) => listener.accept().await.map(|(stream, _)| stream),
         None => std::future::pending().await,
     }
 }

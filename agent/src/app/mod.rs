@@ -62,7 +62,7 @@ use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
 use crate::shares::Shares;
-use crate::svid::{JoinPlan, Joined, Source, SvidError, Svids};
+use crate::svid::{JoinPlan, Joined, Provider, ProviderPlan, Source, SvidError, Svids};
 use crate::views::Changes;
 
 /// Below the configuration's directory: what is read again on change.
@@ -357,6 +357,11 @@ fn svids(agent: &AgentConfig) -> Result<Svids, SvidError> {
                 token_file: agent.identity.token_file.clone(),
             };
             Svids::start(Source::Joined(Box::new(Joined::open(plan, SystemTime::now())?)))
+        }
+        IdentitySource::WorkloadApi => {
+            let socket = agent.identity.socket.clone().unwrap_or_default();
+            let plan = ProviderPlan { trust_domain: agent.trust_domain.clone(), socket };
+            Svids::start(Source::WorkloadApi(Box::new(Provider::new(plan))))
         }
     }
 }

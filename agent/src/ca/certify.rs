@@ -7,12 +7,46 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use toolgate_core::spiffe::SpiffeId;
 
 use crate::svid::Serial;
 
 /// Bytes of a serial number: unguessable, and positive in twenty octets (RFC 5280, 4.1.2.2).
 const SERIAL_BYTES: usize = 16;
+
+/// The organisation in the subject of SVIDs whose keys processes hold themselves. Agents take none of these for each other's.
+const PROCESSES: &str = "workload-api";
+
+/// Who has the key of an SVID.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Holder {
+    /// An agent, for a workload or a server behind it.
+    #[default]
+    Agent,
+    /// The process itself, past its agent.
+    Process,
+}
+
+impl Holder {
+    pub(crate) fn is_agent(&self) -> bool {
+        *self == Self::Agent
+    }
+
+    /// As the organisations of an SVID's subject say it, whatever trust domain it is of.
+    pub(crate) fn named_by<'o>(mut organisations: impl Iterator<Item = &'o str>) -> Self {
+        if organisations.any(|name| name == PROCESSES) { Self::Process } else { Self::Agent }
+    }
+}
+
+/// Whom an SVID is issued to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct IssuedTo<'n> {
+    /// The node, so that all of it can be revoked; `None`: the authority's own.
+    pub(crate) node: Option<&'n str>,
+    pub(crate) holder: Holder,
+}
 
 /// A certificate could not be made: names that do not fit, or no randomness.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +55,18 @@ pub struct CertifyError(String);
 
 impl From<rcgen::Error> for CertifyError {
     fn from(error: rcgen::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl CertifyError {
+    pub(super) fn no_key() -> Self {
+        Self("a new key is none".to_owned())
+    }
+}
+
+impl From<aws_lc_rs::error::Unspecified> for CertifyError {
+    fn from(error: aws_lc_rs::error::Unspecified) -> Self {
         Self(error.to_string())
     }
 }
@@ -107,11 +153,10 @@ pub(super) fn issuing(
     Ok(params.signed_by(key, &root.issuer)?.into())
 }
 
-/// The leaf of an SVID: exactly one URI, no CA, for both ends of TLS. `node`: whom it is issued to, so that all of a
-/// node's can be revoked.
+/// The leaf of an SVID: exactly one URI, no CA, for both ends of TLS.
 pub(super) fn svid(
     id: &SpiffeId,
-    node: Option<&str>,
+    to: IssuedTo<'_>,
     key: &impl PublicKeyData,
     issuing: &Signer,
     validity: Validity,
@@ -119,8 +164,12 @@ pub(super) fn svid(
     let mut params = params(id.as_str(), validity)?;
     params.is_ca = IsCa::ExplicitNoCa;
     let name = id.path().rsplit('/').next().unwrap_or_default();
-    params.distinguished_name =
-        names(&[(DnType::CommonName, Some(name)), (DnType::OrganizationalUnitName, node)]);
+    let holder = (!to.holder.is_agent()).then_some(PROCESSES);
+    params.distinguished_name = names(&[
+        (DnType::OrganizationName, holder),
+        (DnType::OrganizationalUnitName, to.node),
+        (DnType::CommonName, Some(name)),
+    ]);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];

@@ -22,9 +22,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::nodes::NodeError;
-use super::wire::{BODY_BYTES_MAX, JOIN, NODE_PATH, RENEW, RenewRequest, SVID, SvidRequest, TRUST};
+use super::wire::{
+    BODY_BYTES_MAX, JOIN, JWT, JwtRequest, NODE_PATH, RENEW, RenewRequest, SVID, SvidRequest, TRUST,
+};
 use crate::record::Recorder;
-use crate::svid::{NodeAsk, Peer, PeerVerifier, SvidError, Svids, provider, shown_by};
+use crate::svid::{NodeAsk, Peer, PeerVerifier, SvidError, Svids, provider, shown_by, verify};
 
 /// Connections at once; one more is closed.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -105,12 +107,16 @@ impl Listener {
         }
         let own = self.svids.own().await?;
         let svids = self.svids.clone();
-        let verifier = PeerVerifier::new(move |_| Ok(Arc::clone(&svids.trust())), None, false);
+        // Who it is, each answer looks at.
+        let verifier = PeerVerifier::new(move |chain, role, now| {
+            let proven = verify(chain, &svids.trust(), role, now).map(drop);
+            proven.map_err(|error| rustls::Error::General(error.to_string()))
+        });
         let failed = |cause: rustls::Error| SvidError::Tls { cause: cause.to_string() };
         let mut tls = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(failed)?
-            .with_client_cert_verifier(Arc::new(verifier))
+            .with_client_cert_verifier(Arc::new(verifier.or_nobody()))
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(own.certified)));
         // A resumed session would not be proven again.
         tls.session_storage = Arc::new(NoServerSessionStorage {});
@@ -202,6 +208,11 @@ async fn read(request: Request<Incoming>, node: Option<&str>) -> Result<NodeAsk,
             let node = of_a_node()?;
             let wanted: SvidRequest = serde_json::from_slice(&body).map_err(wrong)?;
             Ok(NodeAsk::Svid { node, wanted })
+        }
+        (&Method::POST, JWT) => {
+            let node = of_a_node()?;
+            let wanted: JwtRequest = serde_json::from_slice(&body).map_err(wrong)?;
+            Ok(NodeAsk::Jwt { node, wanted })
         }
         (&Method::GET, TRUST) => Ok(NodeAsk::Trust { node: of_a_node()? }),
         (method, path) => Err((StatusCode::NOT_FOUND, format!("no {method} {path} here"))),

@@ -5,6 +5,7 @@
 //! - [`state`]: what there is
 //! - [`rotation`]: what is due
 //! - [`operate`]: what the operator sees, asks and keeps elsewhere
+//! - [`jwt`]: the keys of JWT-SVIDs
 //! - [`registry`], [`nodes`], [`listener`], [`wire`]: other nodes, that join by a token
 //!
 //! `authority.json` is what counts: keys are written before it names them, and removed after it does no more. Agents that
@@ -13,6 +14,7 @@
 mod certify;
 mod error;
 pub(crate) mod folder;
+mod jwt;
 pub(crate) mod listener;
 pub(crate) mod nodes;
 mod operate;
@@ -40,7 +42,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use toolgate_core::spiffe::SpiffeId;
 
-pub(crate) use self::certify::{new_key, random};
+pub(crate) use self::certify::{Holder, IssuedTo, new_key, random};
 
 use self::certify::Signer;
 use self::folder::{Folder, Kind};
@@ -80,6 +82,7 @@ impl Plan {
 }
 
 /// What was issued.
+#[derive(Clone)]
 pub(crate) struct Issued {
     /// Leaf first, without the root.
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -95,6 +98,7 @@ pub struct Authority {
     signer: Signer,
     bundle: Arc<Bundle>,
     registry: Registry,
+    jwt_keys: jwt::Keys,
     /// What it shows of itself.
     own: Option<Own>,
 }
@@ -114,7 +118,8 @@ impl Authority {
         let (state, signer, bundle) = load(&plan, &folder)?;
         drop(lock);
         let registry = Registry::default();
-        let mut authority = Self { plan, folder, state, signer, bundle, registry, own: None };
+        let jwt_keys = jwt::Keys::default();
+        let mut authority = Self { plan, folder, state, signer, bundle, registry, jwt_keys, own: None };
         authority.registry = authority.read_registry()?;
         authority.doubt_the_clock(now);
         authority.rotate(now)?;
@@ -139,7 +144,7 @@ impl Authority {
     /// # Errors
     /// [`CaError`]: what there was goes on.
     pub fn rotate(&mut self, now: SystemTime) -> Result<bool, CaError> {
-        let is_new = self.refresh()?;
+        let is_new = self.refresh()? | self.rotate_jwt_keys(false, now)?;
         let damaged = |problem| self.damaged(problem);
         if due(&self.state, &self.plan.lives, now).map_err(damaged)?.is_none() {
             return Ok(is_new);
@@ -186,17 +191,17 @@ impl Authority {
     pub(crate) fn issue(
         &self,
         id: &SpiffeId,
-        node: Option<&str>,
+        to: IssuedTo<'_>,
         key: &impl PublicKeyData,
         now: SystemTime,
     ) -> Result<Issued, CaError> {
-        self.issue_for(id, node, key, self.plan.lives.svid, now)
+        self.issue_for(id, to, key, self.plan.lives.svid, now)
     }
 
     fn issue_for(
         &self,
         id: &SpiffeId,
-        node: Option<&str>,
+        to: IssuedTo<'_>,
         key: &impl PublicKeyData,
         life: Duration,
         now: SystemTime,
@@ -210,7 +215,7 @@ impl Authority {
             return Err(CaError::RootEnded { id });
         }
         let validity = Validity::new(now, life, skew, Some(ends));
-        let (leaf, serial) = certify::svid(id, node, key, &self.signer, validity)?;
+        let (leaf, serial) = certify::svid(id, to, key, &self.signer, validity)?;
         Ok(Issued { chain: vec![leaf, self.signer.certificate.clone()], validity, serial })
     }
 

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use toolgate_core::spiffe::SpiffeId;
 
-use super::certify::{self, CertifyError};
+use super::certify::{self, CertifyError, Holder, IssuedTo};
 use super::folder::Kind;
 use super::operate::{Level, fingerprint};
 use super::registry::{self, FORMAT, Refusal, Registry, Unregistrable, time};
 use super::state::Stage;
 use super::wire::{
-    AUTHORITY_PATH, IssuedAnswer, JoinRequest, JoinToken, NODE_PATH, RevokedList, SIGNED_AS, Signed,
-    SvidRequest, TrustAnswer,
+    AUTHORITY_PATH, IssuedAnswer, JoinRequest, JoinToken, JwtAnswer, JwtRequest, NODE_PATH, RevokedList,
+    SIGNED_AS, Signed, SvidRequest, TrustAnswer,
 };
 use super::{Authority, CaError, Issued, json as text_of, pem};
 use crate::svid::{Revoked, Serial, hex};
@@ -126,7 +126,7 @@ impl Authority {
         let id = self.own_name(&format!("{NODE_PATH}{node}"))?;
         // An authority that is away for that long is a matter for its operator.
         let life = self.plan.lives.issuing / 2;
-        Ok(answer(&self.issue_for(&id, Some(node), &csr.public_key, life, now)?))
+        Ok(answer(&self.issue_for(&id, of(node, Holder::Agent), &csr.public_key, life, now)?))
     }
 
     /// An SVID of a workload on a node: of those alone that the node is registered for.
@@ -141,7 +141,24 @@ impl Authority {
             .map_err(|problem| malformed(problem.to_string()))?;
         self.registry.permits(node, &identity)?;
         let csr = read_csr(&wanted.csr)?;
-        Ok(answer(&self.issue(&SpiffeId::from(&identity), Some(node), &csr.public_key, now)?))
+        Ok(answer(&self.issue(&SpiffeId::from(&identity), of(node, wanted.holder), &csr.public_key, now)?))
+    }
+
+    /// A JWT-SVID of one of them.
+    pub(crate) fn node_jwt(
+        &mut self,
+        node: &str,
+        wanted: &JwtRequest,
+        now: SystemTime,
+    ) -> Result<JwtAnswer, NodeError> {
+        let malformed = |problem: String| Refusal::Malformed { problem };
+        let identity = registry::identity(&self.plan.trust_domain, &wanted.app_id)
+            .map_err(|problem| malformed(problem.to_string()))?;
+        self.registry.permits(node, &identity)?;
+        if wanted.audience.is_empty() {
+            return Err(malformed("a JWT-SVID is for somebody (`audience`)".to_owned()).into());
+        }
+        Ok(JwtAnswer { token: self.jwt_svid(&SpiffeId::from(&identity), &wanted.audience, now)? })
     }
 
     /// The bundle, and the signed list of what was revoked.
@@ -159,7 +176,7 @@ impl Authority {
         let signature = hex(&signature.map_err(CaError::from)?);
         let chain = own.chain.iter().take(own.chain.len() - 1).map(|one| pem("CERTIFICATE", one)).collect();
         let roots = self.bundle.roots.iter().map(|root| pem("CERTIFICATE", root)).collect();
-        Ok(TrustAnswer { roots, revoked: Signed { list, signature, chain } })
+        Ok(TrustAnswer { roots, jwt_keys: self.jwt_bundle(), revoked: Signed { list, signature, chain } })
     }
 
     /// What it shows of itself now.
@@ -169,7 +186,7 @@ impl Authority {
             Some(own) => own,
             None => {
                 let key = certify::new_key()?;
-                let issued = self.issue(&self.own_name(AUTHORITY_PATH)?, None, &key, now)?;
+                let issued = self.issue(&self.own_name(AUTHORITY_PATH)?, IssuedTo::default(), &key, now)?;
                 let half = issued.validity.not_after.duration_since(now).unwrap_or_default() / 2;
                 let chain = [issued.chain, vec![self.root()?]].concat();
                 Own { chain, key, renew_at: now + half }
@@ -229,6 +246,10 @@ impl Authority {
         self.registry = registry;
         Ok(is_new)
     }
+}
+
+fn of(node: &str, holder: Holder) -> IssuedTo<'_> {
+    IssuedTo { node: Some(node), holder }
 }
 
 /// `host:port`, and nothing that a token cannot hold.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::folder::{self, Folder, Kind};
+use super::jwt;
 use super::rotation::Step;
 use super::state::{Entry, Stage, seconds};
 use super::{Authority, CaError, Plan, STATE_FILE, json as text_of, read_state, signer};
@@ -42,7 +43,7 @@ impl Authority {
     ///
     /// # Errors
     /// One of them cannot be read.
-    pub fn status(&self) -> Result<Value, CaError> {
+    pub fn status(&self, now: SystemTime) -> Result<Value, CaError> {
         let all = |level| -> Result<Vec<Value>, CaError> {
             self.state.of(level).iter().map(|entry| self.told(level, entry)).collect()
         };
@@ -52,6 +53,7 @@ impl Authority {
             "generation": self.state.generation,
             "roots": all(Level::Root)?,
             "issuing": all(Level::Issuing)?,
+            "jwt_keys": self.jwt_status(now),
         }))
     }
 
@@ -112,6 +114,9 @@ impl Authority {
             let text = self.folder.read(&name, Kind::Secret)?;
             let path = self.folder.file(&name);
             files.insert(name, text.ok_or(CaError::Incomplete { path })?);
+        }
+        if let Some(text) = self.folder.read(jwt::FILE, Kind::Secret)? {
+            files.insert(jwt::FILE.to_owned(), text);
         }
         files.insert(STATE_FILE.to_owned(), text_of(&state));
         let (trust_domain, made_at) = (state.trust_domain, seconds(now));

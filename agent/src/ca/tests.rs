@@ -30,12 +30,12 @@ fn at(seconds: u64) -> SystemTime {
 fn trust(authority: &Authority) -> Trust {
     let bundles = BTreeMap::from([(authority.trust_domain().into(), Arc::clone(authority.bundle()))]);
     let revoked = Revoked { trust_domain: "example.org".into(), ..Revoked::default() };
-    Trust { generation: 1, bundles, revoked: revoked.into() }
+    Trust { generation: 1, bundles, revoked: revoked.into(), ..Trust::default() }
 }
 
 fn issue(authority: &Authority, now: SystemTime) -> Issued {
     let id = SpiffeId::parse(NAME).unwrap();
-    authority.issue(&id, None, &new_key().unwrap(), now).unwrap()
+    authority.issue(&id, IssuedTo::default(), &new_key().unwrap(), now).unwrap()
 }
 
 fn proven(issued: &Issued, trust: &Trust, now: SystemTime) -> Result<Peer, VerifyError> {
@@ -410,10 +410,10 @@ fn what_is_no_svid_of_its_trust_domain_is_not_believed() {
     assert_eq!(verify(&[], &trust, Role::Client, at(10)), Err(VerifyError::None));
     // A leaf that signs another.
     let (id, key) = (SpiffeId::parse(NAME).unwrap(), new_key().unwrap());
-    let leaf = authority.issue(&id, None, &key, at(0)).unwrap();
+    let leaf = authority.issue(&id, IssuedTo::default(), &key, at(0)).unwrap();
     let signer = Signer::new(leaf.chain[0].clone(), key).unwrap();
     let validity = Validity::new(at(0), Duration::from_secs(60), Duration::ZERO, None);
-    let (below, _) = certify::svid(&id, None, &new_key().unwrap(), &signer, validity).unwrap();
+    let (below, _) = certify::svid(&id, IssuedTo::default(), &new_key().unwrap(), &signer, validity).unwrap();
     let chain = [vec![below], leaf.chain].concat();
     assert!(verify(&chain, &trust, Role::Client, at(10)).is_err());
 }
@@ -423,7 +423,9 @@ fn what_was_revoked_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(plan(folder.path(), lives(60, 600, 6000, 10)), at(0)).unwrap();
     let id = SpiffeId::parse(NAME).unwrap();
-    let issued = authority.issue(&id, Some("node-a"), &new_key().unwrap(), at(0)).unwrap();
+    let issued = authority
+        .issue(&id, IssuedTo { node: Some("node-a"), ..IssuedTo::default() }, &new_key().unwrap(), at(0))
+        .unwrap();
     let ours: Box<str> = "example.org".into();
     let table = [
         ("nothing", Revoked::default(), true),
@@ -467,7 +469,7 @@ fn a_list_of_revocations_is_the_authoritys_own_or_none() {
     let other = joined(&mut Authority::open(plan(there.path(), lives), at(0)).unwrap());
     // By a key that the authority has given to a workload.
     let key = new_key().unwrap();
-    let issued = authority.issue(&SpiffeId::parse(NAME).unwrap(), None, &key, at(0)).unwrap();
+    let issued = authority.issue(&SpiffeId::parse(NAME).unwrap(), IssuedTo::default(), &key, at(0)).unwrap();
     let workloads = wire::Signed {
         signature: svid_signature(&key, &signed.list),
         chain: issued.chain.iter().map(|one| pem("CERTIFICATE", one)).collect(),

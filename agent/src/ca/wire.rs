@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Holder;
+use crate::svid::JwtKey;
+
 /// The authority's own name below the trust domain: no workload has that form.
 pub(crate) const AUTHORITY_PATH: &str = "/toolgate/authority";
 /// Before a node's name.
@@ -14,6 +17,7 @@ pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
 pub(crate) const JOIN: &str = "/v1/join";
 pub(crate) const RENEW: &str = "/v1/renew";
 pub(crate) const SVID: &str = "/v1/svid";
+pub(crate) const JWT: &str = "/v1/jwt";
 pub(crate) const TRUST: &str = "/v1/trust";
 
 /// `POST /v1/join`, without a client certificate.
@@ -40,6 +44,8 @@ pub(crate) struct SvidRequest {
     /// `app` or `app.namespace`.
     pub(crate) app_id: String,
     pub(crate) csr: String,
+    #[serde(default, skip_serializing_if = "Holder::is_agent")]
+    pub(crate) holder: Holder,
 }
 
 /// What was issued.
@@ -49,10 +55,28 @@ pub(crate) struct IssuedAnswer {
     pub(crate) chain: String,
 }
 
+/// `POST /v1/jwt`, by the node's certificate.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JwtRequest {
+    /// `app` or `app.namespace`.
+    pub(crate) app_id: String,
+    pub(crate) audience: Vec<String>,
+}
+
+/// What was signed.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct JwtAnswer {
+    pub(crate) token: String,
+}
+
 /// `GET /v1/trust`, by the node's certificate.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct TrustAnswer {
     pub(crate) roots: Vec<String>,
+    /// What verifies JWT-SVIDs.
+    #[serde(default)]
+    pub(crate) jwt_keys: Vec<JwtKey>,
     pub(crate) revoked: Signed,
 }
 

@@ -26,7 +26,7 @@ pub(super) enum Ca {
     Status {
         #[command(flatten)]
         config: Config,
-        /// As JSON: `roots`, `issuing` and `svids`
+        /// As JSON: `roots`, `issuing`, `jwt_keys` and `svids`
         #[arg(long)]
         json: bool,
     },
@@ -255,6 +255,17 @@ fn words(status: &Value) -> String {
         if let Some(why) = status["failed"].as_str() {
             let _ = writeln!(out, "FAILS: {why}");
         }
+    } else if status["source"] == "workload-api" {
+        let (socket, trust_domain) = (text(status, "socket"), text(status, "trust_domain"));
+        let _ = writeln!(out, "the Workload API at {socket}, trust domain {trust_domain}");
+        let names = |key| rows(key).iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
+        let _ = writeln!(out, "bundles of {}", names("trust_domains").join(", "));
+        for id in names("not_given") {
+            let _ = writeln!(out, "NOT GIVEN: {id}: its calls to other agents fail");
+        }
+        if let Some(why) = status["failed"].as_str() {
+            let _ = writeln!(out, "FAILS: {why}");
+        }
     } else {
         certificates(&mut out, status);
     }
@@ -291,5 +302,9 @@ fn certificates(out: &mut String, status: &Value) {
                 let _ = writeln!(out, "{:<8} signs from {at} on", "");
             }
         }
+    }
+    for one in rows("jwt_keys") {
+        let [id, stage, made_at] = ["id", "stage", "made_at"].map(|key| text(&one, key));
+        let _ = writeln!(out, "{:<8} {id:<9} {stage:<9} made {made_at}", "jwt");
     }
 }

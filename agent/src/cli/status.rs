@@ -39,6 +39,9 @@ fn words(status: &Value) -> String {
     if let Some(why) = status["unready"].as_str() {
         let _ = writeln!(out, "NOT READY: {why}");
     }
+    if let Some(why) = status["identity_failing"].as_str() {
+        let _ = writeln!(out, "IDENTITY: {why}; what there is goes on");
+    }
     for bypass in rows(&status["bypasses"]) {
         let _ = writeln!(
             out,

@@ -119,6 +119,8 @@ pub struct Listen {
     pub ready: SocketAddr,
     /// Where nodes join this node's authority, if they may.
     pub authority: Option<SocketAddr>,
+    /// The socket where processes get their own SVIDs, if they may.
+    pub workload_api: Option<PathBuf>,
 }
 
 /// `audit:`
@@ -164,6 +166,7 @@ impl Default for AgentConfig {
                 metrics: loopback(15020),
                 ready: loopback(15021),
                 authority: None,
+                workload_api: None,
             },
             store: "/var/lib/toolgate".into(),
             audit: Audit {
@@ -241,11 +244,18 @@ fn build(source: &Source, file: AgentFile, findings: &mut Findings) -> AgentConf
     }
     if let Some(listen) = &file.listen {
         read_listen(source, listen, &mut config.listen, findings);
-        if config.identity.source == IdentitySource::Join
+        if config.identity.source != IdentitySource::Embedded
             && let Some(word) = &listen.authority
         {
-            let fault = source.error(word, "with `identity: { source: join }` this node is no authority");
+            let fault = source.error(word, "this node is no authority: `identity.source` is another one");
             findings.push(fault.help("leave it out: nodes join where the authority is"));
+        }
+        if config.identity.source == IdentitySource::WorkloadApi
+            && let Some(word) = &listen.workload_api
+        {
+            let fault =
+                source.error(word, "with `identity: { source: workload-api }` this node issues no SVIDs");
+            findings.push(fault.help("leave it out: processes ask the socket that this agent asks"));
         }
     }
     if let Some(store) = file.store.and_then(|store| store.embedded) {
@@ -336,6 +346,9 @@ fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings
     }
     if let Some(word) = &file.authority {
         listen.authority = findings.keep(words::address(source, word));
+    }
+    if let Some(word) = &file.workload_api {
+        listen.workload_api = findings.keep(words::file_path(source, word));
     }
     for (word, address) in [(&file.metrics, &mut listen.metrics), (&file.ready, &mut listen.ready)] {
         if let Some(word) = word {

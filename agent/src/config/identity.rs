@@ -34,6 +34,8 @@ pub struct IdentityConfig {
     pub root_key: RootKey,
     /// Where the token is that this node joins by.
     pub token_file: Option<PathBuf>,
+    /// The Workload API that it asks: `unix:PATH`.
+    pub socket: Option<String>,
 }
 
 /// Who issues SVIDs.
@@ -43,6 +45,8 @@ pub enum IdentitySource {
     Embedded,
     /// Another one, that this node joins.
     Join,
+    /// Whoever serves a Workload API to this agent.
+    WorkloadApi,
 }
 
 /// Where the key of the authority's root is.
@@ -66,6 +70,7 @@ impl Default for IdentityConfig {
             clock_skew: Duration::from_secs(300),
             root_key: RootKey::File,
             token_file: None,
+            socket: None,
         }
     }
 }
@@ -78,11 +83,13 @@ pub fn credentials() -> Option<PathBuf> {
 
 pub(super) fn read(source: &Source, file: &IdentityFile, findings: &mut Findings) -> IdentityConfig {
     let mut identity = IdentityConfig::default();
-    let built = [("embedded", IdentitySource::Embedded), ("join", IdentitySource::Join)];
+    let built = [
+        ("embedded", IdentitySource::Embedded),
+        ("join", IdentitySource::Join),
+        ("workload-api", IdentitySource::WorkloadApi),
+    ];
     let default = ("source", identity.source);
-    let later = ["workload-api"];
-    identity.source =
-        findings.keep(choice(source, &file.source, default, &built, &later)).unwrap_or(default.1);
+    identity.source = findings.keep(choice(source, &file.source, default, &built, &[])).unwrap_or(default.1);
     let built = [("file", RootKey::File), ("credential", RootKey::Credential)];
     let default = ("root_key", identity.root_key);
     identity.root_key =
@@ -103,7 +110,35 @@ pub(super) fn read(source: &Source, file: &IdentityFile, findings: &mut Findings
         identity.token_file = findings.keep(words::file_path(source, word));
     }
     relations(source, file, &identity, findings);
+    if identity.source == IdentitySource::WorkloadApi {
+        identity.socket = findings.keep(socket(source, file));
+    }
     identity
+}
+
+/// Where SPIFFE has it that a Workload API is named.
+const SOCKET_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
+
+fn socket(source: &Source, file: &IdentityFile) -> Result<String, Diagnostic> {
+    let help = "write `socket: unix:///run/spire/agent/public/api.sock`, or the socket's path";
+    let Some(word) = &file.socket else {
+        let given = std::env::var(SOCKET_VARIABLE).ok();
+        let Some(path) = given.as_deref().and_then(socket_path) else {
+            let message = format!("there is no `socket`, and {SOCKET_VARIABLE} names none either");
+            let place = file.source.as_ref().map(|word| source.error(word, &message));
+            return Err(place.unwrap_or_else(|| Diagnostic::of_file(&source.file, message)).help(help));
+        };
+        return Ok(path);
+    };
+    let fault = || source.error(word, format!("`{}` is no Unix socket", word.value)).help(help);
+    socket_path(&word.value).ok_or_else(fault)
+}
+
+/// `unix:PATH`, of what says the same: TCP could be anybody's.
+fn socket_path(text: &str) -> Option<String> {
+    let path = text.strip_prefix("unix:").unwrap_or(text);
+    let path = path.strip_prefix("//").unwrap_or(path);
+    path.starts_with('/').then(|| format!("unix:{path}"))
 }
 
 fn time(source: &Source, word: &Spanned<String>, min: Duration) -> Result<Duration, Diagnostic> {
@@ -118,17 +153,27 @@ fn time(source: &Source, word: &Spanned<String>, min: Duration) -> Result<Durati
 /// What signs must outlive what it signs, also when half of its own life is over. A node that joins is told all lives.
 fn relations(source: &Source, file: &IdentityFile, identity: &IdentityConfig, findings: &mut Findings) {
     let IdentityConfig { svid_ttl, issuing_ttl, root_ttl, overlap, .. } = identity.clone();
-    if identity.source == IdentitySource::Join {
+    if identity.source != IdentitySource::WorkloadApi
+        && let Some(word) = &file.socket
+    {
+        let fault = source.error(word, "`socket` is of `source: workload-api`");
+        findings.push(fault.help("write that source, or leave it out"));
+    }
+    if identity.source != IdentitySource::Embedded {
         let ours = [&file.svid_ttl, &file.issuing_ttl, &file.root_ttl, &file.overlap, &file.clock_skew];
         for word in ours.into_iter().chain([&file.root_key]).flatten() {
-            let fault = source.error(word, "with `source: join` that is the authority's to say");
-            findings.push(fault.help("leave it out, and write it on the authority's node"));
+            let fault = source.error(word, "with that `source` it is the authority's to say");
+            findings.push(fault.help("leave it out, and write it where the authority is"));
         }
-        return;
     }
-    if let Some(word) = &file.token_file {
-        let fault = source.error(word, "`token_file` is for nodes that join: this one is its own authority");
+    if identity.source != IdentitySource::Join
+        && let Some(word) = &file.token_file
+    {
+        let fault = source.error(word, "`token_file` is for nodes that join: this one does not");
         findings.push(fault.help("write `source: join`, or leave it out"));
+    }
+    if identity.source != IdentitySource::Embedded {
+        return;
     }
     let given = |words: &[&Given<String>]| words.iter().find_map(|word| (*word).clone());
     if svid_ttl > issuing_ttl / 2

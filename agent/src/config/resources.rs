@@ -1,6 +1,6 @@
 //! The resources: every `*.yaml` and `*.yml` of one directory, all or nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub struct Resources {
     pub generation: u64,
     /// What is probably not meant.
     pub warnings: Vec<Diagnostic>,
+    /// Workloads that are agents themselves, each with the App IDs that it has the SVIDs of.
+    pub agents: HashMap<Identity, Vec<Identity>>,
     /// Local Servers whose process a Workload names.
     pub local_workloads: Vec<LocalWorkload>,
     /// The files of `exe` selectors, held: else a caller could delete one and make its own with the same inode.
@@ -190,6 +192,7 @@ pub(super) fn compile(
     }
     let mut executables = Vec::new();
     let workloads = read_workloads(&kinds.workloads, agent, &mut executables, &mut findings);
+    let agents = read_agents(&kinds.workloads, agent, &mut findings);
     let (servers, local_workloads) = read_servers(&kinds.servers, agent, &workloads, &mut findings);
     let identities: Vec<Identity> = servers.iter().map(|server| server.identity.clone()).collect();
     // One that has an error is there all the same: what refers to it is not wrong for that.
@@ -223,6 +226,7 @@ pub(super) fn compile(
         policies,
         generation,
         warnings,
+        agents,
         local_workloads,
         _executables: executables,
     })
@@ -331,6 +335,29 @@ fn read_workloads(
         workloads.push(Workload { identity, selectors, name });
     }
     workloads
+}
+
+/// `agent_for` of the Workloads.
+fn read_agents(
+    placed: &[Placed<'_, WorkloadSpec>],
+    agent: &AgentConfig,
+    findings: &mut Findings,
+) -> HashMap<Identity, Vec<Identity>> {
+    let mut agents = HashMap::new();
+    for Placed { source, metadata, spec } in placed {
+        let Some(words) = &spec.agent_for else { continue };
+        let own = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
+        let of = words.iter().filter_map(|word| {
+            let (app_id, namespace) = word.value.split_once('.').unwrap_or((&word.value, own));
+            let named = Identity::new(&agent.trust_domain, namespace, app_id);
+            findings.keep(named.map_err(|error| source.error(word, error.to_string())))
+        });
+        let of = of.collect();
+        if let Ok(identity) = identity(source, &metadata.name, &metadata.namespace, agent) {
+            agents.insert(identity, of);
+        }
+    }
+    agents
 }
 
 fn read_servers(

@@ -66,6 +66,7 @@ keys! {
         clock_skew: Given<String>,
         root_key: Given<String>,
         token_file: Given<String>,
+        socket: Given<String>,
     }
 
     /// `listen:`
@@ -74,6 +75,7 @@ keys! {
         peer: Given<Scalar>,
         authority: Given<String>,
         invoke: Later,
+        workload_api: Given<String>,
         admin: Given<String>,
         metrics: Given<String>,
         ready: Given<String>,
@@ -94,6 +96,7 @@ keys! {
     /// `spec:` of a Workload.
     struct WorkloadSpec {
         selectors: Option<SelectorsSpec>,
+        agent_for: Option<Vec<Spanned<String>>>,
         configuration: Later,
         tls: Later,
     }

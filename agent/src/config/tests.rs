@@ -80,10 +80,21 @@ fn agent_settings_that_are_refused() {
         ("listen: { peer: 70000 }\n", &["1:17 this is neither a port nor an address"]),
         ("listen: { peer: \"10.0.0.2\" }\n", &["1:17 this is neither a port nor an address"]),
         ("listen: { peer: true }\n", &["1:17 this is neither a port nor an address"]),
+        ("identity: { source: workload-api }\n", &["1:21 there is no `socket`, and SPIFFE_ENDPOINT_SOCKET"]),
         (
-            "identity: { source: workload-api }\n",
-            &["1:21 `source: workload-api` is designed but not built yet"],
+            "identity: { source: workload-api, socket: \"tcp://127.0.0.1:1\" }\n",
+            &["1:43 `tcp://127.0.0.1:1` is no Unix socket"],
         ),
+        ("identity: { socket: /run/x.sock }\n", &["1:21 `socket` is of `source: workload-api`"]),
+        (
+            "identity: { source: workload-api, socket: /x, svid_ttl: 1h }\n",
+            &["1:57 with that `source` it is the authority's to say"],
+        ),
+        (
+            "identity: { source: workload-api, socket: /x }\nlisten: { workload_api: /y }\n",
+            &["2:25 with `identity: { source: workload-api }` this node issues no SVIDs"],
+        ),
+        ("listen: { workload_api: y.sock }\n", &["1:25 `y.sock` is no absolute path"]),
         ("identity: { source: spire }\n", &["1:21 `spire` is no value of `source`"]),
         ("identity: { svid_ttl: 1s }\n", &["1:23 `1s` is no life of a certificate"]),
         ("identity: { root_ttl: 999999h }\n", &["1:23 `999999h` is no life of a certificate"]),
@@ -118,6 +129,19 @@ fn agent_settings_that_are_read() {
     assert_eq!(config.capture.destinations, Destinations::List(vec![Destination { net, port: Some(443) }]));
     assert_eq!(config.audit.sync, Duration::from_secs(2));
     assert_eq!(config.dangerous().len(), 2);
+}
+
+#[test]
+fn a_workload_api_is_named_as_spiffe_does_or_by_its_path() {
+    for (given, expected) in [
+        ("unix:///run/spire/agent.sock", "unix:/run/spire/agent.sock"),
+        ("unix:/run/spire/agent.sock", "unix:/run/spire/agent.sock"),
+        ("/run/spire/agent.sock", "unix:/run/spire/agent.sock"),
+    ] {
+        let text = format!("identity: {{ source: workload-api, socket: \"{given}\" }}\n");
+        let config = agent::parse(&source(&text)).unwrap();
+        assert_eq!(config.identity.socket.as_deref(), Some(expected), "{given}");
+    }
 }
 
 const HEAD: &str = "apiVersion: toolgate/v1\nkind: ";

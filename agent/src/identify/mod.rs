@@ -95,7 +95,7 @@ type Running = (u32, u64, Executable);
 #[derive(Default)]
 struct Callers {
     resources: Option<Arc<Resources>>,
-    known: HashMap<(u64, u32, FileId), Result<Identity, Unidentified>>,
+    known: HashMap<(u64, u32, Option<FileId>), Result<Identity, Unidentified>>,
 }
 
 /// Turns recorded processes into callers.
@@ -131,7 +131,7 @@ impl Identify {
             Ok(cgroup) => Some(Process {
                 cgroup: cgroup.to_string(),
                 uid: recorded.uid,
-                exe: FileId { dev: recorded.exe.dev, ino: recorded.exe.ino },
+                exe: Some(FileId { dev: recorded.exe.dev, ino: recorded.exe.ino }),
             }),
             Err(error) => {
                 tracing::warn!(%error, cgroup = recorded.cgroup_id, "caller's cgroup cannot be named");
@@ -198,9 +198,31 @@ impl Identify {
         caller
     }
 
+    /// Who has connected to a Unix socket, of whom the kernel kept its user and its process id alone.
+    ///
+    /// # Errors
+    /// As [`caller`](Self::caller). What it ran when it connected nobody knows: a Workload that asks for it cannot be told.
+    pub(crate) async fn local(
+        &self,
+        process: &Process,
+        resources: &Resources,
+        trust_domain: &str,
+    ) -> Result<Identity, Unidentified> {
+        let asked = workload::asked(process, &resources.workloads);
+        let untold = || Err("what it ran when it connected is not known".into());
+        let exe_sha256 = asked.exe_sha256.then(untold);
+        let image = match asked.image {
+            Some(container) => Some(self.image(container).await),
+            None => None,
+        };
+        let claim = workload::exec_claim(&process.cgroup, trust_domain);
+        let evidence = Evidence { exe_sha256, image };
+        workload::identify(process, &evidence, &resources.workloads, claim.as_ref())
+    }
+
     fn known_caller(
         &self,
-        key: &(u64, u32, FileId),
+        key: &(u64, u32, Option<FileId>),
         resources: &Arc<Resources>,
     ) -> Option<Result<Identity, Unidentified>> {
         let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +232,7 @@ impl Identify {
 
     fn remember_caller(
         &self,
-        key: (u64, u32, FileId),
+        key: (u64, u32, Option<FileId>),
         resources: &Arc<Resources>,
         caller: &Result<Identity, Unidentified>,
     ) {

@@ -80,6 +80,7 @@ fn look(pid: u32) -> io::Result<Holder> {
     let exe =
         file::hold(Path::new(&format!("{proc}/exe"))).and_then(|held| file::stamp(&held, Sync::Never))?;
     let uid = std::fs::metadata(&proc)?.uid();
-    let process = Process { cgroup: cgroup.to_owned(), uid, exe: FileId { dev: exe.dev, ino: exe.ino } };
+    let process =
+        Process { cgroup: cgroup.to_owned(), uid, exe: Some(FileId { dev: exe.dev, ino: exe.ino }) };
     Ok(Holder { pid, name: read("comm")?.trim_end().to_owned(), process })
 }

@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn holder(pid: u32, name: &str, cgroup: &str) -> Holder {
-        let process = Process { cgroup: cgroup.to_owned(), uid: 0, exe: FileId { dev: 1, ino: 2 } };
+        let process = Process { cgroup: cgroup.to_owned(), uid: 0, exe: Some(FileId { dev: 1, ino: 2 }) };
         Holder { pid, name: name.to_owned(), process }
     }
 

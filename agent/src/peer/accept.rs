@@ -15,10 +15,10 @@ use toolgate_core::identity::Identity;
 
 use super::prove::{ProofError, Prover};
 use super::stream::Mutual;
-use super::{PROTOCOL, PROVIDER, Tether, server_name};
+use super::{PROTOCOL, Tether, server_name};
 use crate::ahead::Ahead;
 use crate::config::Resources;
-use crate::svid::{SvidError, Svids};
+use crate::svid::{SvidError, Svids, provider};
 
 /// Why another agent, or who poses as one, is refused.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +84,9 @@ pub async fn accept(
     let server = server.ok_or(AcceptError::NoServer { name: named })?;
     let own = svids.obtain(server).await?;
     let prover = Prover::new(Arc::clone(&Guard::into_inner(svids.trust())), None);
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::clone(&prover) as Arc<_>)
+        .with_client_cert_verifier(prover.verifier())
         .with_cert_resolver(Arc::new(Shows(Arc::clone(&own.certified))));
     // A resumed session would not show the caller's SVID again.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -17,9 +17,9 @@ use toolgate_core::spiffe::SpiffeId;
 
 use super::prove::{ProofError, Prover};
 use super::stream::Mutual;
-use super::{PROTOCOL, PROVIDER, Tether, server_name};
+use super::{PROTOCOL, Tether, server_name};
 use crate::ahead::Ahead;
-use crate::svid::{SvidError, Svids};
+use crate::svid::{SvidError, Svids, provider};
 
 /// Why there is no connection to the agent of a server.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +72,10 @@ pub async fn connect(
     let own = svids.obtain(caller).await?;
     let expected = SpiffeId::from(server);
     let prover = Prover::new(Arc::clone(&Guard::into_inner(svids.trust())), Some(expected));
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&prover) as Arc<_>)
+        .with_custom_certificate_verifier(prover.verifier())
         .with_client_cert_resolver(Arc::new(Shows(Arc::clone(&own.certified))));
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![PROTOCOL.to_vec()];

@@ -15,28 +15,11 @@ pub use self::connect::{ConnectError, connect};
 pub use self::stream::Mutual;
 pub use self::tether::{Cut, Tether, Tethers};
 
-use std::sync::{Arc, LazyLock};
-
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use sha2::{Digest as _, Sha256};
 use toolgate_core::identity::Identity;
 
 /// What is spoken within TLS. Another protocol between agents is another name (ALPN, RFC 7301).
 const PROTOCOL: &[u8] = b"toolgate/1";
-
-/// Hybrid post-quantum key exchange first; of equally strong ciphers the cheapest first.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-    use aws_lc_rs::{cipher_suite, kx_group};
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
-        ..aws_lc_rs::default_provider()
-    })
-});
 
 /// How a server is named in SNI, which is sent in the clear and must be a DNS name: a digest of its SPIFFE ID says it to who
 /// knows it already, and fits whatever the trust domain is called.

@@ -1,18 +1,14 @@
-//! Holds the other end to its SVID, where rustls asks for it.
+//! Holds the other end to its SVID.
 
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::pki_types::CertificateDer;
+use rustls::{CertificateError, Error};
 use toolgate_core::identity::Identity;
 use toolgate_core::spiffe::SpiffeId;
 
-use super::PROVIDER;
-use crate::svid::{Peer, Role, Trust, VerifyError, verify};
+use crate::svid::{Peer, PeerVerifier, Role, Trust, VerifyError, verify};
 
 /// Why the other end is not who it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +25,14 @@ pub enum ProofError {
         expected: SpiffeId,
         /// Who it is.
         is: SpiffeId,
+    },
+    /// No agent stands behind it.
+    #[error(
+        "the SVID of `{id}` is held by a process itself (`listen.workload_api` of its node): agents speak with agents alone here"
+    )]
+    Process {
+        /// Whose it is.
+        id: SpiffeId,
     },
     /// It is neither a workload nor a server.
     #[error("`{id}` is not of the form `spiffe://<trust domain>/ns/<namespace>/<app id>`")]
@@ -52,13 +56,19 @@ impl Prover {
         Arc::new(Self { trust, expected, outcome: OnceLock::new() })
     }
 
+    /// What asks it during the handshake.
+    pub(super) fn verifier(self: &Arc<Self>) -> Arc<PeerVerifier> {
+        let prover = Arc::clone(self);
+        Arc::new(PeerVerifier::new(move |chain, role, now| prover.prove(chain, role, now)))
+    }
+
     /// What came out; `None`: the other end has shown nothing yet.
     pub(super) fn outcome(&self) -> Option<Result<(Peer, Identity), ProofError>> {
         self.outcome.get().cloned()
     }
 
-    fn prove(&self, chain: &[CertificateDer<'_>], role: Role) -> Result<(), Error> {
-        let proven = verify(chain, &self.trust, role, SystemTime::now())
+    fn prove(&self, chain: &[CertificateDer<'_>], role: Role, now: SystemTime) -> Result<(), Error> {
+        let proven = verify(chain, &self.trust, role, now)
             .map_err(ProofError::from)
             .and_then(|peer| self.is_meant(peer));
         match self.outcome.get_or_init(|| proven) {
@@ -71,89 +81,12 @@ impl Prover {
         if let Some(expected) = self.expected.as_ref().filter(|expected| **expected != peer.id) {
             return Err(ProofError::Another { expected: expected.clone(), is: peer.id });
         }
+        if peer.is_process {
+            return Err(ProofError::Process { id: peer.id });
+        }
         match peer.id.identity() {
             Some(identity) => Ok((peer, identity)),
             None => Err(ProofError::NoIdentity { id: peer.id }),
         }
-    }
-}
-
-fn chain<'c>(leaf: &CertificateDer<'c>, rest: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
-    std::iter::once(leaf).chain(rest).cloned().collect()
-}
-
-impl ServerCertVerifier for Prover {
-    /// The name in SNI says nothing: the SPIFFE ID is what counts.
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.prove(&chain(leaf, rest), Role::Server)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signed, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signed, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for Prover {
-    /// Agents have one certificate for each caller, and know which.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.prove(&chain(leaf, rest), Role::Client)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signed, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signed, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }

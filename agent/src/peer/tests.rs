@@ -1,6 +1,7 @@
 //! Both ends against others: whoever is not exactly who is meant gets nowhere.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -16,9 +17,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use toolgate_core::spiffe::SpiffeId;
 
 use super::*;
-use crate::ca::{Authority, Lives, Plan};
+use crate::ca::{Authority, Holder, IssuedTo, Lives, Plan};
 use crate::config::{AgentConfig, Resources, load_resources};
-use crate::svid::{Revoked, Source, Svids, Trust};
+use crate::svid::{Revoked, Source, Svids, Trust, provider};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DOCS: &str = "spiffe://example.org/ns/default/docs";
@@ -43,8 +44,13 @@ struct Shown(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Shown {
     fn issued(by: &Authority, id: &str, now: SystemTime) -> Self {
+        Self::held_by(Holder::Agent, by, id, now)
+    }
+
+    fn held_by(holder: Holder, by: &Authority, id: &str, now: SystemTime) -> Self {
         let key = KeyPair::generate().unwrap();
-        let issued = by.issue(&SpiffeId::parse(id).unwrap(), None, &key, now).unwrap();
+        let issued =
+            by.issue(&SpiffeId::parse(id).unwrap(), IssuedTo { holder, node: None }, &key, now).unwrap();
         Self(issued.chain, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
     }
 }
@@ -97,7 +103,7 @@ impl Scene {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let io = TcpStream::connect(address).await.unwrap();
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
@@ -147,12 +153,12 @@ impl ServerCertVerifier for Credulous {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
 fn visitor(shows: Option<Shown>, protocol: &[u8]) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+    let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
@@ -218,6 +224,13 @@ async fn who_comes_must_prove_who_it_is() {
             &docs,
             PROTOCOL,
             Some("is not of the form"),
+        ),
+        (
+            "a process by itself",
+            Some(Shown::held_by(Holder::Process, own, AGENT, now)),
+            &docs,
+            PROTOCOL,
+            Some("is held by a process itself"),
         ),
         ("another server", shown(own, AGENT, now), &other, PROTOCOL, Some("not behind this agent")),
         ("a guessed name", shown(own, AGENT, now), "docs", PROTOCOL, Some("not behind this agent")),
@@ -291,6 +304,12 @@ async fn who_answers_must_be_who_was_meant() {
         ("the server", Shown::issued(own, DOCS, now), PROTOCOL, None),
         ("another server", Shown::issued(own, other, now), PROTOCOL, Some("answered where")),
         ("the caller itself", Shown::issued(own, AGENT, now), PROTOCOL, Some("answered where")),
+        (
+            "a process by itself",
+            Shown::held_by(Holder::Process, own, DOCS, now),
+            PROTOCOL,
+            Some("is held by a process itself"),
+        ),
         ("another root", Shown::issued(foreign, DOCS, now), PROTOCOL, Some("signed by no root")),
         ("over", Shown::issued(own, DOCS, now - HOUR * 25), PROTOCOL, Some("ended")),
         ("not begun", Shown::issued(own, DOCS, now + HOUR), PROTOCOL, Some("begins")),

@@ -7,6 +7,7 @@ use toolgate_core::identity::Identity;
 use toolgate_core::spiffe::{InvalidSpiffeId, SpiffeId};
 
 use super::join::JoinError;
+use super::workload_api::ProviderError;
 use crate::ca::{CaError, NodeError};
 
 /// Why a workload or server of this node has no SVID.
@@ -52,6 +53,15 @@ pub enum SvidError {
         /// Where it is.
         authority: String,
     },
+    /// This agent has its SVIDs of somebody else.
+    #[error("this agent is no authority (identity.source: workload-api): ask it of who serves `{socket}`")]
+    NotAnAuthority {
+        /// Where it has them from.
+        socket: String,
+    },
+    /// The Workload API that this agent has its SVIDs from.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
     /// It has not joined, or its authority does not answer.
     #[error(transparent)]
     Join(#[from] JoinError),

@@ -6,18 +6,23 @@
 
 mod error;
 mod join;
+mod jwt;
 mod owner;
 mod source;
 pub(crate) mod tls;
 mod trust;
 mod verify;
+mod workload_api;
 
 pub use self::error::{SvidError, VerifyError};
 pub use self::join::{JoinError, JoinPlan, Joined};
+pub use self::jwt::JwtKey;
 pub use self::source::{Operation, Source};
 pub use self::trust::{Bundle, Revoked, Serial, Trust};
 pub use self::verify::{Peer, Role, verify};
+pub use self::workload_api::{Provider, ProviderError, ProviderPlan};
 
+pub(crate) use self::jwt::{jwks, verify_jwt};
 pub(crate) use self::source::{NodeAsk, Own};
 pub(crate) use self::tls::{PeerVerifier, provider};
 pub(crate) use self::trust::hex;
@@ -28,13 +33,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
-use rustls::pki_types::CertificateDer;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use toolgate_core::identity::Identity;
 
 use self::owner::{Begin, Order};
+use crate::ca::Holder;
 
 /// Orders that wait for the thread; who has one more waits for its place.
 const ORDERS_MAX: usize = 256;
@@ -72,6 +78,17 @@ impl Svid {
     }
 }
 
+/// An SVID of a process that has the key itself.
+pub(crate) struct Held {
+    /// Leaf first, without the root.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// PKCS#8
+    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) not_after: SystemTime,
+    pub(crate) renew_at: SystemTime,
+    serial: Serial,
+}
+
 /// All that is known, by whose it is.
 type Known = HashMap<Identity, Arc<Svid>>;
 
@@ -80,6 +97,8 @@ struct Published {
     svids: ArcSwap<Known>,
     trust: ArcSwap<Trust>,
     changed: watch::Sender<u64>,
+    /// Why what is due of the source is not done.
+    failing: ArcSwapOption<String>,
 }
 
 /// The SVIDs of this node. Cheap to clone. When all clones are dropped the thread ends, and the keys with it.
@@ -115,6 +134,7 @@ impl Svids {
             svids: ArcSwap::default(),
             trust: ArcSwap::from_pointee(trust),
             changed: watch::Sender::new(0),
+            failing: ArcSwapOption::empty(),
         });
         let (orders, incoming) = mpsc::channel(ORDERS_MAX);
         owner::start(begin, Arc::clone(&published), incoming)?;
@@ -142,6 +162,24 @@ impl Svids {
         }
         let identity = identity.clone();
         self.ask(|answer| Order::Issue { identity, answer }).await?
+    }
+
+    /// An SVID that leaves the agent, with its key: the same until its half life, or its revocation.
+    pub(crate) async fn hold(&self, identity: &Identity, holder: Holder) -> Result<Arc<Held>, SvidError> {
+        let identity = identity.clone();
+        self.ask(|answer| Order::Hold { identity, holder, answer }).await?
+    }
+
+    /// A JWT-SVID for somebody.
+    pub(crate) async fn jwt(&self, identity: &Identity, audience: Vec<String>) -> Result<String, SvidError> {
+        let identity = identity.clone();
+        self.ask(|answer| Order::Jwt { identity, audience, answer }).await?
+    }
+
+    /// Why nothing new comes from the source, if that is so.
+    #[must_use]
+    pub fn failing(&self) -> Option<Arc<String>> {
+        self.published.failing.load_full()
     }
 
     /// Whom this node believes now.

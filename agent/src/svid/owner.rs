@@ -1,21 +1,21 @@
 //! The thread that owns the source of SVIDs: it issues what is asked for, and renews before it is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rcgen::KeyPair;
-use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use toolgate_core::identity::Identity;
 
 use super::source::{NodeAsk, Operation, Own, Source};
-use super::{Known, Published, Svid, SvidError, Trust};
-use crate::ca::{self, Issued, Validity};
+use super::workload_api::Given;
+use super::{Held, Known, Published, Svid, SvidError, Trust};
+use crate::ca::{self, Holder, Issued, Validity};
 
 /// The clock may be set at any time: how late that is noticed at most.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -30,6 +30,8 @@ const DUE: &str = "what is due of this node's identity is not done";
 /// What is asked of the thread.
 pub(super) enum Order {
     Issue { identity: Identity, answer: oneshot::Sender<Result<Arc<Svid>, SvidError>> },
+    Hold { identity: Identity, holder: Holder, answer: oneshot::Sender<Result<Arc<Held>, SvidError>> },
+    Jwt { identity: Identity, audience: Vec<String>, answer: oneshot::Sender<Result<String, SvidError>> },
     Operate { operation: Operation, answer: oneshot::Sender<Result<Value, SvidError>> },
     Node { ask: NodeAsk, answer: oneshot::Sender<Result<Value, SvidError>> },
     Own { answer: oneshot::Sender<Result<Own, SvidError>> },
@@ -40,6 +42,8 @@ impl Order {
     fn refuse(self, error: SvidError) {
         match self {
             Self::Issue { answer, .. } => drop(answer.send(Err(error))),
+            Self::Hold { answer, .. } => drop(answer.send(Err(error))),
+            Self::Jwt { answer, .. } => drop(answer.send(Err(error))),
             Self::Operate { answer, .. } | Self::Node { answer, .. } => drop(answer.send(Err(error))),
             Self::Own { answer } => drop(answer.send(Err(error))),
         }
@@ -79,7 +83,7 @@ pub(super) fn start(
     let thread = std::thread::Builder::new().name("toolgate-svids".to_owned());
     let run = move || {
         let Some((source, first)) = begin.source(&mut orders) else { return };
-        let mut owner = Owner { source, published, failing: BTreeSet::new() };
+        let mut owner = Owner { source, published, held: HashMap::new(), failing: BTreeSet::new() };
         owner.publish_trust();
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(async {
@@ -97,6 +101,8 @@ pub(super) fn start(
 struct Owner {
     source: Source,
     published: Arc<Published>,
+    /// What left the agent, and is good for who asks again.
+    held: HashMap<(Identity, bool), Arc<Held>>,
     /// What fails, as it was logged when it began to.
     failing: BTreeSet<String>,
 }
@@ -112,6 +118,7 @@ impl Owner {
                     Some(order) => self.obey(order).await,
                     None => return,
                 },
+                () = self.source.stirs() => self.look(SystemTime::now()).await,
                 () = tokio::time::sleep(wait) => self.look(SystemTime::now()).await,
             }
         }
@@ -132,6 +139,15 @@ impl Owner {
                     self.publish(vec![Arc::clone(svid)]);
                 }
                 let _ = answer.send(issued);
+            }
+            Order::Hold { identity, holder, answer } => {
+                let _ = answer.send(self.hold(identity, holder, now).await);
+            }
+            Order::Jwt { identity, audience, answer } => {
+                let signed = self.source.jwt(&identity, audience, now).await;
+                // The first one has made a key.
+                self.publish_trust();
+                let _ = answer.send(signed);
             }
             Order::Operate { operation, answer } => {
                 let mut done = self.source.operate(operation, now);
@@ -174,15 +190,21 @@ impl Owner {
         match self.source.look(now).await {
             Ok(is_new) => {
                 self.failing.remove(DUE);
+                self.published.failing.store(None);
                 if is_new {
                     self.publish_trust();
                 }
             }
             Err(error) => {
+                self.published.failing.store(Some(Arc::new(error.to_string())));
                 // It may have joined before something failed.
                 self.publish_trust();
                 self.fails(DUE, &error);
             }
+        }
+        self.held.retain(|_, held| now < held.not_after);
+        if let Some(given) = self.source.given() {
+            return self.take(given, now);
         }
         let known = self.published.svids.load_full();
         let due = known.values().filter(|svid| svid.renew_at <= now || now < svid.not_before);
@@ -231,11 +253,57 @@ impl Owner {
     }
 
     async fn issue(&mut self, identity: &Identity, now: SystemTime) -> Result<Arc<Svid>, SvidError> {
-        let issued = self.source.issue(identity, now).await;
+        let issued = self.source.issue(identity, Holder::Agent, now).await;
         // A node that could not join before does it for the first SVID that it needs.
         self.publish_trust();
         let (issued, key) = issued?;
         svid(identity.clone(), issued, &key, now).map(Arc::new)
+    }
+
+    async fn hold(
+        &mut self,
+        identity: Identity,
+        holder: Holder,
+        now: SystemTime,
+    ) -> Result<Arc<Held>, SvidError> {
+        let which = (identity, holder.is_agent());
+        if let Some(held) = self.held.get(&which)
+            && now < held.renew_at
+            && !self.published.trust.load().revoked.serials.contains(&held.serial)
+        {
+            return Ok(Arc::clone(held));
+        }
+        let (issued, key) = self.source.issue(&which.0, holder, now).await?;
+        let not_after = issued.validity.not_after;
+        let renew_at = now + not_after.duration_since(now).unwrap_or_default() / 2;
+        let held = Held { chain: issued.chain, key, not_after, renew_at, serial: issued.serial };
+        let held = Arc::new(held);
+        self.held.insert(which, Arc::clone(&held));
+        Ok(held)
+    }
+
+    /// All that there is from now on, of a source that tells it.
+    fn take(&mut self, given: Vec<Given>, now: SystemTime) {
+        self.publish_trust();
+        let known = self.published.svids.load_full();
+        let mut taken = Known::new();
+        for Given { identity, issued, key } in given {
+            match known.get(&identity).filter(|svid| svid.serial == issued.serial) {
+                Some(svid) => drop(taken.insert(identity, Arc::clone(svid))),
+                None => match svid(identity.clone(), issued, &key, now) {
+                    Ok(svid) => drop(taken.insert(identity, Arc::new(svid))),
+                    Err(error) => self.fails(DUE, &error),
+                },
+            }
+        }
+        let is_same = taken.len() == known.len()
+            && taken
+                .iter()
+                .all(|(identity, svid)| known.get(identity).is_some_and(|known| Arc::ptr_eq(known, svid)));
+        if !is_same {
+            self.published.svids.store(Arc::new(taken));
+            self.published.changed.send_modify(|count| *count += 1);
+        }
     }
 
     fn publish(&self, svids: Vec<Arc<Svid>>) {
@@ -252,7 +320,8 @@ impl Owner {
         let roots = |trust: &Trust| -> Vec<_> {
             trust.bundles.iter().map(|(name, bundle)| (name.clone(), bundle.roots.clone())).collect()
         };
-        if roots(&trust) == roots(&before) && trust.revoked == before.revoked {
+        let is_same = trust.jwt_keys == before.jwt_keys && trust.revoked == before.revoked;
+        if roots(&trust) == roots(&before) && is_same {
             return;
         }
         let generation = before.generation + 1;
@@ -262,11 +331,15 @@ impl Owner {
 }
 
 /// An SVID of what was issued for a key.
-fn svid(identity: Identity, issued: Issued, key: &KeyPair, now: SystemTime) -> Result<Svid, SvidError> {
+fn svid(
+    identity: Identity,
+    issued: Issued,
+    key: &PrivateKeyDer<'_>,
+    now: SystemTime,
+) -> Result<Svid, SvidError> {
     let failed = |cause: String| SvidError::Key { identity: identity.clone(), cause };
     let Validity { not_before, not_after } = issued.validity;
-    let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let signing = any_ecdsa_type(&private).map_err(|error| failed(error.to_string()))?;
+    let signing = any_supported_type(key).map_err(|error| failed(error.to_string()))?;
     let half = not_after.duration_since(now).unwrap_or_default() / 2;
     let spread = half / JITTER * u32::from(random_byte()) / u32::from(u8::MAX);
     Ok(Svid {

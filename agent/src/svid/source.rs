@@ -1,10 +1,9 @@
-//! Where SVIDs come from: this node's own authority, or the one that it has joined.
+//! Where SVIDs come from: this node's own authority, the one that it has joined, or a Workload API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::KeyPair;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
@@ -13,9 +12,10 @@ use toolgate_core::identity::Identity;
 use toolgate_core::spiffe::SpiffeId;
 
 use super::join::Joined;
+use super::workload_api::{Given, Provider};
 use super::{SvidError, Trust};
-use crate::ca::wire::{JoinRequest, SvidRequest};
-use crate::ca::{Authority, Issued, Level, NodeError};
+use crate::ca::wire::{JoinRequest, JwtRequest, SvidRequest};
+use crate::ca::{Authority, Holder, Issued, IssuedTo, Level, NodeError};
 
 /// Who issues.
 pub enum Source {
@@ -23,6 +23,8 @@ pub enum Source {
     Embedded(Box<Authority>),
     /// The authority that this node has joined, or will join.
     Joined(Box<Joined>),
+    /// Somebody else's Workload API: what it gives is all there is.
+    WorkloadApi(Box<Provider>),
 }
 
 /// What an operator asks of the authority.
@@ -57,6 +59,7 @@ pub(crate) enum NodeAsk {
     Join(JoinRequest),
     Renew { node: String, csr: String },
     Svid { node: String, wanted: SvidRequest },
+    Jwt { node: String, wanted: JwtRequest },
     Trust { node: String },
 }
 
@@ -73,10 +76,13 @@ impl Source {
         match self {
             Self::Embedded(authority) => {
                 let bundle = Arc::clone(authority.bundle());
-                let bundles = BTreeMap::from([(authority.trust_domain().into(), bundle)]);
-                Trust { generation: 1, bundles, revoked: Arc::new(authority.revoked()) }
+                let own = || authority.trust_domain().into();
+                let bundles = BTreeMap::from([(own(), bundle)]);
+                let jwt_keys = BTreeMap::from([(own(), authority.jwt_bundle())]);
+                Trust { generation: 1, bundles, jwt_keys, revoked: Arc::new(authority.revoked()) }
             }
             Self::Joined(joined) => joined.trust(),
+            Self::WorkloadApi(provider) => provider.trust(),
         }
     }
 
@@ -84,25 +90,66 @@ impl Source {
         match self {
             Self::Embedded(authority) => authority.trust_domain(),
             Self::Joined(joined) => joined.trust_domain(),
+            Self::WorkloadApi(provider) => provider.trust_domain(),
         }
     }
 
-    /// Has an SVID issued, with a key that was never anywhere else.
+    /// Has an SVID issued, with a key that was never anywhere else; or finds the one that was given.
     pub(super) async fn issue(
         &mut self,
         identity: &Identity,
+        holder: Holder,
         now: SystemTime,
-    ) -> Result<(Issued, KeyPair), SvidError> {
+    ) -> Result<(Issued, PrivateKeyDer<'static>), SvidError> {
         if identity.trust_domain() != self.trust_domain() {
             let (identity, ours) = (identity.clone(), self.trust_domain().to_owned());
             return Err(SvidError::Foreign { identity, ours });
         }
-        let key = crate::ca::new_key().map_err(|error| SvidError::Authority(error.into()))?;
-        let issued = match self {
-            Self::Embedded(authority) => authority.issue(&SpiffeId::from(identity), None, &key, now)?,
-            Self::Joined(joined) => joined.issue(identity, &key, now).await?,
+        let new_key = || crate::ca::new_key().map_err(|error| SvidError::Authority(error.into()));
+        let (issued, key) = match self {
+            Self::Embedded(authority) => {
+                let key = new_key()?;
+                (authority.issue(&SpiffeId::from(identity), IssuedTo { node: None, holder }, &key, now)?, key)
+            }
+            Self::Joined(joined) => {
+                let key = new_key()?;
+                (joined.issue(identity, holder, &key, now).await?, key)
+            }
+            Self::WorkloadApi(provider) => return Ok(provider.find(identity).await?),
         };
-        Ok((issued, key))
+        Ok((issued, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+    }
+
+    /// Has a JWT-SVID signed.
+    pub(super) async fn jwt(
+        &mut self,
+        identity: &Identity,
+        audience: Vec<String>,
+        now: SystemTime,
+    ) -> Result<String, SvidError> {
+        match self {
+            Self::Embedded(authority) => Ok(authority.jwt_svid(&SpiffeId::from(identity), &audience, now)?),
+            Self::Joined(joined) => Ok(joined.jwt(identity, audience, now).await?),
+            Self::WorkloadApi(provider) => {
+                Err(SvidError::NotAnAuthority { socket: provider.socket().to_owned() })
+            }
+        }
+    }
+
+    /// All that there is, where that is told; `None`: it issues what it is asked for.
+    pub(super) fn given(&self) -> Option<Vec<Given>> {
+        match self {
+            Self::Embedded(_) | Self::Joined(_) => None,
+            Self::WorkloadApi(provider) => Some(provider.given()),
+        }
+    }
+
+    /// Returns when it has something to say before it is looked at again.
+    pub(super) async fn stirs(&mut self) {
+        match self {
+            Self::Embedded(_) | Self::Joined(_) => std::future::pending().await,
+            Self::WorkloadApi(provider) => provider.stirs().await,
+        }
     }
 
     /// Does what is due. True: it is believed otherwise now.
@@ -110,6 +157,10 @@ impl Source {
         match self {
             Self::Embedded(authority) => Ok(authority.rotate(now)?),
             Self::Joined(joined) => Ok(joined.look(now).await?),
+            Self::WorkloadApi(provider) => {
+                provider.look()?;
+                Ok(false)
+            }
         }
     }
 
@@ -118,6 +169,7 @@ impl Source {
         match self {
             Self::Embedded(_) => None,
             Self::Joined(joined) => joined.own_life(),
+            Self::WorkloadApi(_) => None,
         }
     }
 
@@ -125,17 +177,21 @@ impl Source {
         match self {
             Self::Embedded(authority) => Ok(authority),
             Self::Joined(joined) => Err(SvidError::NoAuthority { authority: joined.authority() }),
+            Self::WorkloadApi(provider) => {
+                Err(SvidError::NotAnAuthority { socket: provider.socket().to_owned() })
+            }
         }
     }
 
     pub(super) fn status(&self) -> Result<Value, SvidError> {
         match self {
             Self::Embedded(authority) => {
-                let mut status = authority.status()?;
+                let mut status = authority.status(SystemTime::now())?;
                 status["source"] = "embedded".into();
                 Ok(status)
             }
             Self::Joined(joined) => Ok(joined.status()),
+            Self::WorkloadApi(provider) => Ok(provider.status()),
         }
     }
 
@@ -172,6 +228,10 @@ impl Source {
             NodeAsk::Join(wanted) => authority.join(&wanted, now),
             NodeAsk::Renew { node, csr } => authority.renew(&node, &csr, now),
             NodeAsk::Svid { node, wanted } => authority.node_svid(&node, &wanted, now),
+            NodeAsk::Jwt { node, wanted } => {
+                let signed = authority.node_jwt(&node, &wanted, now).map_err(SvidError::Node)?;
+                return Ok(json!(signed));
+            }
             NodeAsk::Trust { node } => {
                 let trust = authority.trust_answer(&node, now).map_err(SvidError::Node)?;
                 return Ok(json!(trust));

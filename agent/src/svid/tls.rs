@@ -1,50 +1,63 @@
-//! TLS between SPIFFE identities: 1.3 only, nothing resumed, and each end proven by [`verify`].
+//! TLS between SPIFFE identities: 1.3 only, and each end proven by [`verify`](super::verify).
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
-use toolgate_core::spiffe::SpiffeId;
 
-use super::{Peer, Role, Trust, VerifyError, verify};
+use super::Role;
 
-/// Whom to believe, asked at each handshake with what was shown.
-type Believed = dyn Fn(&[CertificateDer<'_>]) -> Result<Arc<Trust>, VerifyError> + Send + Sync;
+/// Hybrid post-quantum key exchange first; of equally strong ciphers the cheapest first.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    use aws_lc_rs::{cipher_suite, kx_group};
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
+        ..aws_lc_rs::default_provider()
+    })
+});
 
-/// Proves the other end, and that it is who was expected.
+/// The cryptography of TLS between SPIFFE identities.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&PROVIDER)
+}
+
+/// Who may be at the other end is asked at each handshake: of the chain that it shows (leaf first), its role and the time.
+type Proves = dyn Fn(&[CertificateDer<'_>], Role, SystemTime) -> Result<(), Error> + Send + Sync;
+
+/// Proves the other end, where rustls asks for it. The name in SNI says nothing: the SPIFFE ID is what counts.
 pub(crate) struct PeerVerifier {
-    believed: Box<Believed>,
-    /// The exact ID; `None`: the caller looks at who it is.
-    expected: Option<SpiffeId>,
+    proves: Box<Proves>,
     /// Whether a client must show something.
     is_mandatory: bool,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl fmt::Debug for PeerVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerVerifier").field("expected", &self.expected).finish_non_exhaustive()
+        f.debug_struct("PeerVerifier").finish_non_exhaustive()
     }
 }
 
-/// The cryptography of all TLS here.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
-}
-
 impl PeerVerifier {
+    /// One that believes nobody without a proof.
     pub(crate) fn new(
-        believed: impl Fn(&[CertificateDer<'_>]) -> Result<Arc<Trust>, VerifyError> + Send + Sync + 'static,
-        expected: Option<SpiffeId>,
-        is_mandatory: bool,
+        proves: impl Fn(&[CertificateDer<'_>], Role, SystemTime) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Self {
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        Self { believed: Box::new(believed), expected, is_mandatory, algorithms }
+        Self { proves: Box::new(proves), is_mandatory: true }
+    }
+
+    /// The same, where a client may also be nobody.
+    pub(crate) fn or_nobody(self) -> Self {
+        Self { is_mandatory: false, ..self }
     }
 
     fn proven(
@@ -53,27 +66,18 @@ impl PeerVerifier {
         rest: &[CertificateDer<'_>],
         role: Role,
         now: UnixTime,
-    ) -> Result<Peer, Error> {
-        let chain: Vec<_> = std::iter::once(leaf.clone()).chain(rest.iter().cloned()).collect();
-        let now: SystemTime = UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
-        let proven = (self.believed)(&chain).and_then(|trust| verify(&chain, &trust, role, now));
-        let proven = proven.and_then(|peer| match &self.expected {
-            Some(expected) if *expected != peer.id => {
-                Err(VerifyError::Unexpected { id: peer.id, expected: expected.clone() })
-            }
-            Some(_) | None => Ok(peer),
-        });
-        proven.map_err(|error| Error::General(error.to_string()))
+    ) -> Result<(), Error> {
+        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        (self.proves)(&chain, role, UNIX_EPOCH + Duration::from_secs(now.as_secs()))
     }
+}
 
-    fn signed(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &self.algorithms)
-    }
+fn signed(
+    message: &[u8],
+    leaf: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    verify_tls13_signature(message, leaf, signature, &PROVIDER.signature_verification_algorithms)
 }
 
 /// TLS 1.2 is not spoken here.
@@ -90,7 +94,7 @@ impl ServerCertVerifier for PeerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.proven(leaf, rest, Role::Server, now).map(|_| ServerCertVerified::assertion())
+        self.proven(leaf, rest, Role::Server, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -108,11 +112,11 @@ impl ServerCertVerifier for PeerVerifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signed(message, leaf, signature)
+        signed(message, leaf, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -121,6 +125,7 @@ impl ClientCertVerifier for PeerVerifier {
         self.is_mandatory
     }
 
+    /// Who connects knows which certificate to show.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -131,7 +136,7 @@ impl ClientCertVerifier for PeerVerifier {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.proven(leaf, rest, Role::Client, now).map(|_| ClientCertVerified::assertion())
+        self.proven(leaf, rest, Role::Client, now).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -149,10 +154,10 @@ impl ClientCertVerifier for PeerVerifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signed(message, leaf, signature)
+        signed(message, leaf, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }

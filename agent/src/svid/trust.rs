@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use toolgate_core::spiffe::SpiffeId;
 
-use super::{Peer, VerifyError};
+use super::{JwtKey, Peer, VerifyError};
 
 /// A certificate's number, without leading zeros.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,6 +103,8 @@ pub struct Trust {
     pub generation: u64,
     /// By trust domain: a certificate is held against the bundle of its own alone.
     pub bundles: BTreeMap<Box<str>, Arc<Bundle>>,
+    /// What verifies JWT-SVIDs, by trust domain.
+    pub jwt_keys: BTreeMap<Box<str>, Vec<JwtKey>>,
     /// What of our own trust domain was revoked.
     pub revoked: Arc<Revoked>,
 }

@@ -10,7 +10,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
 use super::{Serial, Trust, VerifyError};
-use crate::ca::Validity;
+use crate::ca::{Holder, Validity};
 
 /// What the other end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Peer {
     pub serial: Serial,
     /// The node that it was issued to, where the authority says one.
     pub node: Option<Box<str>>,
+    /// Whether the workload's process has the key itself: then its agent has not seen what it says.
+    pub is_process: bool,
     /// When the leaf ends, and with it what it opened.
     pub not_after: SystemTime,
 }
@@ -115,7 +117,9 @@ fn read(leaf: &X509Certificate<'_>) -> Result<Peer, VerifyError> {
         Some(_) => {}
     }
     let node = leaf.subject().iter_organizational_unit().next().and_then(|unit| unit.as_str().ok());
+    let organisations = leaf.subject().iter_organization().filter_map(|name| name.as_str().ok());
     Ok(Peer {
+        is_process: Holder::named_by(organisations) == Holder::Process,
         serial: Serial::new(leaf.raw_serial()),
         node: node.map(Into::into),
         not_after: system_time(leaf.validity().not_after.timestamp()),

@@ -55,6 +55,8 @@ pub(crate) enum Role {
     Ready(SocketAddr),
     /// `listen.authority`
     Authority(SocketAddr),
+    /// `listen.workload_api`
+    WorkloadApi(PathBuf),
 }
 
 /// What the predecessor passes on.

@@ -25,7 +25,7 @@ use super::{Bundle, JoinError, JoinToken, Trust};
 use crate::ca::listener::ErrorBody;
 use crate::ca::wire::{AUTHORITY_PATH, BODY_BYTES_MAX};
 use crate::svid::tls::{PeerVerifier, provider};
-use crate::svid::{VerifyError, hex};
+use crate::svid::{VerifyError, hex, verify};
 
 /// Until the authority has answered, connection and handshake included.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
@@ -54,8 +54,7 @@ impl Client {
             let bundles = [(trust_domain.as_str().into(), bundle)].into();
             Ok(Arc::new(Trust { bundles, ..Trust::default() }))
         };
-        let verifier =
-            PeerVerifier::new(believed, Some(authority_of(&token.trust_domain, &token.authority)?), true);
+        let verifier = verifier(believed, authority_of(&token.trust_domain, &token.authority)?);
         let tls = client_config(verifier, &token.authority, None)?;
         Ok(Self { authority: token.authority.clone(), tls, found, open: None })
     }
@@ -66,7 +65,7 @@ impl Client {
         let bundles = [(trust_domain.into(), Arc::clone(&member.bundle))].into();
         let trust = Arc::new(Trust { bundles, ..Trust::default() });
         let expected = authority_of(trust_domain, &member.authority)?;
-        let verifier = PeerVerifier::new(move |_| Ok(Arc::clone(&trust)), Some(expected), true);
+        let verifier = verifier(move |_| Ok(Arc::clone(&trust)), expected);
         let tls = client_config(verifier, &member.authority, Some(member))?;
         Ok(Self { authority: member.authority.clone(), tls, found: Found::default(), open: None })
     }
@@ -145,6 +144,21 @@ async fn connect(authority: &str, tls: Arc<ClientConfig>) -> Result<SendRequest<
         }
     });
     Ok(sender)
+}
+
+/// Believes nobody but who is expected.
+fn verifier(
+    believed: impl Fn(&[CertificateDer<'_>]) -> Result<Arc<Trust>, VerifyError> + Send + Sync + 'static,
+    expected: SpiffeId,
+) -> PeerVerifier {
+    PeerVerifier::new(move |chain, role, now| {
+        let proven = believed(chain).and_then(|trust| verify(chain, &trust, role, now));
+        let proven = proven.and_then(|peer| match peer.id == expected {
+            true => Ok(()),
+            false => Err(VerifyError::Unexpected { id: peer.id, expected: expected.clone() }),
+        });
+        proven.map_err(|error| rustls::Error::General(error.to_string()))
+    })
 }
 
 fn authority_of(trust_domain: &str, authority: &str) -> Result<SpiffeId, JoinError> {

@@ -21,13 +21,14 @@ use toolgate_core::spiffe::is_trust_domain;
 
 use self::client::Client;
 use self::member::Member;
-use super::{Bundle, Revoked, Trust};
+use super::{Bundle, JwtKey, Revoked, Trust};
 use crate::ca::folder::{Folder, Kind, read};
 use crate::ca::nodes::{csr, proven, read_chain};
 use crate::ca::wire::{
-    IssuedAnswer, JOIN, JoinRequest, JoinToken, RENEW, RenewRequest, SVID, SvidRequest, TRUST, TrustAnswer,
+    IssuedAnswer, JOIN, JWT, JoinRequest, JoinToken, JwtAnswer, JwtRequest, RENEW, RenewRequest, SVID,
+    SvidRequest, TRUST, TrustAnswer,
 };
-use crate::ca::{CertifyError, Issued, Validity};
+use crate::ca::{CertifyError, Holder, Issued, Validity};
 
 /// How often bundle and revocations are fetched: peers refuse what is revoked within twenty seconds.
 const TRUST_EVERY: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub struct Joined {
     member: Option<Member>,
     client: Option<Client>,
     fetched: Option<Instant>,
+    /// What verifies JWT-SVIDs, as it was fetched last.
+    jwt_keys: Vec<JwtKey>,
     failed: Option<(Instant, String)>,
     /// The secret of a token that the authority does not take, and why: only another one is worth a try.
     refused: Option<(String, String)>,
@@ -70,7 +73,16 @@ impl Joined {
         if member.is_none() && plan.token_file.is_none() {
             return Err(JoinError::NoToken);
         }
-        Ok(Self { plan, folder, member, client: None, fetched: None, failed: None, refused: None })
+        Ok(Self {
+            plan,
+            folder,
+            member,
+            client: None,
+            fetched: None,
+            jwt_keys: Vec::new(),
+            failed: None,
+            refused: None,
+        })
     }
 
     /// The trust domain.
@@ -86,7 +98,8 @@ impl Joined {
             Some(member) => (Arc::clone(&member.bundle), Arc::clone(&member.revoked)),
             None => (Arc::default(), Arc::new(nobody())),
         };
-        Trust { generation: 1, bundles: BTreeMap::from([(trust_domain, bundle)]), revoked }
+        let jwt_keys = BTreeMap::from([(trust_domain.clone(), self.jwt_keys.clone())]);
+        Trust { generation: 1, bundles: BTreeMap::from([(trust_domain, bundle)]), jwt_keys, revoked }
     }
 
     /// Where its authority is, for messages.
@@ -128,13 +141,33 @@ impl Joined {
     pub(super) async fn issue(
         &mut self,
         identity: &Identity,
+        holder: Holder,
         key: &KeyPair,
         now: SystemTime,
     ) -> Result<Issued, JoinError> {
         self.join(now).await?;
-        let wanted = SvidRequest { app_id: identity.to_string(), csr: csr(key).map_err(JoinError::certify)? };
+        let csr = csr(key).map_err(JoinError::certify)?;
+        let wanted = SvidRequest { app_id: identity.to_string(), csr, holder };
         let IssuedAnswer { chain } = self.call(SVID, Some(&wanted)).await?;
-        issued(&chain, &self.trust(), &identity.spiffe_id(), now).map_err(|problem| self.nonsense(problem))
+        let issued = issued(&chain, &self.trust(), (&identity.spiffe_id(), holder), now);
+        issued.map_err(|problem| self.nonsense(problem))
+    }
+
+    /// Has a JWT-SVID signed.
+    pub(super) async fn jwt(
+        &mut self,
+        identity: &Identity,
+        audience: Vec<String>,
+        now: SystemTime,
+    ) -> Result<String, JoinError> {
+        self.join(now).await?;
+        let wanted = JwtRequest { app_id: identity.to_string(), audience };
+        let JwtAnswer { token } = self.call(JWT, Some(&wanted)).await?;
+        if self.jwt_keys.is_empty() {
+            // It may be the first one, whose key nobody knew yet.
+            self.fetch(now).await?;
+        }
+        Ok(token)
     }
 
     async fn join(&mut self, now: SystemTime) -> Result<(), JoinError> {
@@ -200,7 +233,7 @@ impl Joined {
     }
 
     async fn fetch(&mut self, now: SystemTime) -> Result<bool, JoinError> {
-        let TrustAnswer { roots, revoked } = self.call::<TrustAnswer>(TRUST, None::<&()>).await?;
+        let TrustAnswer { roots, jwt_keys, revoked } = self.call::<TrustAnswer>(TRUST, None::<&()>).await?;
         self.fetched = Some(Instant::now());
         let bundle = roots.iter().map(|root| read_chain(root)).collect::<Result<Vec<_>, _>>();
         let bundle = bundle.map_err(|problem| self.nonsense(problem))?.concat();
@@ -217,8 +250,10 @@ impl Joined {
             return Err(nonsense(problem.to_owned()));
         }
         let bundle = trust.bundles.into_values().next().unwrap_or_default();
+        let is_new = jwt_keys != self.jwt_keys;
+        self.jwt_keys = jwt_keys;
         if bundle.roots == member.bundle.roots && list == *member.revoked {
-            return Ok(false);
+            return Ok(is_new);
         }
         (member.bundle, member.revoked) = (bundle, Arc::new(list));
         member.save(&self.folder)?;
@@ -262,11 +297,19 @@ impl JoinError {
 }
 
 /// What an authority gave, proven to be what was asked for.
-fn issued(chain: &str, trust: &Trust, id: &str, now: SystemTime) -> Result<Issued, String> {
+fn issued(
+    chain: &str,
+    trust: &Trust,
+    (id, holder): (&str, Holder),
+    now: SystemTime,
+) -> Result<Issued, String> {
     let chain = read_chain(chain)?;
     let peer = super::verify(&chain, trust, super::Role::Client, now).map_err(|error| error.to_string())?;
     if peer.id.as_str() != id {
         return Err(format!("it issued `{}` for `{id}`", peer.id));
+    }
+    if peer.is_process == holder.is_agent() {
+        return Err(format!("the SVID of `{id}` that it issued is not for {holder:?}"));
     }
     let leaf = chain.first().ok_or("it issued nothing")?;
     let validity: Validity = super::verify::validity(leaf).map_err(|error| error.to_string())?;
