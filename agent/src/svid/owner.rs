@@ -199,7 +199,7 @@ impl Owner {
                 }
             }
             Err(error) => {
-                self.tell_failing(Some(Arc::new(error.to_string())));
+                self.tell_failing(Some(&error));
                 self.fails(DUE, &error);
             }
         }
@@ -234,8 +234,8 @@ impl Owner {
         }
     }
 
-    fn tell_failing(&self, why: Option<Arc<String>>) {
-        let before = self.published.failing.swap(why.clone());
+    fn tell_failing(&self, why: Option<&SvidError>) {
+        let before = self.published.failing.swap(why.map(|error| Arc::new(error.to_string())));
         if before.is_some() != why.is_some() {
             self.published.changed.send_modify(|count| *count += 1);
         }
