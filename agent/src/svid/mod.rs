@@ -188,7 +188,7 @@ impl Svids {
         self.published.trust.load()
     }
 
-    /// Changes with every SVID, bundle and revocation: the value counts them.
+    /// Changes with every SVID, bundle and revocation, and when the source begins or ceases to fail: the value counts that.
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.published.changed.subscribe()

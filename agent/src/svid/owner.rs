@@ -135,8 +135,11 @@ impl Owner {
                     Some(svid) => Ok(svid),
                     None => self.issue(&identity, now).await,
                 };
-                if let Ok(svid) = &issued {
-                    self.publish(vec![Arc::clone(svid)]);
+                // Who has its SVID must be able to believe others: what came with it is published first.
+                match (self.source.given(), &issued) {
+                    (Some(given), _) => self.take(given, now),
+                    (None, Ok(svid)) => self.publish(vec![Arc::clone(svid)]),
+                    (None, Err(_)) => {}
                 }
                 let _ = answer.send(issued);
             }
@@ -190,13 +193,13 @@ impl Owner {
         match self.source.look(now).await {
             Ok(is_new) => {
                 self.failing.remove(DUE);
-                self.published.failing.store(None);
+                self.tell_failing(None);
                 if is_new {
                     self.publish_trust();
                 }
             }
             Err(error) => {
-                self.published.failing.store(Some(Arc::new(error.to_string())));
+                self.tell_failing(Some(&error));
                 // It may have joined before something failed.
                 self.publish_trust();
                 self.fails(DUE, &error);
@@ -230,6 +233,13 @@ impl Owner {
         }
         if !renewed.is_empty() {
             self.publish(renewed);
+        }
+    }
+
+    fn tell_failing(&self, why: Option<&SvidError>) {
+        let before = self.published.failing.swap(why.map(|error| Arc::new(error.to_string())));
+        if before.is_some() != why.is_some() {
+            self.published.changed.send_modify(|count| *count += 1);
         }
     }
 

@@ -7,6 +7,7 @@
 mod answers;
 mod attest;
 mod messages;
+mod named;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ use self::messages::{
     JwtBundlesResponse, JwtSvidRequest, JwtSvidResponse, ValidateJwtSvidRequest, ValidateJwtSvidResponse,
     X509BundlesResponse, X509SvidResponse,
 };
+use self::named::Named;
 use self::stream::Streams;
 use crate::app::Node;
 use crate::limits::Limit;
@@ -118,7 +120,7 @@ async fn serve(
         .max_concurrent_streams(streams)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIME_MAX)
-        .serve_connection(TokioIo::new(stream), service_fn(answered));
+        .serve_connection(TokioIo::new(Named::new(stream)), service_fn(answered));
     tokio::select! {
         served = connection => Ok(served?),
         ended = ended.readable() => Ok(ended.map(drop)?),

@@ -213,19 +213,20 @@ async fn a_socket_that_is_away_stops_nothing_and_is_come_back_to() {
     let svids = asking(&path);
     let first = svids.obtain(&reader()).await.unwrap();
     drop(socket);
-    until(|| svids.failing().is_some()).await;
+    until(&svids, || svids.failing().is_some()).await;
     assert_eq!(svids.svid(&reader()).unwrap().serial, first.serial, "what there is goes on");
     let status = svids.operate(Operation::Status).await.unwrap();
     assert!(status["failed"].is_string(), "{status}");
     let _socket = Socket::at(&path, one(svid(&own, READER)));
-    until(|| svids.svid(&reader()).is_some_and(|svid| svid.serial != first.serial)).await;
-    until(|| svids.failing().is_none()).await;
+    until(&svids, || svids.svid(&reader()).is_some_and(|svid| svid.serial != first.serial)).await;
+    until(&svids, || svids.failing().is_none()).await;
 }
 
-async fn until(is_so: impl Fn() -> bool) {
+async fn until(svids: &Svids, is_so: impl Fn() -> bool) {
+    let mut changed = svids.changed();
     let waited = async {
         while !is_so() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            changed.changed().await.unwrap();
         }
     };
     tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap();

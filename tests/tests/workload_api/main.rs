@@ -144,9 +144,9 @@ if os.fork():
     os._exit(0)
 while os.getppid() == parent:
     time.sleep(0.01)
-connection.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + bytes(3) + b'\\x04\\x00' + bytes(4))
 connection.settimeout(20)
 try:
+    connection.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + bytes(3) + b'\\x04\\x00' + bytes(4))
     while data := connection.recv(4096):
         # A ping of ours is answered by whoever is still there.
         connection.sendall(bytes(2) + b'\\x08\\x06\\x00' + bytes(4) + b'12345678')

@@ -1,12 +1,12 @@
 //! An agent whose SVIDs come from another agent's socket.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 use toolgate_tests::scene::{call, resources, text};
-use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, free_address};
+use toolgate_tests::{Agent, Connection, Host, Netns, Node, Server, Setup, free_address, wait};
 
 /// Lives so short that several end during a test.
 const SHORT: &str = "identity: { svid_ttl: 6s, issuing_ttl: 60s, root_ttl: 300s, overlap: 5s }\n";
@@ -46,23 +46,15 @@ fn an_agent_has_its_svids_from_another_agents_socket_and_calls_go_on_while_they_
     let nested = nested("metadata: { name: nested }\nspec: { selectors: { user: 0 }, agent_for: [reader] }")?;
     let mut caller = nested.callers.caller("reader")?;
     let mut connection = Connection::new(caller.connect(nested.address)?.stream, nested.address)?;
-    let began = Instant::now();
     let mut calls = 0;
-    while began.elapsed() < Duration::from_secs(12) {
+    let lines = wait::until("calls by three SVIDs", || {
         calls += 1;
         let answered = connection.post(&call(calls, "echo", &json!({ "message": "x" })))?;
         ensure!(answered.status == 200 && !answered.text().contains("error"), "{}", answered.text());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let serials = |lines: &[serde_json::Value]| {
-        let mut serials: Vec<String> =
-            lines.iter().map(|line| text(line, "caller/svid").to_owned()).collect();
-        serials.retain(|serial| !serial.is_empty());
-        serials.sort();
-        serials.dedup();
-        serials
-    };
-    let lines = nested.servers.audit_until("calls by two SVIDs", |lines| serials(lines).len() >= 2)?;
+        let lines = nested.servers.audit(usize::try_from(calls)?)?;
+        let serials: BTreeSet<&str> = lines.iter().map(|line| text(line, "caller/svid")).collect();
+        Ok((serials.iter().filter(|serial| !serial.is_empty()).count() >= 3).then_some(lines))
+    })?;
     ensure!(lines.iter().all(|line| text(line, "decision") != "deny"), "{lines:#?}");
     Ok(())
 }
