@@ -19,6 +19,13 @@ const SERIAL_BYTES: usize = 16;
 #[error("cannot make a certificate: {0}")]
 pub struct CertifyError(String);
 
+impl CertifyError {
+    /// A key that cannot sign.
+    pub(crate) fn of_key(error: &rustls::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl From<rcgen::Error> for CertifyError {
     fn from(error: rcgen::Error) -> Self {
         Self(error.to_string())

@@ -51,6 +51,8 @@ keys! {
         unrecognised: Given<String>,
         undeclared: Given<String>,
         tls: Given<String>,
+        tls_exclude: Given<Vec<Spanned<String>>>,
+        tls_roots: Given<String>,
         agent_loss: Given<String>,
         existing: Given<String>,
         canary: Given<String>,
@@ -95,7 +97,7 @@ keys! {
     struct WorkloadSpec {
         selectors: Option<SelectorsSpec>,
         configuration: Later,
-        tls: Later,
+        tls: Given<String>,
     }
 
     /// `selectors:`

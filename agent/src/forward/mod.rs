@@ -9,7 +9,7 @@ mod pool;
 mod tls;
 
 pub use external::{Refusal, refusal};
-pub use passage::{first_to_speak, pass, relay};
+pub use passage::{first_to_speak, pass, relay, secure};
 pub use pool::Pool;
 pub use tls::{Connectors, TlsError};
 
@@ -22,6 +22,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::deadline::timeout;
+use rustls::pki_types::ServerName;
 use tokio::io::AsyncWrite as _;
 use tokio::net::{TcpSocket, TcpStream};
 use toolgate_core::decision::{Passage, Permitted, Place, Server};
@@ -29,6 +30,7 @@ use toolgate_core::denial::Reason;
 use toolgate_core::http1::{self, Changes, Outgoing};
 use toolgate_core::identity::Identity;
 
+use crate::ahead::Ahead;
 use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
 use crate::capture::Cookie;
 use crate::io::Io;
@@ -249,6 +251,8 @@ pub struct Leg {
     pub server: Identity,
     /// Where it is, and how it proves itself: with another place it is another leg.
     pub place: Place,
+    /// The name by which a local server must prove itself: its client speaks TLS, which is read here, and so is it spoken to.
+    pub tls: Option<ServerName<'static>>,
 }
 
 /// The place is compared alone: few have had several.
@@ -286,6 +290,10 @@ pub struct Undeclared<'n> {
     pub namespaces: &'n Namespaces,
     /// It was reached by a tunnel through a proxy: there is no other connection to it.
     pub is_tunnel: bool,
+    /// The name by which it must prove itself: its client speaks TLS, which is read here, and so is it spoken to.
+    pub tls: Option<&'n ServerName<'static>>,
+    /// TLS in clients' place.
+    pub connectors: &'n Connectors,
 }
 
 impl Undeclared<'_> {
@@ -296,7 +304,7 @@ impl Undeclared<'_> {
     }
 
     async fn connect(self, limits: &Limits) -> Result<Upstream, ForwardError> {
-        let Self { address, namespace, namespaces, is_tunnel } = self;
+        let Self { address, namespace, namespaces, is_tunnel, .. } = self;
         if is_tunnel {
             return Err(ForwardError::TunnelEnded { address });
         }
@@ -309,6 +317,12 @@ impl Undeclared<'_> {
         }
         let from = namespaces.get(namespace).map_err(|source| ForwardError::Namespace { address, source })?;
         Ok(Upstream::new(Io::Plain(connect(address, &from, limits).await?), address))
+    }
+
+    /// The same connection within TLS, where its client speaks that and it is not yet.
+    async fn secured(self, upstream: Upstream, limits: &Limits) -> Result<Upstream, ForwardError> {
+        let (Some(name), Io::Plain(_)) = (self.tls, &upstream.io) else { return Ok(upstream) };
+        upstream.secured(name, self.connectors, limits).await
     }
 }
 
@@ -345,7 +359,11 @@ pub async fn send(
         (Some(idle), _) => idle,
         (None, Place::Local { address }) => {
             let plain = connect(*address, ways.namespaces.home(), limits).await?;
-            Upstream::new(Io::Plain(plain), *address)
+            let upstream = Upstream::new(Io::Plain(plain), *address);
+            match &leg.tls {
+                Some(name) => upstream.secured(name, ways.connectors, limits).await?,
+                None => upstream,
+            }
         }
         (None, Place::Peer { endpoints, .. }) => connect_peer(leg, endpoints, ways, limits).await?,
         (None, Place::External(external)) => external::connect_external(external, ways, limits).await?,
@@ -410,15 +428,16 @@ async fn still_open(
     if let Some(mut upstream) = own
         && matches!(pool::silence(&mut upstream), pool::Silence::Kept)
     {
-        return Ok(upstream);
+        return to.secured(upstream, limits).await;
     }
-    to.connect(limits).await
+    to.secured(to.connect(limits).await?, limits).await
 }
 
-/// Where a server's requests go.
+/// Where a server's requests go. `tls`: the name by which a local one must prove itself, where its client speaks TLS.
 #[must_use]
-pub fn leg(caller: &Identity, server: &Server) -> Leg {
-    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone() }
+pub fn leg(caller: &Identity, server: &Server, tls: Option<&ServerName<'static>>) -> Leg {
+    let tls = tls.filter(|_| matches!(server.place, Place::Local { .. })).cloned();
+    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone(), tls }
 }
 
 /// Connects to the agent in front of a server, at the first of its endpoints that answers. One that answers and does not
@@ -466,6 +485,24 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
 impl Upstream {
     fn new(io: Io, address: SocketAddr) -> Self {
         Self { io, speaking: false, buffer: Buffer::default(), address, cut: false }
+    }
+
+    /// TLS in the place of a client that means `name`.
+    async fn secured(
+        self,
+        name: &ServerName<'static>,
+        connectors: &Connectors,
+        limits: &Limits,
+    ) -> Result<Self, ForwardError> {
+        let Self { io, buffer, address, .. } = self;
+        let Io::Plain(plain) = io else { return Err(ForwardError::Nowhere) };
+        let limit = limits.handshake_time_max;
+        let shaken = timeout(limit, connectors.connect_for(Ahead::after(plain, buffer), name)).await;
+        let tls = shaken.map_err(|_| ForwardError::HandshakeTimeout { address, limit })?;
+        let server = || format!("`{}`", name.to_str()).into();
+        let tls =
+            tls.map_err(|cause| ForwardError::Tls { server: server(), address, cause: Box::new(cause) })?;
+        Ok(Self::new(Io::Tls(Box::new(tls)), address))
     }
 
     /// Writes a request with exactly one framing, head and body in one system call.

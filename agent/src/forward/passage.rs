@@ -34,6 +34,19 @@ pub async fn first_to_speak<S: Stream>(
     }
 }
 
+/// Speaks TLS with the server of a permitted passage in the place of its client, whose own is read.
+///
+/// # Errors
+/// [`ForwardError`]: it is not who the client means, or speaks no TLS.
+pub async fn secure(
+    _permitted: &Permitted<Passage>,
+    upstream: Upstream,
+    to: Undeclared<'_>,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    to.secured(upstream, limits).await
+}
+
 /// Sends a request whose head was read; its body too, or as it comes.
 ///
 /// # Errors
