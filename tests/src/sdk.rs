@@ -176,8 +176,20 @@ impl SdkClient {
     ///
     /// # Errors
     /// It gets none.
-    pub fn legacy_typescript(mut prefix: Command, url: &str) -> Result<Self> {
-        prefix.arg("node").arg(fixture("sse_client.mjs")).arg(url).env("PACKAGES", packages("node")?);
+    pub fn legacy_typescript(prefix: Command, url: &str) -> Result<Self> {
+        Self::on_typescript(prefix, &[url, "sse"])
+    }
+
+    /// On the TypeScript SDK, by streamable HTTP.
+    ///
+    /// # Errors
+    /// It gets no session.
+    pub fn typescript(prefix: Command, url: &str) -> Result<Self> {
+        Self::on_typescript(prefix, &[url])
+    }
+
+    fn on_typescript(mut prefix: Command, arguments: &[&str]) -> Result<Self> {
+        prefix.arg("node").arg(fixture("client.mjs")).args(arguments).env("PACKAGES", packages("node")?);
         Self::ready(prefix)
     }
 
