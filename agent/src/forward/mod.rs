@@ -7,11 +7,13 @@ mod external;
 mod passage;
 mod pool;
 mod tls;
+mod undeclared;
 
 pub use external::{Refusal, refusal};
 pub use passage::{first_to_speak, pass, relay, secure};
 pub use pool::Pool;
 pub use tls::{Connectors, TlsError};
+pub use undeclared::{Undeclared, dial, send_undeclared};
 
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
@@ -30,9 +32,7 @@ use toolgate_core::denial::Reason;
 use toolgate_core::http1::{self, Changes, Outgoing};
 use toolgate_core::identity::Identity;
 
-use crate::ahead::Ahead;
 use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
-use crate::capture::Cookie;
 use crate::io::Io;
 use crate::limits::{Limit, Limits};
 use crate::names::{NameError, Names};
@@ -279,53 +279,6 @@ pub struct Ways<'w> {
     pub tethers: &'w Tethers,
 }
 
-/// What no Server declares, as seen from the network namespace that it is dialled from: the caller's own.
-#[derive(Clone, Copy)]
-pub struct Undeclared<'n> {
-    /// Where the client wanted to go.
-    pub address: SocketAddr,
-    /// Where it is.
-    pub namespace: Cookie,
-    /// Those that the agent can dial from.
-    pub namespaces: &'n Namespaces,
-    /// It was reached by a tunnel through a proxy: there is no other connection to it.
-    pub is_tunnel: bool,
-    /// The name by which it must prove itself: its client speaks TLS, which is read here, and so is it spoken to.
-    pub tls: Option<&'n ServerName<'static>>,
-    /// TLS in clients' place.
-    pub connectors: &'n Connectors,
-}
-
-impl Undeclared<'_> {
-    /// The same, through a tunnel where there is one.
-    #[must_use]
-    pub fn by(self, tunnel_to: Option<&str>) -> Self {
-        Self { is_tunnel: tunnel_to.is_some(), ..self }
-    }
-
-    async fn connect(self, limits: &Limits) -> Result<Upstream, ForwardError> {
-        let Self { address, namespace, namespaces, is_tunnel, .. } = self;
-        if is_tunnel {
-            return Err(ForwardError::TunnelEnded { address });
-        }
-        // The guard lets the agent pass: what is not decided as for that server must not.
-        if namespaces.guards(namespace, address) {
-            return Err(ForwardError::Guarded { address });
-        }
-        if matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local()) {
-            return Err(ForwardError::LinkLocal { address });
-        }
-        let from = namespaces.get(namespace).map_err(|source| ForwardError::Namespace { address, source })?;
-        Ok(Upstream::new(Io::Plain(connect(address, &from, limits).await?), address))
-    }
-
-    /// The same connection within TLS, where its client speaks that and it is not yet.
-    async fn secured(self, upstream: Upstream, limits: &Limits) -> Result<Upstream, ForwardError> {
-        let (Some(name), Io::Plain(_)) = (self.tls, &upstream.io) else { return Ok(upstream) };
-        upstream.secured(name, self.connectors, limits).await
-    }
-}
-
 /// A connection to a server. Only this module writes to it.
 pub struct Upstream {
     io: Io,
@@ -374,33 +327,6 @@ pub async fn send(
     Ok(upstream)
 }
 
-/// Sends permitted MCP to an address that no Server declares, over a connection of this client alone.
-///
-/// # Errors
-/// As [`send`].
-pub async fn send_undeclared(
-    permitted: Permitted<&Request<'_>>,
-    own: Option<Upstream>,
-    to: Undeclared<'_>,
-    limits: &Limits,
-) -> Result<Upstream, ForwardError> {
-    let mut upstream = still_open(own, to, limits).await?;
-    upstream.write_request(permitted.into_inner(), Changes::default(), limits).await?;
-    Ok(upstream)
-}
-
-/// Dials where the client of a permitted passage wanted to go.
-///
-/// # Errors
-/// [`ForwardError`] when nothing answers there.
-pub async fn dial(
-    _permitted: &Permitted<Passage>,
-    to: Undeclared<'_>,
-    limits: &Limits,
-) -> Result<Upstream, ForwardError> {
-    to.connect(limits).await
-}
-
 /// Dials a declared server for traffic that its rules let pass unread.
 ///
 /// # Errors
@@ -418,19 +344,6 @@ pub async fn dial_declared(
         Place::External(external) => external::dial(external, ways, limits).await?,
     };
     Ok(Upstream::new(Io::Plain(plain), address))
-}
-
-async fn still_open(
-    own: Option<Upstream>,
-    to: Undeclared<'_>,
-    limits: &Limits,
-) -> Result<Upstream, ForwardError> {
-    if let Some(mut upstream) = own
-        && matches!(pool::silence(&mut upstream), pool::Silence::Kept)
-    {
-        return to.secured(upstream, limits).await;
-    }
-    to.secured(to.connect(limits).await?, limits).await
 }
 
 /// Where a server's requests go. `tls`: the name by which a local one must prove itself, where its client speaks TLS.
@@ -485,24 +398,6 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
 impl Upstream {
     fn new(io: Io, address: SocketAddr) -> Self {
         Self { io, speaking: false, buffer: Buffer::default(), address, cut: false }
-    }
-
-    /// TLS in the place of a client that means `name`.
-    async fn secured(
-        self,
-        name: &ServerName<'static>,
-        connectors: &Connectors,
-        limits: &Limits,
-    ) -> Result<Self, ForwardError> {
-        let Self { io, buffer, address, .. } = self;
-        let Io::Plain(plain) = io else { return Err(ForwardError::Nowhere) };
-        let limit = limits.handshake_time_max;
-        let shaken = timeout(limit, connectors.connect_for(Ahead::after(plain, buffer), name)).await;
-        let tls = shaken.map_err(|_| ForwardError::HandshakeTimeout { address, limit })?;
-        let server = || format!("`{}`", name.to_str()).into();
-        let tls =
-            tls.map_err(|cause| ForwardError::Tls { server: server(), address, cause: Box::new(cause) })?;
-        Ok(Self::new(Io::Tls(Box::new(tls)), address))
     }
 
     /// Writes a request with exactly one framing, head and body in one system call.

@@ -9,7 +9,8 @@ use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use toolgate_core::decision::{Passage, Permitted};
 use toolgate_core::http1::{self, Changes, Framing, Guess, Outgoing};
 
-use super::{ForwardError, Undeclared, Upstream, still_open};
+use super::undeclared::still_open;
+use super::{ForwardError, Undeclared, Upstream};
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::limits::Limits;

@@ -18,7 +18,11 @@ use toolgate_core::decision::{External, Host, Proof};
 use toolgate_core::workload::Sha256;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::{ForwardError, Upstream};
 use crate::ahead::Ahead;
+use crate::deadline::timeout;
+use crate::io::Io;
+use crate::limits::Limits;
 
 /// What is spoken within TLS (RFC 7301).
 const HTTP_1_1: &[u8] = b"http/1.1";
@@ -138,6 +142,26 @@ impl Connectors {
         all.retain(|(one, _)| Arc::strong_count(one) > 1);
         all.push((Arc::clone(external), Arc::clone(&config)));
         Ok(config)
+    }
+}
+
+impl Upstream {
+    /// TLS in the place of a client that means `name`.
+    pub(super) async fn secured(
+        self,
+        name: &ServerName<'static>,
+        connectors: &Connectors,
+        limits: &Limits,
+    ) -> Result<Self, ForwardError> {
+        let Self { io, buffer, address, .. } = self;
+        let Io::Plain(plain) = io else { return Err(ForwardError::Nowhere) };
+        let limit = limits.handshake_time_max;
+        let shaken = timeout(limit, connectors.connect_for(Ahead::after(plain, buffer), name)).await;
+        let tls = shaken.map_err(|_| ForwardError::HandshakeTimeout { address, limit })?;
+        let server = || format!("`{}`", name.to_str()).into();
+        let tls =
+            tls.map_err(|cause| ForwardError::Tls { server: server(), address, cause: Box::new(cause) })?;
+        Ok(Self::new(Io::Tls(Box::new(tls)), address))
     }
 }
 
