@@ -22,7 +22,13 @@ impl Ahead {
     /// Nothing is read yet.
     #[must_use]
     pub fn new(io: TcpStream) -> Self {
-        Self { io, buffer: Buffer::default() }
+        Self::after(io, Buffer::default())
+    }
+
+    /// What is in `buffer` was read before.
+    #[must_use]
+    pub fn after(io: TcpStream, buffer: Buffer) -> Self {
+        Self { io, buffer }
     }
 
     /// The socket itself.

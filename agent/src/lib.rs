@@ -11,9 +11,10 @@
 //!
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
-//! issues them, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`], [`deadline`], [`discovered`], [`endpoints`],
-//! [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`], [`room`], [`shares`] and [`views`] serve the stages; `workload_api` gives processes their
-//! own SVIDs, `ahead` is a socket below TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! issues them, [`inspect`] has the TLS that ends here, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`],
+//! [`deadline`], [`discovered`], [`endpoints`], [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`], [`room`],
+//! [`shares`] and [`views`] serve the stages; `workload_api` gives processes their own SVIDs, `ahead` is a socket below
+//! TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -36,6 +37,7 @@ pub mod file;
 pub mod forward;
 pub mod given;
 pub mod identify;
+pub mod inspect;
 pub mod io;
 pub mod limits;
 pub mod listeners;

@@ -211,6 +211,9 @@ limits! {
     discovered_max, Discovered: Count(usize) = 1_024;
     /// Tools that are known of one of them.
     discovered_tools_max, DiscoveredTools: Count(usize) = 128;
+    /// Hosts whose certificates are kept that stand in for theirs (`capture.tls: inspect`); beyond it those that were used
+    /// least lately are made again.
+    inspected_names_max, InspectedNames: Count(usize) = 1_024;
     /// Audit entries open or waiting for the writer at once: one for each running request.
     audit_entries_max, AuditEntries: Count(usize) = 32_768;
     /// The same of one captured cgroup.

@@ -2,12 +2,13 @@
 //!
 //! Every stage is a module that knows no other; what leads from one to the next is here, and how what does not pass is
 //! answered in `proxy/refused.rs`. The same path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy
-//! in `proxy/proxied.rs`, for a server whose answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
+//! in `proxy/proxied.rs`, within TLS that is read in `proxy/inspected.rs`, for a server whose answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
 //! what begins as no request is in `proxy/opening.rs`.
 
 mod content;
 mod identified;
 mod ids;
+mod inspected;
 mod opening;
 mod pages;
 mod paired;
@@ -19,7 +20,8 @@ use std::cell::Cell;
 use std::pin::pin;
 use std::sync::Arc;
 
-use toolgate_core::decision::{self, Decision, Denied, Permitted, Target, Transport};
+use rustls::pki_types::ServerName;
+use toolgate_core::decision::{self, Decision, Denied, Permitted, Place, Target, Transport};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
 use toolgate_core::http1::{Guess, Name, RequestHead};
 use toolgate_core::identity::Identity;
@@ -31,6 +33,8 @@ use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
 use crate::identify::{Origin, Source};
+use crate::inspect::Name as TlsName;
+use crate::io::Io;
 use crate::limits::Limits;
 use crate::netns::CANARY;
 use crate::parse::{self, Again, Asked, Client, Expected, HeadAt, Request, Stream, Watch};
@@ -41,6 +45,7 @@ use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, identified};
 use ids::Named;
+use inspected::Meant;
 use opening::{Opening, Passing, canary, opening};
 use refused::deny;
 
@@ -61,6 +66,10 @@ struct Turn<'a> {
     caller: &'a Result<Identity, Unidentified>,
     /// The end of the agent waits for it.
     working: Cell<Option<Working<'a>>>,
+    /// The name by which its TLS is read.
+    spoken: Option<&'a TlsName>,
+    /// What its connection goes on as: TLS that is to be read.
+    then: Cell<Option<Meant>>,
 }
 
 /// What became of a request to a declared server before its reply.
@@ -74,27 +83,35 @@ enum Outcome {
 }
 
 /// One captured connection: who connected, where to; then one request after another.
-pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Share>, worker: &Worker) {
+pub async fn connection(stream: Io, captured: Captured, share: Arc<Share>, worker: &Worker) {
     if captured.original == CANARY {
         return canary(stream, &worker.node.limits).await;
     }
     let mut client = Client::new(stream, Arc::clone(&share));
     let origin = Arc::new(worker.node.identify.origin(captured, share));
-    match opening(&mut client, &origin, &captured, worker).await {
+    let meant = match opening(&mut client, &origin, &captured, worker).await {
         Opening::Http(passing) => {
             let beyond = Some((passing, undeclared::beyond(&captured, worker)));
-            requests(&mut client, &origin, beyond, worker).await;
+            requests(&mut client, &origin, beyond, None, worker).await
         }
-        Opening::Relay(way) => opening::relay(&mut client, way).await,
-        Opening::Ended => {}
+        Opening::Inspect(meant) => Some(meant),
+        Opening::Relay(way) => {
+            opening::relay(&mut client, way).await;
+            None
+        }
+        Opening::Ended => None,
+    };
+    match meant {
+        // Few are: the others need not have room for it.
+        Some(meant) => Box::pin(inspected::inspected(client, meant, &origin, &captured, worker)).await,
+        None => client.close(&worker.node.limits).await,
     }
-    client.close(&worker.node.limits).await;
 }
 
 /// A connection of another agent, which speaks for its caller: requests alone, and to one server.
 pub async fn remote<S: Stream>(stream: S, origin: Origin, worker: &Worker) {
     let mut client = Client::new(stream, Arc::clone(&origin.share));
-    requests(&mut client, &Arc::new(origin), None, worker).await;
+    requests(&mut client, &Arc::new(origin), None, None, worker).await;
     client.close(&worker.node.limits).await;
 }
 
@@ -126,24 +143,33 @@ fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Optio
 }
 
 /// The external server that a request names, wherever its connection goes to.
-fn named<'r>(resources: &'r Resources, head: &RequestHead<'_>) -> Option<Target<'r>> {
+fn named<'r>(resources: &'r Resources, head: &RequestHead<'_>, is_tls: bool) -> Option<Target<'r>> {
     let host = head.headers.only(Name::Host).ok()??;
-    resources.external(host, head.path, false).map(|server| server.captured())
+    resources.external(host, head.path, is_tls).map(|server| server.captured())
 }
 
-/// One request after another, until either side has enough.
+/// The same of a request within TLS, by the name that this was read by.
+fn named_in_tls<'r>(resources: &'r Resources, spoken: &TlsName, origin: &Origin) -> Option<Target<'r>> {
+    let Source::Process(connecting) = &origin.source else { return None };
+    let port = connecting.captured.original.port();
+    resources.externals_in_tls(&spoken.shown, port).next().map(|server| server.captured())
+}
+
+/// One request after another, until either side has enough, or goes on in TLS that is to be read. `spoken`: they are within
+/// TLS themselves.
 async fn requests<S: Stream>(
     client: &mut Client<S>,
     origin: &Arc<Origin>,
     mut beyond: Option<(Passing, forward::Undeclared<'_>)>,
+    spoken: Option<&TlsName>,
     worker: &Worker,
-) {
+) -> Option<Meant> {
     let node = &*worker.node;
     let mut before = None;
     loop {
         let head = client.head(&node.limits).await;
         if matches!(head, Ok(None)) {
-            return;
+            return None;
         }
         // One generation for the whole request.
         let now = identified(before.take(), origin, node).await;
@@ -151,25 +177,33 @@ async fn requests<S: Stream>(
         let working = Cell::new(Some(worker.working()));
         // The next request is the next agent's.
         let head = head.map(|head| head.map(|head| head.going_on_if(!worker.is_leaving())));
-        let turn = Turn { worker, origin, resources, caller, working };
-        let entry = match node.record.open(origin, resources.generation) {
+        let turn = Turn { worker, origin, resources, caller, working, spoken, then: Cell::default() };
+        let mut entry = match node.record.open(origin, resources.generation) {
             Ok(entry) => entry, // closed exactly once, also on drop
             Err(no_slot) => {
                 turn.unrecorded(client, &no_slot).await;
-                return;
+                return None;
             }
         };
+        if let Some(spoken) = spoken {
+            entry.inspected(&spoken.shown);
+        }
         if worker.is_stopping() {
             turn.turned_away(client, entry).await;
-            return;
+            return None;
         }
         let target = declared(resources, origin, node).or_else(|| {
             // Another agent's connection is to one server.
             let may_be = beyond.is_some() && resources.has_externals();
-            client.kept_head().filter(|_| may_be).and_then(|head| named(resources, &head))
+            let by_head = client.kept_head().filter(|_| may_be);
+            let by_head = by_head.and_then(|head| named(resources, &head, spoken.is_some()));
+            by_head.or_else(|| named_in_tls(resources, spoken.filter(|_| may_be)?, origin))
         });
+        // Another agent would speak plain HTTP to the server.
+        let target =
+            target.filter(|target| spoken.is_none() || !matches!(target.server.place, Place::Peer { .. }));
         let flow = match (head, target, &mut beyond) {
-            (Ok(None), _, _) => return,
+            (Ok(None), _, _) => return None,
             (Err(broken), None, Some((passing, to))) if broken.is_for_a_proxy() => {
                 housed(|| turn.proxied(client, (passing, *to), entry)).await
             }
@@ -184,7 +218,7 @@ async fn requests<S: Stream>(
             (Ok(Some(_)), None, None) => turn.gone(client, entry).await,
         };
         if flow != Flow::Continue {
-            return;
+            return turn.then.take();
         }
     }
 }
@@ -246,7 +280,7 @@ impl Turn<'_> {
             Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             taken => taken.and_then(Result::ok),
         };
-        let leg = forward::leg(caller, server);
+        let leg = forward::leg(caller, server, self.tls());
         match self.sent(permitted, target, &leg, watch, entry).await {
             Ok(upstream) => {
                 if expected.list.is_some() {
@@ -430,9 +464,17 @@ impl Turn<'_> {
         let opened = self.worker.node.record.open(self.origin, self.resources.generation);
         let mut entry = opened.inspect_err(|error| tracing::error!(%error, "connection closed")).ok()?;
         entry.method("connection");
+        if let Some(spoken) = self.spoken {
+            entry.inspected(&spoken.shown);
+        }
         self.name_caller(&mut entry);
         say(&mut entry);
         Some(entry)
+    }
+
+    /// The name by which a server must prove itself to this client.
+    fn tls(&self) -> Option<&ServerName<'static>> {
+        self.spoken.map(|spoken| &spoken.name)
     }
 
     fn name_caller(&self, entry: &mut Entry) {

@@ -321,6 +321,9 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::Undeclared
         | Reason::Unrecognised
         | Reason::Opaque
+        | Reason::TlsDenied
+        | Reason::ClientPinned
+        | Reason::HandshakeFailed
         | Reason::HostMismatch
         | Reason::MalformedHttp
         | Reason::HeaderMismatch

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context as _, Result, anyhow};
 use rcgen::{
-    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
 };
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -51,6 +51,8 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        // Of the name of what it signs OpenSSL takes that for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "authority of the tests");
         let key = KeyPair::generate()?;
         let pem = params.self_signed(&key)?.pem();
         Ok(Self { issuer: Issuer::new(params, key), pem })

@@ -176,17 +176,20 @@ impl SdkClient {
     ///
     /// # Errors
     /// It gets none.
-    pub fn legacy_typescript(mut prefix: Command, url: &str) -> Result<Self> {
-        prefix.arg("node").arg(fixture("client.mjs")).arg(url).arg("sse").env("PACKAGES", packages("node")?);
-        Self::ready(prefix)
+    pub fn legacy_typescript(prefix: Command, url: &str) -> Result<Self> {
+        Self::on_typescript(prefix, &[url, "sse"])
     }
 
-    /// One on the TypeScript SDK that speaks streamable HTTP.
+    /// On the TypeScript SDK, by streamable HTTP.
     ///
     /// # Errors
     /// It gets no session.
-    pub fn typescript(mut prefix: Command, url: &str) -> Result<Self> {
-        prefix.arg("node").arg(fixture("client.mjs")).arg(url).env("PACKAGES", packages("node")?);
+    pub fn typescript(prefix: Command, url: &str) -> Result<Self> {
+        Self::on_typescript(prefix, &[url])
+    }
+
+    fn on_typescript(mut prefix: Command, arguments: &[&str]) -> Result<Self> {
+        prefix.arg("node").arg(fixture("client.mjs")).args(arguments).env("PACKAGES", packages("node")?);
         Self::ready(prefix)
     }
 

@@ -84,8 +84,7 @@ fn decision(criterion: &mut Criterion) {
     let message = parse(CALL, &mut scratch, &JsonLimits::default()).expect("a call");
     let server = Server {
         identity: identity("docs"),
-        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
-        place: Place::Local,
+        place: Place::Local { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)) },
         hosts: Vec::new(),
         path: "/mcp".to_owned(),
         enforcement: Enforcement::Enforce,

@@ -6,6 +6,7 @@ mod external;
 mod ids;
 mod passage;
 mod server;
+mod tls;
 
 pub use self::external::{External, Host, Proof};
 pub use self::ids::{Ids, Use};
@@ -14,6 +15,7 @@ pub use self::passage::{
     unrecognised,
 };
 pub use self::server::{Enforcement, Opaque, Place, Server, Target, Transport};
+pub use self::tls::{Excluded, Handling, TlsRule, inspected, nameless, tls};
 
 use std::sync::Arc;
 

@@ -79,6 +79,12 @@ reasons! {
     Proxied = "proxied", "this server is reached directly here, not through a proxy";
     /// Traffic to a declared server that cannot be read.
     Opaque = "opaque", "this server takes plain HTTP only: its traffic must be readable here";
+    /// TLS, where captured processes may speak none.
+    TlsDenied = "tls_denied", "TLS of this process is not permitted here";
+    /// A client whose TLS is to be read does not trust this node's authority, or trusts certain certificates alone.
+    ClientPinned = "client_pinned", "the client does not trust the authority of this node";
+    /// TLS with the client did not come about for another reason.
+    HandshakeFailed = "handshake_failed", "TLS with the client did not come about";
     /// A session that does not exist, or whose caller is no longer known.
     UnknownSession = "unknown_session", "no such session";
     /// A session of another caller's.
@@ -235,6 +241,9 @@ fn failure(reason: Reason) -> Failure {
         | Reason::Unrecognised
         | Reason::Proxied
         | Reason::Opaque
+        | Reason::TlsDenied
+        | Reason::ClientPinned
+        | Reason::HandshakeFailed
         | Reason::HostMismatch
         | Reason::PathNotServed
         | Reason::MalformedHttp

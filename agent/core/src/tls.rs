@@ -1,23 +1,38 @@
-//! The first message of a TLS client, as far as it tells whom the client means (RFC 8446 4.1.2, RFC 6066 3).
+//! The first message of a TLS client, as far as it tells whom the client means (RFC 8446 4.1.2, RFC 6066 3), and what it will
+//! speak with it (RFC 7301).
 
 /// What the first bytes of a connection tell of TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hello {
-    /// It is no TLS, or such that two readers could read it in two ways.
+    /// It is no TLS.
     No,
+    /// It begins as TLS, and is no first message of a client, or such that two readers could read it in two ways.
+    Unclear,
     /// More bytes are needed.
     Maybe,
     /// A whole one.
-    Client {
-        /// The server that it names, where it names exactly one host.
-        server_name: Option<String>,
-    },
+    Client(ClientHello),
+}
+
+/// What the first message of a client tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientHello {
+    /// The server that it names, where it names exactly one host.
+    pub server_name: Option<String>,
+    /// Another name may be in its encrypted part (ECH). Some clients send the extension with nothing in it, which nobody
+    /// can tell from a real one.
+    pub may_hide_name: bool,
+    /// What is spoken within can be HTTP/1.1: it is offered, or nothing is.
+    pub offers_http1: bool,
 }
 
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
-const SERVER_NAME: u16 = 0;
+const SERVER_NAME: usize = 0;
+const PROTOCOLS: usize = 16;
+const ENCRYPTED_HELLO: usize = 0xfe0d;
 const HOST_NAME: u8 = 0;
+const HTTP_1_1: &[u8] = b"http/1.1";
 /// The most bytes of a record (RFC 8446 5.1).
 const RECORD_BYTES_MAX: usize = 1 << 14;
 /// The most bytes of a message that is read: with post-quantum keys it has some 2,000.
@@ -30,20 +45,21 @@ pub fn client_hello(bytes: &[u8]) -> Hello {
     let mut message: Vec<u8> = Vec::new();
     loop {
         if let Some(body) = whole(&message) {
-            return match server_name(body) {
-                Some(server_name) => Hello::Client { server_name },
-                None => Hello::No,
-            };
+            return read(body).map_or(Hello::Unclear, Hello::Client);
         }
         let Some(header) = records.take(5) else {
-            return if begins_record(records.0) { Hello::Maybe } else { Hello::No };
+            return match begins_record(records.0) {
+                true => Hello::Maybe,
+                false if message.is_empty() => Hello::No,
+                false => Hello::Unclear,
+            };
         };
         if !begins_record(header) {
-            return Hello::No;
+            return if message.is_empty() { Hello::No } else { Hello::Unclear };
         }
         let length = header.get(3..).map_or(0, number);
         if length == 0 || length > RECORD_BYTES_MAX {
-            return Hello::No;
+            return Hello::Unclear;
         }
         let fragment = records.take(length);
         message.extend_from_slice(fragment.unwrap_or(records.0));
@@ -51,7 +67,7 @@ pub fn client_hello(bytes: &[u8]) -> Hello {
         let length = message.get(1..4).map(number);
         let fits = length.is_none_or(|length| length <= HELLO_BYTES_MAX && message.len() <= 4 + length);
         if !is_hello || !fits {
-            return Hello::No;
+            return Hello::Unclear;
         }
         if fragment.is_none() {
             return Hello::Maybe;
@@ -70,27 +86,42 @@ fn whole(message: &[u8]) -> Option<&[u8]> {
     (body.len() == message.get(1..4).map(number)?).then_some(body)
 }
 
-/// The name in the body of a `ClientHello`. `None`: it is none.
-fn server_name(body: &[u8]) -> Option<Option<String>> {
+/// What the body of a `ClientHello` tells. `None`: it is none, or two readers could differ.
+fn read(body: &[u8]) -> Option<ClientHello> {
     let mut hello = Reader(body);
     hello.take(2 + 32)?; // version, random
     hello.vector(1)?; // session
     hello.vector(2)?; // cipher suites
     hello.vector(1)?; // compression
+    let mut told = ClientHello { server_name: None, may_hide_name: false, offers_http1: true };
     if hello.0.is_empty() {
-        return Some(None);
+        return Some(told);
     }
     let mut extensions = Reader(hello.vector(2)?);
-    let mut name = None;
+    let mut protocols = None;
     while !extensions.0.is_empty() {
         let kind = number(extensions.take(2)?);
         let content = extensions.vector(2)?;
         // A second one is forbidden (RFC 8446 4.2): who knows which counts.
-        if kind == usize::from(SERVER_NAME) && name.replace(host_name(content)?).is_some() {
-            return None;
+        match kind {
+            SERVER_NAME if told.server_name.replace(host_name(content)?).is_some() => return None,
+            PROTOCOLS if protocols.replace(offers_http1(content)?).is_some() => return None,
+            ENCRYPTED_HELLO => told.may_hide_name = true,
+            _ => {}
         }
     }
-    hello.0.is_empty().then_some(name)
+    told.offers_http1 = protocols.unwrap_or(true);
+    hello.0.is_empty().then_some(told)
+}
+
+fn offers_http1(extension: &[u8]) -> Option<bool> {
+    let mut content = Reader(extension);
+    let mut list = Reader(content.vector(2)?);
+    let mut offers = false;
+    while !list.0.is_empty() {
+        offers |= list.vector(1)? == HTTP_1_1;
+    }
+    content.0.is_empty().then_some(offers)
 }
 
 fn host_name(extension: &[u8]) -> Option<String> {
@@ -154,8 +185,21 @@ mod tests {
         message.chunks(size).flat_map(|part| [vec![22, 3, 1], vector(2, part)].concat()).collect()
     }
 
+    fn protocols(names: &[&str]) -> Vec<u8> {
+        let list: Vec<u8> = names.iter().flat_map(|name| vector(1, name.as_bytes())).collect();
+        [vec![0, 16], vector(2, &vector(2, &list))].concat()
+    }
+
     fn client(server_name: Option<&str>) -> Hello {
-        Hello::Client { server_name: server_name.map(str::to_owned) }
+        told(server_name, false, true)
+    }
+
+    fn told(server_name: Option<&str>, may_hide_name: bool, offers_http1: bool) -> Hello {
+        Hello::Client(ClientHello {
+            server_name: server_name.map(str::to_owned),
+            may_hide_name,
+            offers_http1,
+        })
     }
 
     #[test]
@@ -166,17 +210,26 @@ mod tests {
             ("one name", hello(&[other.clone(), docs()]), client(Some("docs.internal"))),
             ("no name", hello(std::slice::from_ref(&other)), client(None)),
             ("no extensions", hello(&[]), client(None)),
-            ("two names", hello(&[docs(), other, docs()]), Hello::No),
-            ("another kind of name", hello(&[name(1, "docs.internal")]), Hello::No),
-            ("an empty name", hello(&[name(0, "")]), Hello::No),
-            ("a name with a NUL", hello(&[name(0, "docs\0.internal")]), Hello::No),
+            ("two names", hello(&[docs(), other, docs()]), Hello::Unclear),
+            ("another kind of name", hello(&[name(1, "docs.internal")]), Hello::Unclear),
+            ("an empty name", hello(&[name(0, "")]), Hello::Unclear),
+            ("a name with a NUL", hello(&[name(0, "docs\0.internal")]), Hello::Unclear),
             (
                 "a list that goes on",
                 hello(&[[vec![0, 0], vector(2, &[0, 4, 0, 0, 1, b'a', 0])].concat()]),
-                Hello::No,
+                Hello::Unclear,
             ),
-            ("another message", [vec![2], vector(3, &[0; 40])].concat(), Hello::No),
-            ("larger than any", [vec![1, 2, 0, 0], vec![0; 64]].concat(), Hello::No),
+            (
+                "an encrypted name",
+                hello(&[docs(), vec![0xfe, 0x0d, 0, 1, 0]]),
+                told(Some("docs.internal"), true, true),
+            ),
+            ("HTTP/2 or 1.1", hello(&[protocols(&["h2", "http/1.1"])]), client(None)),
+            ("HTTP/2 alone", hello(&[docs(), protocols(&["h2"])]), told(Some("docs.internal"), false, false)),
+            ("two offers", hello(&[protocols(&["h2"]), protocols(&["http/1.1"])]), Hello::Unclear),
+            ("a broken offer", hello(&[vec![0, 16, 0, 4, 0, 2, 9, b'h']]), Hello::Unclear),
+            ("another message", [vec![2], vector(3, &[0; 40])].concat(), Hello::Unclear),
+            ("larger than any", [vec![1, 2, 0, 0], vec![0; 64]].concat(), Hello::Unclear),
         ];
         for (case, message, expected) in table {
             for size in [1, 5, 1 << 14] {
@@ -184,26 +237,23 @@ mod tests {
                 assert_eq!(client_hello(&bytes), expected, "{case}, records of {size}");
                 // What is cut off is not taken for something else.
                 let cut = client_hello(&bytes[..bytes.len() - 1]);
-                assert!(matches!(cut, Hello::Maybe | Hello::No), "{case}: {cut:?}");
+                assert!(matches!(cut, Hello::Maybe | Hello::Unclear), "{case}: {cut:?}");
                 let first = client_hello(&bytes[..1]);
                 assert_eq!(first, Hello::Maybe, "{case}");
             }
         }
         let behind = records(&[hello(&[docs()]), vec![0]].concat(), 1 << 14);
-        assert_eq!(client_hello(&behind), Hello::No, "bytes behind it in its record");
+        assert_eq!(client_hello(&behind), Hello::Unclear, "bytes behind it in its record");
+        let other_record = [&records(&hello(&[docs()]), 5)[..20], b"GET / HTTP/1.1"].concat();
+        assert_eq!(client_hello(&other_record), Hello::Unclear, "another protocol behind its first records");
     }
 
     #[test]
     fn what_is_no_tls() {
-        for bytes in [
-            &b"GET / HTTP/1.1"[..],
-            b"SSH-2.0-x\r\n",
-            &[22, 2, 0, 0, 1],
-            &[22, 3, 1, 0, 0],
-            &[23, 3, 3, 0, 1, 0],
-        ] {
+        for bytes in [&b"GET / HTTP/1.1"[..], b"SSH-2.0-x\r\n", &[22, 2, 0, 0, 1], &[23, 3, 3, 0, 1, 0]] {
             assert_eq!(client_hello(bytes), Hello::No, "{}", bytes.escape_ascii());
         }
+        assert_eq!(client_hello(&[22, 3, 1, 0, 0]), Hello::Unclear, "an empty record");
         assert_eq!(client_hello(b""), Hello::Maybe);
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 use toolgate_core::decision::{Place, Server};
 
-use super::{Context, Port, authority, definitions, exec};
+use super::{Context, Port, authority, definitions, exec, inspection};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
 use crate::app::canary;
 use crate::bindings::Kind;
@@ -81,7 +81,18 @@ pub(super) async fn route(
         }
         (Port::Admin(_), &Method::GET, "/status") => json(&status(context)),
         (Port::Admin(_), &Method::GET, "/discover") => {
-            json(&serde_json::json!({ "servers": context.node.discovered.all() }))
+            let node = &context.node;
+            json(&serde_json::json!({
+                "servers": node.discovered.all(),
+                "untrusting": inspection::untrusting(node),
+            }))
+        }
+        (Port::Admin(peer), &Method::POST, "/inspection") => {
+            answer(request, async |_nothing: serde_json::Value| {
+                only_root(peer, "inspect trust")?;
+                inspection::trust(&context.node)
+            })
+            .await
         }
         (Port::Admin(peer), &Method::POST, "/exec") => {
             answer(request, async |wanted| exec_route(&wanted, peer, context)).await
@@ -139,7 +150,8 @@ async fn answer<T: DeserializeOwned>(
 
 fn exec_route(wanted: &ExecRequest, peer: UCred, context: &Context) -> Result<serde_json::Value, String> {
     let cgroup = exec::enter(wanted, peer, &context.node).map_err(|refused| refused.to_string())?;
-    Ok(serde_json::json!({ "cgroup": cgroup }))
+    let variables = inspection::variables_of(&wanted.app_id, &context.node);
+    Ok(serde_json::json!({ "cgroup": cgroup, "variables": variables }))
 }
 
 fn bypass_route(wanted: &BypassRequest, peer: UCred, context: &Context) -> Result<serde_json::Value, String> {
@@ -208,6 +220,8 @@ struct Status<'a> {
     identity_failing: Option<String>,
     bypasses: Vec<serde_json::Value>,
     workloads: Vec<String>,
+    /// Clients whose TLS is to be read, and that do not believe this node.
+    untrusting: serde_json::Value,
     servers: Vec<ServerStatus<'a>>,
     sessions: usize,
     /// Errors of a changed configuration that was not taken over.
@@ -255,6 +269,7 @@ fn status(context: &Context) -> serde_json::Value {
         identity_failing: node.svids.failing().map(|why| why.to_string()),
         bypasses: node.bypasses.all().iter().map(shown).collect(),
         workloads: resources.workloads.iter().map(|workload| workload.identity.to_string()).collect(),
+        untrusting: inspection::untrusting(node),
         servers: resources
             .servers
             .iter()

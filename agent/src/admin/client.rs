@@ -59,12 +59,20 @@ pub async fn discover(socket: &Path) -> Result<serde_json::Value, ClientError> {
     call(socket, Method::GET, "/discover", &serde_json::Value::Null).await
 }
 
-/// `POST /exec`: this process is moved before the answer comes.
+/// `POST /exec`: this process is moved before the answer comes, which says what its environment must have.
 ///
 /// # Errors
 /// [`ClientError`].
-pub async fn exec(socket: &Path, wanted: &ExecRequest) -> Result<(), ClientError> {
-    call(socket, Method::POST, "/exec", wanted).await.map(drop)
+pub async fn exec(socket: &Path, wanted: &ExecRequest) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/exec", wanted).await
+}
+
+/// `POST /inspection`: where clients whose TLS is read find whom to believe.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn inspection(socket: &Path) -> Result<serde_json::Value, ClientError> {
+    call(socket, Method::POST, "/inspection", &serde_json::Value::Null).await
 }
 
 /// `POST /bypass`: what began, or ended.

@@ -8,6 +8,7 @@ mod authority;
 pub mod client;
 mod definitions;
 mod exec;
+mod inspection;
 
 use std::convert::Infallible;
 use std::io;

@@ -9,6 +9,7 @@ use crate::admin::AdminError;
 use crate::capture::CaptureError;
 use crate::config::Diagnostic;
 use crate::config::watch::WatchError;
+use crate::inspect::InspectError;
 use crate::netns::NetnsError;
 use crate::pins::StoreError;
 use crate::record::AuditError;
@@ -41,6 +42,9 @@ pub enum AppError {
     /// SVIDs, and who issues them.
     #[error(transparent)]
     Svids(#[from] SvidError),
+    /// TLS that is read.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
     /// Reload on change.
     #[error(transparent)]
     Watch(#[from] WatchError),

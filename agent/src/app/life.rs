@@ -26,6 +26,7 @@ use super::{
 use crate::admin;
 use crate::capture::{Cookie, Kernel};
 use crate::config::watch::{Watch, watch};
+use crate::inspect::Inspection;
 use crate::netns::{self, Keeper, Keeping, Listeners};
 use crate::record::Writer;
 
@@ -309,8 +310,12 @@ impl Life {
         let operators = self.sockets.estate().map(|(role, socket)| Ok((role, own(socket)?)));
         let captured = home.chain(others).map(|(role, socket)| Ok((role, OwnedFd::from(socket))));
         let listeners = captured.chain(operators).collect::<Result<_, AppError>>()?;
-        let estate =
-            Estate { lock: own(self.lock.as_fd())?, port: self.node.agent.listen.outbound, listeners };
+        let estate = Estate {
+            lock: own(self.lock.as_fd())?,
+            port: self.node.agent.listen.outbound,
+            listeners,
+            inspection: self.node.inspection.as_ref().map(Inspection::kept),
+        };
         Ok(Attempt::start(binary, estate)?)
     }
 }

@@ -40,7 +40,7 @@ use handover::{Inherited, Predecessor};
 use heartbeat::Heart;
 use life::{Life, Signals};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use toolgate_core::decision::{Mode, Undeclared, Unrecognised};
+use toolgate_core::decision::{Mode, TlsRule, Undeclared, Unrecognised};
 
 use crate::admin;
 use crate::bindings::Bindings;
@@ -55,6 +55,7 @@ use crate::endpoints::Endpoints;
 use crate::forward::Connectors;
 use crate::given::Given;
 use crate::identify::Identify;
+use crate::inspect::{Inspection, Kept};
 use crate::limits::Limits;
 use crate::listeners;
 use crate::names::Names;
@@ -107,6 +108,8 @@ pub struct Node {
     pub endpoints: Endpoints,
     /// What servers offer, as it was seen and approved.
     pub pins: Pins,
+    /// TLS that ends here; `None`: nobody's does.
+    pub inspection: Option<Inspection>,
     /// The identities that this node can show, and whom it believes.
     pub svids: Svids,
     /// Wakes streams whose callers may see other lists.
@@ -271,6 +274,7 @@ async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppE
     if let Some(heritage) = &heritage {
         heritage.check_port(port)?;
     }
+    let kept = heritage.as_mut().and_then(Heritage::take_inspection);
     let sockets = admin::Sockets::bind(&agent, heritage.as_mut())?;
     // Before the listeners: as long as the programs of a dead agent are attached, only the agent may bind the port.
     let kernel = Arc::new(Kernel::attach(&settings(&agent)).map_err(AppError::Capture)?);
@@ -283,7 +287,7 @@ async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppE
     };
     let home = namespaces.home().cookie;
     kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;
-    let (node, writer) = build(&options, agent, resources, mode, namespaces, pulse)?;
+    let (node, writer) = build(&options, agent, resources, mode, namespaces, pulse, kept)?;
     node.names.follow(node.resources.load().names());
     // What is captured by name is so at the addresses that are known then.
     node.names.settled().await;
@@ -373,8 +377,13 @@ fn build(
     mode: Mode,
     namespaces: Arc<Namespaces>,
     pulse: Arc<Pulse>,
+    kept: Option<Kept>,
 ) -> Result<(Arc<Node>, Writer), AppError> {
     let limits = machine::fit(&agent.limits);
+    let inspection = match agent.capture.tls {
+        TlsRule::Inspect => Some(Inspection::start(&agent, &limits, kept)?),
+        TlsRule::Opaque | TlsRule::Deny => None,
+    };
     let pins = Pins::open(&agent.store, &limits)?;
     let svids = svids(&agent)?;
     let (recorder, writer) = record::start(&AuditPlan {
@@ -385,6 +394,7 @@ fn build(
         entries_max: limits.audit_entries_max,
         write_time_max: limits.audit_write_max,
     })?;
+    let connectors = Connectors::new(Arc::clone(&agent.capture.tls_roots));
     let node = Node {
         unrecognised: agent.capture.unrecognised,
         undeclared: agent.capture.undeclared,
@@ -397,7 +407,8 @@ fn build(
         shares: Shares::new(&limits),
         namespaces,
         names: Names::new(&limits),
-        connectors: Connectors::default(),
+        connectors,
+        inspection,
         bindings: Bindings::new(&limits),
         given: Given::new(limits.given_max, limits.given_time_max),
         endpoints: Endpoints::new(limits.pending_per_stream_max),

@@ -53,6 +53,13 @@ pub(crate) struct IssuedTo<'n> {
 #[error("cannot make a certificate: {0}")]
 pub struct CertifyError(String);
 
+impl CertifyError {
+    /// A key that cannot sign.
+    pub(crate) fn of_key(error: &rustls::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl From<rcgen::Error> for CertifyError {
     fn from(error: rcgen::Error) -> Self {
         Self(error.to_string())

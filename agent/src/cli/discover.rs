@@ -17,8 +17,9 @@ pub(super) fn print(answer: &Value, json: bool) -> anyhow::Result<()> {
 
 fn words(answer: &Value) -> String {
     let all = answer["servers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let untrusting = untrusting(&answer["untrusting"]);
     if all.is_empty() {
-        return "no undeclared MCP server was seen since the agent started\n".to_owned();
+        return format!("no undeclared MCP server was seen since the agent started\n{untrusting}");
     }
     let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let mut out = String::new();
@@ -41,6 +42,35 @@ fn words(answer: &Value) -> String {
     for (address, path) in places {
         out.push_str(&resource(&address, &path));
     }
+    out + &untrusting
+}
+
+/// Whose TLS could not be read, and what to do about it.
+fn untrusting(all: &Value) -> String {
+    let all = all.as_array().map(Vec::as_slice).unwrap_or_default();
+    if all.is_empty() {
+        return String::new();
+    }
+    let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let mut out = format!(
+        "\nTheir TLS is to be read, and they do not believe this node:\n{:<20} {:<32} {:>11}  HOW THEY PUT IT\n",
+        "CALLER", "HOST", "CONNECTIONS"
+    );
+    for one in all {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "{:<20} {:<32} {:>11}  {}",
+            text(one, "caller"),
+            text(one, "host").escape_debug().to_string(),
+            one["connections"],
+            text(one, "says").escape_debug()
+        );
+    }
+    out.push_str(
+        "Let the program believe it (`toolgate inspect trust`; one that ran before the agent was started anew is to be \
+         restarted), or, where it takes certain certificates alone, leave the host alone: `capture.tls_exclude`\n",
+    );
     out
 }
 

@@ -1,6 +1,7 @@
 //! `toolgate exec`: asks the agent for a captured cgroup, then becomes the program. Process id, terminal, signals and
 //! exit code are the program's own, since no process of ours remains.
 
+use std::collections::HashSet;
 use std::ffi::{CString, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,6 +12,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
 use nix::unistd::{Uid, User};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::Value;
 
 use super::{Config, block_on};
 use crate::admin::client::{self, ExecRequest};
@@ -56,14 +60,44 @@ impl Exec {
             uid: user.as_ref().map_or(0, |user| user.uid.as_raw()),
         };
         let socket = self.config.admin()?;
-        block_on(async { Ok(client::exec(&socket, &wanted).await?) })?;
+        let entered = block_on(async { Ok(client::exec(&socket, &wanted).await?) })?;
+        let variables = missing(&entered["variables"]);
         if let Some(user) = &user {
             become_user(user).with_context(|| format!("cannot become user `{}`", user.name))?;
         }
-        let error = Command::new(&exe).arg0(program).args(arguments).exec();
+        let error = Command::new(&exe).arg0(program).args(arguments).envs(variables).exec();
         let _ = writeln!(std::io::stderr(), "toolgate: cannot start `{}`: {error}", exe.display());
         Ok(ExitCode::from(CANNOT_START))
     }
+}
+
+/// What the program's environment must have to believe this node, and has not. Where it has whom our file does not have, that
+/// is left, and said.
+fn missing(variables: &Value) -> Vec<(&str, &str)> {
+    let all = variables.as_object().into_iter().flatten();
+    let all = all.filter_map(|(name, path)| Some((name.as_str(), path.as_str()?)));
+    let is_missing = |(name, path): &(&str, &str)| match std::env::var_os(name) {
+        None => true,
+        Some(own) if has_all_of(Path::new(path), Path::new(&own)) => true,
+        Some(own) => {
+            let _ = writeln!(
+                std::io::stderr(),
+                "toolgate: the TLS of this program is read, and {name} stays `{}`: what goes by that believes this node only \
+                 if it has the certificates of `{path}`",
+                own.display()
+            );
+            false
+        }
+    };
+    all.filter(is_missing).collect()
+}
+
+/// Whether a file has all certificates that another one has.
+fn has_all_of(ours: &Path, other: &Path) -> bool {
+    let read = |path: &Path| -> Option<HashSet<CertificateDer<'static>>> {
+        CertificateDer::pem_file_iter(path).ok()?.collect::<Result<_, _>>().ok()
+    };
+    read(other).zip(read(ours)).is_some_and(|(other, ours)| other.is_subset(&ours))
 }
 
 fn user(name: &str) -> anyhow::Result<User> {

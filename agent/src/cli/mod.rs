@@ -6,6 +6,7 @@ mod check;
 mod discover;
 mod exec;
 mod exit;
+mod inspect;
 mod log;
 mod status;
 mod tools;
@@ -101,6 +102,9 @@ enum Command {
     /// The authority of this node: its certificates and their rotation, the nodes that join it, its backup
     #[command(subcommand, after_help = "Example: toolgate ca status")]
     Ca(ca::Ca),
+    /// TLS that is read (`capture.tls: inspect`): let programs believe this node's authority
+    #[command(subcommand, after_help = "Example: toolgate inspect trust --unit research-agent")]
+    Inspect(inspect::Inspect),
     /// Remove what a dead agent left in the kernel: captured processes reach their servers directly again
     #[command(after_help = "Example: toolgate detach --json")]
     Detach {
@@ -185,6 +189,7 @@ impl Command {
             Self::Bypass(bypass) => bypass.run()?,
             Self::Tools(tools) => tools.run()?,
             Self::Ca(ca) => ca.run()?,
+            Self::Inspect(inspect) => inspect.run()?,
             Self::Canary => return Ok(canary()),
             Self::Exec(exec) => return exec.run(),
             Self::Check(check) => check.run()?,

@@ -56,6 +56,11 @@ fn words(status: &Value) -> String {
     for (result, count) in status["capture"]["older"].as_object().into_iter().flatten() {
         let _ = writeln!(out, "older than their capture: {count} connections ({result})");
     }
+    let untrusting = rows(&status["untrusting"]).len();
+    if untrusting > 0 {
+        let _ =
+            writeln!(out, "TLS:      {untrusting} clients do not believe this node: see `toolgate discover`");
+    }
     for server in rows(&status["servers"]) {
         let _ = writeln!(
             out,

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use toolgate_core::decision::{Undeclared, Unrecognised};
+use toolgate_core::decision::{Excluded, TlsRule, Undeclared, Unrecognised};
 use toolgate_core::policy::Glob;
 use toolgate_core::spiffe::is_trust_domain;
 
@@ -13,6 +14,7 @@ use super::identity::{self, IdentityConfig, IdentitySource};
 use super::limits;
 use super::schema::{AgentFile, AuditFile, CaptureFile, ListenFile, Words};
 use super::source::Source;
+use super::tls;
 use super::words::{self, Destination, Findings, choice};
 use crate::limits::Limits;
 
@@ -48,6 +50,12 @@ pub struct Capture {
     pub unrecognised: Unrecognised,
     /// MCP to no declared server.
     pub undeclared: Undeclared,
+    /// What becomes of TLS.
+    pub tls: TlsRule,
+    /// Hosts whose TLS is never read.
+    pub tls_exclude: Vec<Excluded>,
+    /// Whom clients whose TLS is read believe besides the system's (DER).
+    pub tls_roots: Arc<[Box<[u8]>]>,
     /// What becomes of captured connects while the agent is lost.
     pub agent_loss: AgentLoss,
     /// What becomes of connections that are older than their capture.
@@ -154,6 +162,9 @@ impl Default for AgentConfig {
                 exclude: Vec::new(),
                 unrecognised: Unrecognised::Pass,
                 undeclared: Undeclared::Deny,
+                tls: TlsRule::Opaque,
+                tls_exclude: Vec::new(),
+                tls_roots: Arc::default(),
                 agent_loss: AgentLoss::Closed,
                 existing: Existing::Report,
                 canary: Duration::from_secs(30),
@@ -300,7 +311,7 @@ fn read_capture(source: &Source, file: &CaptureFile, capture: &mut Capture, find
     let default = ("undeclared", capture.undeclared);
     capture.undeclared =
         findings.keep(choice(source, &file.undeclared, default, &undeclared, &[])).unwrap_or(default.1);
-    findings.keep(choice(source, &file.tls, ("tls", ()), &[("opaque", ())], &["inspect", "deny"]));
+    tls::read(source, file, capture, findings);
     read_life(source, file, capture, findings);
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use toolgate_core::decision::{
-    Enforcement, External, Opaque, Place, Server, Transport, Undeclared, Unrecognised,
+    Enforcement, Excluded, External, Opaque, Place, Server, TlsRule, Transport, Undeclared, Unrecognised,
 };
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
@@ -24,8 +24,11 @@ pub fn explain(agent: &AgentConfig, resources: &Resources) -> String {
     if let Some(peer) = agent.listen.peer {
         lines.push(format!("  agents of other nodes come to {peer} for the local servers, by mutual TLS"));
     }
+    lines.extend(tls(agent).into_iter().map(|line| format!("  {line}")));
     lines.push("callers:".to_owned());
-    lines.extend(section(resources.workloads.iter().map(workload), "no Workload is declared"));
+    let read = |one: &Workload| if resources.inspects(&one.identity) { "; its TLS is read" } else { "" };
+    let callers = resources.workloads.iter().map(|one| workload(one) + read(one));
+    lines.extend(section(callers, "no Workload is declared"));
     lines.push("servers:".to_owned());
     lines.extend(section(
         resources.servers.iter().map(|server| self::server(server, &resources.policies)),
@@ -38,6 +41,23 @@ pub fn explain(agent: &AgentConfig, resources: &Resources) -> String {
     lines.push("everything else is denied".to_owned());
     lines.extend(agent.dangerous().into_iter().map(|setting| format!("dangerous: {setting}")));
     lines.join("\n") + "\n"
+}
+
+/// What becomes of TLS, unless that is up to its target.
+fn tls(agent: &AgentConfig) -> Option<String> {
+    let excluded = agent.capture.tls_exclude.iter().map(|one| match one {
+        Excluded::Name(name) => format!("{name} and what is below it"),
+        Excluded::Address(address) => address.to_string(),
+    });
+    let but = match agent.capture.tls_exclude.as_slice() {
+        [] => String::new(),
+        _ => format!(", but for {}", and(excluded)),
+    };
+    match agent.capture.tls {
+        TlsRule::Opaque => None,
+        TlsRule::Inspect => Some(format!("TLS of callers that say so is read{but}")),
+        TlsRule::Deny => Some("TLS is denied, to whomever it goes".to_owned()),
+    }
 }
 
 fn section(lines: impl Iterator<Item = String>, none: &str) -> Vec<String> {

@@ -19,6 +19,7 @@ mod resources;
 mod schema;
 mod selectors;
 mod source;
+mod tls;
 pub mod watch;
 mod words;
 

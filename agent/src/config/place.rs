@@ -203,7 +203,7 @@ impl Url {
 }
 
 /// The certificates of a file, each of which may sign.
-fn read_roots(source: &Source, word: &Spanned<String>) -> Result<Arc<[Box<[u8]>]>, Diagnostic> {
+pub(super) fn read_roots(source: &Source, word: &Spanned<String>) -> Result<Arc<[Box<[u8]>]>, Diagnostic> {
     let path = words::file_path(source, word)?;
     let fault = |what: String| source.error(word, what).help("name a file of CA certificates in PEM");
     let length = std::fs::metadata(&path).map_err(|error| fault(format!("cannot read it: {error}")))?.len();

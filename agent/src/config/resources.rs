@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_saphyr::Spanned;
-use toolgate_core::decision::{Enforcement, External, Host, Place, Server, Transport};
+use toolgate_core::decision::{Enforcement, External, Host, Opaque, Place, Server, TlsRule, Transport};
 use toolgate_core::identity::{Identity, check_name};
 use toolgate_core::policy::Policies;
 use toolgate_core::workload::{Workload, proven_overlap};
@@ -21,6 +21,7 @@ use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
 use super::selectors::read_selectors;
 use super::source::{Source, did_you_mean};
+use super::tls;
 use super::words::{self, Findings, choice};
 
 /// One generation of resources. All that decides a request comes from one of these.
@@ -42,6 +43,8 @@ pub struct Resources {
     pub agents: HashMap<Identity, Vec<Identity>>,
     /// Local Servers whose process a Workload names.
     pub local_workloads: Vec<LocalWorkload>,
+    /// Workloads whose TLS is read.
+    pub inspected: Vec<Identity>,
     /// The files of `exe` selectors, held: else a caller could delete one and make its own with the same inode.
     _executables: Vec<File>,
 }
@@ -92,7 +95,7 @@ impl Resources {
     }
 
     /// Those that go by this name in TLS, at this port.
-    pub fn externals_in_tls<'r>(&'r self, name: &'r str, port: u16) -> impl Iterator<Item = &'r Arc<Server>> {
+    pub fn externals_in_tls<'r>(&'r self, name: &str, port: u16) -> impl Iterator<Item = &'r Arc<Server>> {
         self.externals.iter().filter(move |server| {
             server.external().is_some_and(|one| one.tls.is_some() && one.port == port && one.has_name(name))
         })
@@ -106,6 +109,12 @@ impl Resources {
             Host::Address(_) => None,
         });
         names.collect()
+    }
+
+    /// Whether the TLS of this caller is read.
+    #[must_use]
+    pub fn inspects(&self, caller: &Identity) -> bool {
+        self.inspected.contains(caller)
     }
 
     /// The servers behind this agent.
@@ -191,7 +200,7 @@ pub(super) fn compile(
         return Err(findings.all);
     }
     let mut executables = Vec::new();
-    let workloads = read_workloads(&kinds.workloads, agent, &mut executables, &mut findings);
+    let (workloads, inspected) = read_workloads(&kinds.workloads, agent, &mut executables, &mut findings);
     let agents = read_agents(&kinds.workloads, agent, &mut findings);
     let (servers, local_workloads) = read_servers(&kinds.servers, agent, &workloads, &mut findings);
     let identities: Vec<Identity> = servers.iter().map(|server| server.identity.clone()).collect();
@@ -228,6 +237,7 @@ pub(super) fn compile(
         warnings,
         agents,
         local_workloads,
+        inspected,
         _executables: executables,
     })
 }
@@ -314,11 +324,13 @@ fn read_workloads(
     agent: &AgentConfig,
     executables: &mut Vec<File>,
     findings: &mut Findings,
-) -> Vec<Workload> {
+) -> (Vec<Workload>, Vec<Identity>) {
     let mut workloads: Vec<Workload> = Vec::new();
+    let mut inspected = Vec::new();
     let mut names = Names::default();
     for Placed { source, metadata, spec } in placed {
-        findings.refuse_later(source, &[("configuration", &spec.configuration), ("tls", &spec.tls)]);
+        findings.refuse_later(source, &[("configuration", &spec.configuration)]);
+        let opts_in = tls::opts_in(source, &spec.tls, agent.capture.tls, findings);
         let selectors = spec.selectors.as_ref();
         let selectors =
             selectors.map(|spec| read_selectors(source, spec, executables, findings)).unwrap_or_default();
@@ -331,10 +343,13 @@ fn read_workloads(
             let help = "a process that fits two workloads is neither: make the selectors exclude each other";
             findings.push(source.error(&metadata.name, message).help(help));
         }
+        if opts_in {
+            inspected.push(identity.clone());
+        }
         let name = identity.to_string().into();
         workloads.push(Workload { identity, selectors, name });
     }
-    workloads
+    (workloads, inspected)
 }
 
 /// `agent_for` of the Workloads.
@@ -375,6 +390,12 @@ fn read_servers(
         let app_id = spec.app_id.as_ref().unwrap_or(&metadata.name);
         let identity = findings.keep(server_name(placed, agent));
         let server = read_server(source, metadata, spec, findings);
+        if let (TlsRule::Deny, Some(word)) = (agent.capture.tls, spec.opaque.as_ref())
+            && server.as_ref().is_some_and(|server| server.opaque == Opaque::Allow)
+        {
+            let warning = source.error(word, "TLS to this server does not pass: this node denies all of it");
+            findings.push(warning.warning().help("`capture: { tls: deny }` in toolgate.yaml says so"));
+        }
         let word = spec.local.as_ref().and_then(|local| local.value.workload.as_ref());
         let workload = word.and_then(|word| findings.keep(named(source, word, metadata, workloads)));
         let (Some(identity), Some(server)) = (identity, server) else { continue };

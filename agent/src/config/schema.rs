@@ -51,6 +51,8 @@ keys! {
         unrecognised: Given<String>,
         undeclared: Given<String>,
         tls: Given<String>,
+        tls_exclude: Given<Vec<Spanned<String>>>,
+        tls_roots: Given<String>,
         agent_loss: Given<String>,
         existing: Given<String>,
         canary: Given<String>,
@@ -98,7 +100,7 @@ keys! {
         selectors: Option<SelectorsSpec>,
         agent_for: Option<Vec<Spanned<String>>>,
         configuration: Later,
-        tls: Later,
+        tls: Given<String>,
     }
 
     /// `selectors:`

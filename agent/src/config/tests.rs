@@ -65,8 +65,17 @@ fn agent_settings_that_are_refused() {
         ("trust_domain: Example.org\n", &["1:15 `Example.org` is no trust domain"]),
         ("trust_domain:\n", &["1:13 a value is missing"]),
         ("capture:\n", &["1:8 keys and values belong here"]),
-        ("capture: { tls: inspect }\n", &["1:17 `tls: inspect` is designed but not built yet"]),
-        ("capture: { tls: deny }\n", &["1:17 `tls: deny` is designed but not built yet"]),
+        ("capture: { tls: read }\n", &["1:17 `read` is no value of `tls`"]),
+        (
+            "capture: { tls_exclude: [a.example] }\n",
+            &["1:25 `tls_exclude` says nothing without `tls: inspect`"],
+        ),
+        (
+            "capture: { tls: inspect, tls_exclude: [\"*.example\"] }\n",
+            &["1:40 `*.example` is neither a host's name nor an address"],
+        ),
+        ("capture: { tls: inspect, tls_roots: roots.pem }\n", &["1:37 `roots.pem` is no absolute path"]),
+        ("capture: { tls: inspect, tls_roots: /nowhere }\n", &["1:37 cannot read it"]),
         ("capture: { agent_loss: open }\n", &["1:24 `open` is no value of `agent_loss`"]),
         ("capture: { existing: stop }\n", &["1:22 `stop` is no value of `existing`"]),
         ("capture: { canary: soon }\n", &["1:20 `soon` is no length of time"]),
@@ -175,6 +184,7 @@ fn resources_that_are_refused() {
         ("Workload\nmetadata: { name: a }\n", &["3:1 `spec` is missing"]),
         ("Workload\nmetadata: { name: a }\nspec:\n", &["4:5 keys and values belong here"]),
         ("Workload\nmetadata: { name: a }\nspec: { selectors: { unti: x } }\n", &["4:22 unknown key `unti`"]),
+        ("Workload\nmetadata: { name: a }\nspec: { tls: inspect }\n", &["4:14 this node reads nobody's TLS"]),
         (
             "Workload\nmetadata: { name: a }\nspec: { selectors: { unit: x.timer } }\n",
             &["4:28 `x.timer` is no service or scope"],

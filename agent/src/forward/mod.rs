@@ -7,11 +7,13 @@ mod external;
 mod passage;
 mod pool;
 mod tls;
+mod undeclared;
 
 pub use external::{Refusal, refusal};
-pub use passage::{first_to_speak, pass, relay};
+pub use passage::{first_to_speak, pass, relay, secure};
 pub use pool::Pool;
 pub use tls::{Connectors, TlsError};
+pub use undeclared::{Undeclared, dial, send_undeclared};
 
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
@@ -22,6 +24,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::deadline::timeout;
+use rustls::pki_types::ServerName;
 use tokio::io::AsyncWrite as _;
 use tokio::net::{TcpSocket, TcpStream};
 use toolgate_core::decision::{Passage, Permitted, Place, Server};
@@ -30,7 +33,6 @@ use toolgate_core::http1::{self, Changes, Outgoing};
 use toolgate_core::identity::Identity;
 
 use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
-use crate::capture::Cookie;
 use crate::io::Io;
 use crate::limits::{Limit, Limits};
 use crate::names::{NameError, Names};
@@ -249,6 +251,8 @@ pub struct Leg {
     pub server: Identity,
     /// Where it is, and how it proves itself: with another place it is another leg.
     pub place: Place,
+    /// The name by which a local server must prove itself: its client speaks TLS, which is read here, and so is it spoken to.
+    pub tls: Option<ServerName<'static>>,
 }
 
 /// The place is compared alone: few have had several.
@@ -273,43 +277,6 @@ pub struct Ways<'w> {
     pub svids: &'w Svids,
     /// What ends connections to other agents in time.
     pub tethers: &'w Tethers,
-}
-
-/// What no Server declares, as seen from the network namespace that it is dialled from: the caller's own.
-#[derive(Clone, Copy)]
-pub struct Undeclared<'n> {
-    /// Where the client wanted to go.
-    pub address: SocketAddr,
-    /// Where it is.
-    pub namespace: Cookie,
-    /// Those that the agent can dial from.
-    pub namespaces: &'n Namespaces,
-    /// It was reached by a tunnel through a proxy: there is no other connection to it.
-    pub is_tunnel: bool,
-}
-
-impl Undeclared<'_> {
-    /// The same, through a tunnel where there is one.
-    #[must_use]
-    pub fn by(self, tunnel_to: Option<&str>) -> Self {
-        Self { is_tunnel: tunnel_to.is_some(), ..self }
-    }
-
-    async fn connect(self, limits: &Limits) -> Result<Upstream, ForwardError> {
-        let Self { address, namespace, namespaces, is_tunnel } = self;
-        if is_tunnel {
-            return Err(ForwardError::TunnelEnded { address });
-        }
-        // The guard lets the agent pass: what is not decided as for that server must not.
-        if namespaces.guards(namespace, address) {
-            return Err(ForwardError::Guarded { address });
-        }
-        if matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local()) {
-            return Err(ForwardError::LinkLocal { address });
-        }
-        let from = namespaces.get(namespace).map_err(|source| ForwardError::Namespace { address, source })?;
-        Ok(Upstream::new(Io::Plain(connect(address, &from, limits).await?), address))
-    }
 }
 
 /// A connection to a server. Only this module writes to it.
@@ -345,7 +312,11 @@ pub async fn send(
         (Some(idle), _) => idle,
         (None, Place::Local { address }) => {
             let plain = connect(*address, ways.namespaces.home(), limits).await?;
-            Upstream::new(Io::Plain(plain), *address)
+            let upstream = Upstream::new(Io::Plain(plain), *address);
+            match &leg.tls {
+                Some(name) => upstream.secured(name, ways.connectors, limits).await?,
+                None => upstream,
+            }
         }
         (None, Place::Peer { endpoints, .. }) => connect_peer(leg, endpoints, ways, limits).await?,
         (None, Place::External(external)) => external::connect_external(external, ways, limits).await?,
@@ -354,33 +325,6 @@ pub async fn send(
     let changes = Changes { resumes: asked.last_event.is_some(), traceparent, host };
     upstream.write_request(&asked.request, changes, limits).await?;
     Ok(upstream)
-}
-
-/// Sends permitted MCP to an address that no Server declares, over a connection of this client alone.
-///
-/// # Errors
-/// As [`send`].
-pub async fn send_undeclared(
-    permitted: Permitted<&Request<'_>>,
-    own: Option<Upstream>,
-    to: Undeclared<'_>,
-    limits: &Limits,
-) -> Result<Upstream, ForwardError> {
-    let mut upstream = still_open(own, to, limits).await?;
-    upstream.write_request(permitted.into_inner(), Changes::default(), limits).await?;
-    Ok(upstream)
-}
-
-/// Dials where the client of a permitted passage wanted to go.
-///
-/// # Errors
-/// [`ForwardError`] when nothing answers there.
-pub async fn dial(
-    _permitted: &Permitted<Passage>,
-    to: Undeclared<'_>,
-    limits: &Limits,
-) -> Result<Upstream, ForwardError> {
-    to.connect(limits).await
 }
 
 /// Dials a declared server for traffic that its rules let pass unread.
@@ -402,23 +346,11 @@ pub async fn dial_declared(
     Ok(Upstream::new(Io::Plain(plain), address))
 }
 
-async fn still_open(
-    own: Option<Upstream>,
-    to: Undeclared<'_>,
-    limits: &Limits,
-) -> Result<Upstream, ForwardError> {
-    if let Some(mut upstream) = own
-        && matches!(pool::silence(&mut upstream), pool::Silence::Kept)
-    {
-        return Ok(upstream);
-    }
-    to.connect(limits).await
-}
-
-/// Where a server's requests go.
+/// Where a server's requests go. `tls`: the name by which a local one must prove itself, where its client speaks TLS.
 #[must_use]
-pub fn leg(caller: &Identity, server: &Server) -> Leg {
-    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone() }
+pub fn leg(caller: &Identity, server: &Server, tls: Option<&ServerName<'static>>) -> Leg {
+    let tls = tls.filter(|_| matches!(server.place, Place::Local { .. })).cloned();
+    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone(), tls }
 }
 
 /// Connects to the agent in front of a server, at the first of its endpoints that answers. One that answers and does not

@@ -9,7 +9,8 @@ use tokio::io::{AsyncWriteExt as _, copy_bidirectional};
 use toolgate_core::decision::{Passage, Permitted};
 use toolgate_core::http1::{self, Changes, Framing, Guess, Outgoing};
 
-use super::{ForwardError, Undeclared, Upstream, still_open};
+use super::undeclared::still_open;
+use super::{ForwardError, Undeclared, Upstream};
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::limits::Limits;
@@ -32,6 +33,19 @@ pub async fn first_to_speak<S: Stream>(
         guess = client.guess(limits.client_idle_max) => guess,
         spoken = speaking => matches!(spoken, Ok(1..)).then_some(Guess::No),
     }
+}
+
+/// Speaks TLS with the server of a permitted passage in the place of its client, whose own is read.
+///
+/// # Errors
+/// [`ForwardError`]: it is not who the client means, or speaks no TLS.
+pub async fn secure(
+    _permitted: &Permitted<Passage>,
+    upstream: Upstream,
+    to: Undeclared<'_>,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    to.secured(upstream, limits).await
 }
 
 /// Sends a request whose head was read; its body too, or as it comes.

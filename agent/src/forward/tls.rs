@@ -1,4 +1,5 @@
-//! TLS to external servers: 1.2 and 1.3, with whom the system or the Server's own file believes, and the Server's pins.
+//! TLS to servers that no agent stands in front of: 1.2 and 1.3, with whom the system or the Server's own file believes, and
+//! the Server's pins; and that of servers whose clients' TLS is read here, in these clients' place.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, io};
@@ -17,7 +18,11 @@ use toolgate_core::decision::{External, Host, Proof};
 use toolgate_core::workload::Sha256;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::{ForwardError, Upstream};
 use crate::ahead::Ahead;
+use crate::deadline::timeout;
+use crate::io::Io;
+use crate::limits::Limits;
 
 /// What is spoken within TLS (RFC 7301).
 const HTTP_1_1: &[u8] = b"http/1.1";
@@ -47,7 +52,8 @@ fn advice(cause: &io::Error) -> &'static str {
     let inner = cause.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-            "; nobody whom this host believes has signed its certificate: name its CA by `ca_file`"
+            "; nobody whom this host believes has signed its certificate: name its CA by `ca_file`, or `capture.tls_roots` where \
+             TLS is read"
         }
         Some(Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
@@ -60,9 +66,44 @@ fn advice(cause: &io::Error) -> &'static str {
 /// What TLS to external servers is set up with, made for each Server when it is first called: until then no certificate is
 /// read and no cryptography is loaded.
 #[derive(Default)]
-pub struct Connectors(Mutex<Vec<(Arc<External>, Arc<ClientConfig>)>>);
+pub struct Connectors {
+    externals: Mutex<Vec<(Arc<External>, Arc<ClientConfig>)>>,
+    /// Of clients whose TLS is read.
+    inspected: Mutex<Option<Arc<ClientConfig>>>,
+    /// Whom those believe besides the system's.
+    roots: Arc<[Box<[u8]>]>,
+}
 
 impl Connectors {
+    /// None is made yet. `roots`: whom clients whose TLS is read believe besides the system's.
+    #[must_use]
+    pub fn new(roots: Arc<[Box<[u8]>]>) -> Self {
+        Self { roots, ..Self::default() }
+    }
+
+    /// Makes TLS of a connection in the place of a client whose TLS is read: the server must be who that client means.
+    ///
+    /// # Errors
+    /// [`TlsError`]: nothing may be said over it.
+    pub(super) async fn connect_for(
+        &self,
+        io: Ahead,
+        name: &ServerName<'static>,
+    ) -> Result<TlsStream<Ahead>, TlsError> {
+        let known = self.inspected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = match known {
+            Some(config) => config,
+            None => {
+                let roots = Arc::clone(&self.roots);
+                let made = Arc::new(tokio::task::spawn_blocking(move || inspected_config(&roots)).await??);
+                let mut known = self.inspected.lock().unwrap_or_else(PoisonError::into_inner);
+                Arc::clone(known.get_or_insert(made))
+            }
+        };
+        let connected = TlsConnector::from(config).connect(name.clone(), io).await;
+        connected.map(TlsStream::Client).map_err(|cause| TlsError::Handshake { cause })
+    }
+
     /// Makes TLS of a connection to an external server.
     ///
     /// # Errors
@@ -87,13 +128,13 @@ impl Connectors {
         let known = |all: &[(Arc<External>, Arc<ClientConfig>)]| {
             all.iter().find(|(one, _)| Arc::ptr_eq(one, external)).map(|(_, config)| Arc::clone(config))
         };
-        if let Some(config) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
+        if let Some(config) = known(&self.externals.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(config);
         }
         let proof = proof.clone();
         // The system's certificates are hundreds of files: no other connection waits for them.
         let config = Arc::new(tokio::task::spawn_blocking(move || client_config(&proof)).await??);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.externals.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = known(&all) {
             return Ok(config);
         }
@@ -102,6 +143,39 @@ impl Connectors {
         all.push((Arc::clone(external), Arc::clone(&config)));
         Ok(config)
     }
+}
+
+impl Upstream {
+    /// TLS in the place of a client that means `name`.
+    pub(super) async fn secured(
+        self,
+        name: &ServerName<'static>,
+        connectors: &Connectors,
+        limits: &Limits,
+    ) -> Result<Self, ForwardError> {
+        let Self { io, buffer, address, .. } = self;
+        let Io::Plain(plain) = io else { return Err(ForwardError::Nowhere) };
+        let limit = limits.handshake_time_max;
+        let shaken = timeout(limit, connectors.connect_for(Ahead::after(plain, buffer), name)).await;
+        let tls = shaken.map_err(|_| ForwardError::HandshakeTimeout { address, limit })?;
+        let server = || format!("`{}`", name.to_str()).into();
+        let tls =
+            tls.map_err(|cause| ForwardError::Tls { server: server(), address, cause: Box::new(cause) })?;
+        Ok(Self::new(Io::Tls(Box::new(tls)), address))
+    }
+}
+
+fn inspected_config(roots: &[Box<[u8]>]) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let roots: Vec<_> = roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
+    let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+    Ok(config)
 }
 
 fn client_config(proof: &Proof) -> Result<ClientConfig, Error> {

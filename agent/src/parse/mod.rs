@@ -138,7 +138,8 @@ impl<S: Stream> Client<S> {
                     return Some(guess);
                 }
                 if self.buffer.fill(&mut self.io, BLOCK_BYTES).await.unwrap_or(0) == 0 {
-                    return if self.buffer.is_empty() { None } else { Some(Guess::No) };
+                    self.has_ended = self.buffer.is_empty();
+                    return if self.has_ended { None } else { Some(Guess::No) };
                 }
             }
         };
@@ -367,6 +368,16 @@ impl<S: Stream> Client<S> {
     /// Whether bytes wait that no request has used.
     pub fn has_more(&self) -> bool {
         !self.buffer.is_empty()
+    }
+
+    /// Whether it has left, and everything that it said is read.
+    pub fn has_left(&self) -> bool {
+        self.has_ended
+    }
+
+    /// The connection, and what of it was read and not used.
+    pub fn into_parts(self) -> (S, Buffer) {
+        (self.io, self.buffer)
     }
 
     /// Both halves of what is there: unread bytes and the connection.

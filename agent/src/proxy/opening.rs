@@ -1,22 +1,27 @@
 //! What a connection begins with: requests that can be decided one by one, or something that is decided once.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt as _;
-use toolgate_core::decision::{self, Decision, Denied, Host, Passage, Permitted, Target, Unread};
+use toolgate_core::decision::{
+    self, Decision, Denied, Handling, Host, Passage, Permitted, Server, Target, TlsRule, Unread,
+};
 use toolgate_core::denial::Reason;
 use toolgate_core::http1::Guess;
-use toolgate_core::tls::Hello;
+use toolgate_core::tls::{ClientHello, Hello};
 
 use super::identified::{Identified, identified};
+use super::inspected::Meant;
 use super::{Turn, declared, undeclared};
 use crate::app::{Node, Worker};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::deadline::timeout;
 use crate::forward::{self, ForwardError, Upstream};
-use crate::identify::Origin;
+use crate::identify::{Origin, Source};
+use crate::inspect::Name;
 use crate::limits::Limits;
 use crate::parse::{Client, Stream};
 use crate::record::Entry;
@@ -37,8 +42,20 @@ pub(super) type Passing = Result<Way, Denied>;
 /// What a connection turned out to be.
 pub(super) enum Opening {
     Http(Passing),
+    /// TLS that is to be read.
+    Inspect(Meant),
     Relay(Way),
     Ended,
+}
+
+/// What becomes of bytes that are no HTTP on a way that is open.
+enum Beyond<'h> {
+    Passes,
+    Denied(Denied),
+    /// They are for this server, wherever they go.
+    External(&'h Server, &'h ClientHello),
+    /// They are TLS, to be read by this name.
+    Read(Name),
 }
 
 /// Looks at the first bytes: requests that can be decided one by one, or something else.
@@ -50,7 +67,8 @@ pub(super) async fn opening<S: Stream>(
 ) -> Opening {
     let node = &*worker.node;
     let Identified { resources, caller } = &identified(None, origin, node).await;
-    let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
+    let (working, then) = (Cell::default(), Cell::default());
+    let turn = Turn { worker, origin, resources, caller, working, spoken: None, then };
     let decision = match declared(resources, origin, node) {
         Some(target) => return turn.to_declared(client, target).await,
         None if leads_to_external(resources, captured, node) => {
@@ -67,7 +85,10 @@ pub(super) async fn opening<S: Stream>(
             (Some(Guess::Yes | Guess::Http2), _) => Opening::Http(Err(denied)),
             // It said nothing, to a server of which nothing is known.
             (None, reason) if reason != Reason::Unrecognised => Opening::Ended,
-            (Some(Guess::No | Guess::Maybe) | None, _) => turn.ended(&denied),
+            (Some(Guess::No | Guess::Maybe), _) => {
+                turn.denied_unread(client, undeclared::beyond(captured, worker), denied).await
+            }
+            (None, _) => turn.ended(&denied),
         },
         Decision::Permitted(passage) => {
             turn.on_the_way(client, passage, undeclared::beyond(captured, worker)).await
@@ -119,24 +140,58 @@ impl Turn<'_> {
             None => return Opening::Ended,
             Some(Guess::No | Guess::Maybe) => client.hello(node.limits.head_time_max).await,
         };
-        let what = match &hello {
-            Hello::Client { server_name } => Unread::Tls { server_name: server_name.as_deref() },
-            Hello::No | Hello::Maybe => Unread::Other,
+        let what = match self.handled(&hello) {
+            Handling::Denied(denied) => return self.ended_at(target, &denied),
+            Handling::Inspect(hello) => {
+                return match decision::inspected(target, hello) {
+                    Ok(()) => self.to_be_read(hello, self.address(), Err(Denied::because(Reason::Opaque))),
+                    Err(denied) => self.ended_at(target, &denied),
+                };
+            }
+            Handling::Opaque => match &hello {
+                Hello::Client(hello) => Unread::Tls(hello),
+                Hello::No | Hello::Unclear | Hello::Maybe => Unread::Other,
+            },
         };
         self.opaque(target, what).await
+    }
+
+    /// What becomes of TLS before its target has a say.
+    fn handled<'h>(&self, hello: &'h Hello) -> Handling<'h> {
+        let node = &*self.worker.node;
+        let opts_in = self.caller.as_ref().is_ok_and(|caller| self.resources.inspects(caller));
+        let is_excluded = match (hello, &node.inspection) {
+            (Hello::Client(hello), Some(inspection)) => {
+                inspection.excludes(hello.server_name.as_deref(), self.address().ip())
+            }
+            (Hello::Client(_) | Hello::No | Hello::Unclear | Hello::Maybe, _) => false,
+        };
+        decision::tls(node.agent.capture.tls, opts_in, is_excluded, hello)
+    }
+
+    /// What is no HTTP and may not pass: of TLS that is to be read what is within decides.
+    async fn denied_unread<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        to: forward::Undeclared<'_>,
+        denied: Denied,
+    ) -> Opening {
+        let node = &*self.worker.node;
+        if node.agent.capture.tls == TlsRule::Opaque {
+            return self.ended(&denied);
+        }
+        match self.handled(&client.hello(node.limits.head_time_max).await) {
+            Handling::Denied(of_tls) => self.ended(&of_tls),
+            Handling::Inspect(hello) => self.to_be_read(hello, to.address, Err(denied)),
+            Handling::Opaque => self.ended(&denied),
+        }
     }
 
     /// What cannot be read, to a declared server.
     async fn opaque(&self, target: Target<'_>, what: Unread<'_>) -> Opening {
         let (node, policies) = (&*self.worker.node, &self.resources.policies);
         let passage = match decision::opaque(self.caller.as_ref(), target, what, policies, node.mode) {
-            Decision::Denied(denied) => {
-                self.record_connection(|entry| {
-                    entry.target(&target.server.identity);
-                    entry.denied(&denied, 0);
-                });
-                return Opening::Ended;
-            }
+            Decision::Denied(denied) => return self.ended_at(target, &denied),
             Decision::Permitted(passage) => passage,
         };
         let dialled =
@@ -164,16 +219,40 @@ impl Turn<'_> {
             }
             Some(Guess::Http2 | Guess::No | Guess::Maybe) => {}
         }
-        if let Hello::Client { server_name } = client.hello(node.limits.head_time_max).await {
-            let Some(name) = server_name else { return self.ended(&decision::unnamed()) };
-            if let Some(server) = self.resources.externals_in_tls(&name, to.address.port()).next() {
-                return self.opaque(server.captured(), Unread::Tls { server_name: Some(&name) }).await;
+        let hello = client.hello(node.limits.head_time_max).await;
+        match (self.handled(&hello), &hello) {
+            (Handling::Denied(denied), _) => return self.ended(&denied),
+            (Handling::Inspect(hello), _) => {
+                let passing = match (self.external_in_tls(hello, to.address.port()), beyond) {
+                    (Some(_), _) => Err(Denied::because(Reason::Opaque)),
+                    (None, Decision::Denied(denied)) => Err(denied),
+                    (None, Decision::Permitted(passage)) => {
+                        Ok(Way { passage, upstream: None, entry: None, tunnel_to: None })
+                    }
+                };
+                return self.to_be_read(hello, to.address, passing);
             }
+            (Handling::Opaque, Hello::Client(hello)) => {
+                if hello.server_name.is_none() || hello.may_hide_name {
+                    return self.ended(&decision::unnamed());
+                }
+                if let Some(server) = self.external_in_tls(hello, to.address.port()) {
+                    return self.opaque(server.captured(), Unread::Tls(hello)).await;
+                }
+            }
+            (Handling::Opaque, Hello::Unclear | Hello::Maybe) => return self.ended(&decision::unnamed()),
+            (Handling::Opaque, Hello::No) => {}
         }
         match beyond {
             Decision::Denied(denied) => self.ended(&denied),
             Decision::Permitted(passage) => self.on_the_way(client, passage, to).await,
         }
+    }
+
+    /// The external server that TLS names, wherever its client found it.
+    fn external_in_tls(&self, hello: &ClientHello, port: u16) -> Option<&Server> {
+        let name = hello.server_name.as_deref()?;
+        self.resources.externals_in_tls(name, port).next().map(Arc::as_ref)
     }
 
     /// Dials where a permitted passage leads, and sees who speaks first: only a client that does can speak HTTP.
@@ -186,11 +265,8 @@ impl Turn<'_> {
         let limits = &self.worker.node.limits;
         match forward::dial(&passage, to, limits).await {
             Ok(upstream) => {
-                self.told_apart(
-                    client,
-                    Way { passage, upstream: Some(upstream), entry: None, tunnel_to: None },
-                )
-                .await
+                let way = Way { passage, upstream: Some(upstream), entry: None, tunnel_to: None };
+                self.told_apart(client, way).await
             }
             // A request may name a server that is elsewhere, and is told so where it does not.
             Err(_) if self.resources.has_externals() && speaks_http(client, limits).await => {
@@ -216,13 +292,72 @@ impl Turn<'_> {
                     Decision::Permitted(passage) => passage,
                 }
             }
-            Some(Guess::No | Guess::Maybe) => way.passage,
+            Some(Guess::No | Guess::Maybe) => {
+                // A server that has spoken first speaks no TLS.
+                let may_be_tls = upstream.buffer.is_empty() && self.looks_into_tls();
+                let hello =
+                    if may_be_tls { client.hello(node.limits.head_time_max).await } else { Hello::No };
+                match self.undeclared_tls(&hello, way.tunnel_to.as_deref()) {
+                    Beyond::Passes => way.passage,
+                    Beyond::Denied(denied) => return self.ended(&denied),
+                    Beyond::External(server, hello) => {
+                        return self.opaque(server.captured(), Unread::Tls(hello)).await;
+                    }
+                    Beyond::Read(name) => {
+                        way.upstream = Some(upstream);
+                        return Opening::Inspect(Meant { name, passing: Ok(way) });
+                    }
+                }
+            }
         };
         self.relayed(passage, None, Ok(upstream), |entry| {
             if let Some(name) = way.tunnel_to {
                 entry.noted(format!("through a proxy to `{name}`"));
             }
         })
+    }
+
+    /// Whether what TLS says at first can count for what goes to no declared address.
+    fn looks_into_tls(&self) -> bool {
+        self.worker.node.agent.capture.tls != TlsRule::Opaque || self.resources.has_externals()
+    }
+
+    /// What becomes of TLS, if it is that, on a way that is open; `tunnel_to`: through a proxy.
+    fn undeclared_tls<'h>(&'h self, hello: &'h Hello, tunnel_to: Option<&str>) -> Beyond<'h> {
+        let address = self.address();
+        let (host, port) = match tunnel_to.and_then(|to| to.rsplit_once(':')) {
+            Some((host, port)) => (Some(host.trim_matches(['[', ']'])), port.parse().unwrap_or_default()),
+            None => (None, address.port()),
+        };
+        let named = match hello {
+            Hello::Client(hello) => self.external_in_tls(hello, port).map(|server| (server, hello)),
+            Hello::No | Hello::Unclear | Hello::Maybe => None,
+        };
+        match (self.handled(hello), named) {
+            (Handling::Denied(denied), _) => Beyond::Denied(denied),
+            (Handling::Inspect(_), _) if self.spoken.is_some() => {
+                Beyond::Denied(Denied::because(Reason::Opaque).with_detail("TLS within TLS is not read here"))
+            }
+            (Handling::Inspect(_) | Handling::Opaque, Some((server, _))) if tunnel_to.is_some() => {
+                Beyond::Denied(decision::proxied(server))
+            }
+            (Handling::Inspect(hello), _) => {
+                match Name::of(hello.server_name.as_deref().or(host), address.ip()) {
+                    Some(name) => Beyond::Read(name),
+                    None => Beyond::Denied(decision::nameless()),
+                }
+            }
+            (Handling::Opaque, Some((server, hello))) => Beyond::External(server, hello),
+            (Handling::Opaque, None) => Beyond::Passes,
+        }
+    }
+
+    /// Where the client has connected to.
+    fn address(&self) -> SocketAddr {
+        match &self.origin.source {
+            Source::Process(connecting) => connecting.captured.original,
+            Source::Peer(remote) => remote.address,
+        }
     }
 
     /// A permitted way for bytes that nobody reads, with the one entry of all of them.
@@ -251,8 +386,18 @@ impl Turn<'_> {
         }
     }
 
-    fn ended(&self, denied: &Denied) -> Opening {
+    /// What does not go on, recorded.
+    pub(super) fn ended(&self, denied: &Denied) -> Opening {
         self.record_connection(|entry| entry.denied(denied, 0));
+        Opening::Ended
+    }
+
+    /// The same of what is for a declared server.
+    fn ended_at(&self, target: Target<'_>, denied: &Denied) -> Opening {
+        self.record_connection(|entry| {
+            entry.target(&target.server.identity);
+            entry.denied(denied, 0);
+        });
         Opening::Ended
     }
 }

@@ -65,7 +65,7 @@ impl Turn<'_> {
             Ok(permitted) => permitted,
             Err(denied) => return fault(denied.reason, denied.detail.unwrap_or_default(), None),
         };
-        let leg = forward::leg(caller, target.server);
+        let leg = forward::leg(caller, target.server, self.tls());
         match self.sent(permitted, target, &leg, &mut client.watch(), entry).await {
             Ok(upstream) => Ok(upstream),
             Err(error) => fault(error.reason().0, error.to_string(), error.limit()),

@@ -80,6 +80,10 @@ impl Turn<'_> {
                 opening::relay(client, way).await;
                 Flow::Close
             }
+            Opening::Inspect(meant) => {
+                self.then.set(Some(meant));
+                Flow::Close
+            }
             Opening::Ended => Flow::Close,
         }
     }

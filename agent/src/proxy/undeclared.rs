@@ -33,8 +33,9 @@ enum Undeclared {
 /// Where a captured connection goes if no Server is there.
 pub(super) fn beyond<'w>(captured: &Captured, worker: &'w Worker) -> forward::Undeclared<'w> {
     let Captured { original, process } = captured;
-    let namespaces = &worker.node.namespaces;
-    forward::Undeclared { address: *original, namespace: process.netns_cookie, namespaces, is_tunnel: false }
+    let (namespaces, connectors) = (&*worker.node.namespaces, &worker.node.connectors);
+    let namespace = process.netns_cookie;
+    forward::Undeclared { address: *original, namespace, namespaces, is_tunnel: false, tls: None, connectors }
 }
 
 impl Turn<'_> {

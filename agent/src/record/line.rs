@@ -137,6 +137,8 @@ pub struct Line {
     /// What the shadow policies would have said.
     pub(super) shadow: Option<ShadowVerdict>,
     pub(super) detail: Option<String>,
+    /// By which name the TLS around it was read.
+    pub(super) inspected: Option<Arc<str>>,
     pub(super) status: u16,
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
@@ -172,6 +174,7 @@ impl Line {
             rules: SmallVec::new(),
             shadow: None,
             detail: None,
+            inspected: None,
             status: 0,
             request_bytes: 0,
             response_bytes: 0,
@@ -227,6 +230,9 @@ impl Line {
             }
         }
         json.raw(&shown.caller).raw(who).raw(&shown.target).raw(where_to);
+        if let Some(name) = &self.inspected {
+            json.raw(r#","inspected":"#).string(name);
+        }
         match &self.method_name {
             None => json.raw(&shown.method),
             Some(name) => json.raw(METHOD).string(name.as_str()),

@@ -254,6 +254,11 @@ impl Entry {
         self.set(|line| line.labels.target = Some(server.clone()));
     }
 
+    /// It came in TLS that was read, by this name.
+    pub fn inspected(&mut self, name: &Arc<str>) {
+        self.set(|line| line.inspected = Some(Arc::clone(name)));
+    }
+
     /// What is asked where it is no JSON-RPC message: `GET stream`, `connection`.
     pub fn method(&mut self, method: &'static str) {
         self.set(|line| line.labels.method = method);

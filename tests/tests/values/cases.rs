@@ -551,6 +551,59 @@ pub(crate) const OPAQUE_ALLOWED: Cases = Cases {
     ..DEFAULT
 };
 
+/// No TLS passes, whatever its target says, and everything else does as ever.
+pub(crate) const TLS_DENIED: Cases = Cases {
+    capture: "{ tls: deny }",
+    opaque: "allow",
+    rows: &[
+        (
+            "TLS to an undeclared server",
+            runs("{curl} https://{tls}/"),
+            &["curl: (35)"],
+            "",
+            &[("connection", "", DENY, "tls_denied")],
+        ),
+        (
+            "TLS with the server's name to a declared server that would take it",
+            runs(
+                "{curl} --resolve secret.internal:{secret.port}:127.0.0.1 https://secret.internal:{secret.port}/",
+            ),
+            &["curl: (35)"],
+            "",
+            &[("connection", "secret", DENY, "tls_denied")],
+        ),
+        (
+            "TLS in a tunnel to an undeclared name",
+            runs("env HTTPS_PROXY=http://{proxy} {curl} https://tls.example:{tls.port}/"),
+            &["200 Connection established", "curl: (35)"],
+            "proxy",
+            &[("connect", "", PERMIT, "permitted"), ("connection", "", DENY, "tls_denied")],
+        ),
+        (
+            "an undeclared server that speaks first",
+            Does::Sends("{ssh}", ""),
+            &["SSH-2.0-test"],
+            "",
+            &[("connection", "", PERMIT, "permitted")],
+        ),
+        (
+            "HTTP to an undeclared server",
+            runs("{curl} http://{web}/"),
+            &["200 OK", "said by web"],
+            "web",
+            &[("http", "", PERMIT, "permitted")],
+        ),
+        (
+            "MCP to a declared server",
+            runs("{curl} {mcp} http://{docs}/mcp"),
+            &["200 OK", "echo done"],
+            "docs",
+            &[("tools/call", "docs", PERMIT, "permitted")],
+        ),
+    ],
+    ..DEFAULT
+};
+
 /// `--observe` lets pass what `undeclared` would deny, and no more than that.
 pub(crate) const OBSERVED: Cases = Cases {
     observe: true,

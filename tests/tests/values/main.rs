@@ -1,4 +1,4 @@
-//! Every value of `destinations`, `exclude`, `undeclared`, `unrecognised` and `opaque`, by what captured processes do: plain
+//! Every value of `destinations`, `exclude`, `undeclared`, `unrecognised`, `tls` and `opaque`, by what captured processes do: plain
 //! MCP, other HTTP, servers that speak first, TLS, proxies, WebSockets, HTTP/2. `cases` is the table.
 
 mod cases;
@@ -342,6 +342,7 @@ fn every_value_decides_what_captured_processes_get_and_what_is_told_of_it() -> R
         &cases::UNRECOGNISED_DENIED,
         &cases::MCP_ALONE,
         &cases::OPAQUE_ALLOWED,
+        &cases::TLS_DENIED,
         &cases::OBSERVED,
         &cases::EXEC_EXCLUDED,
     ];

@@ -4,6 +4,7 @@ use super::{Decision, Denied, Mode, Opaque, Place, Server, Target, permitted, we
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::policy::Policies;
+use crate::tls::ClientHello;
 use crate::workload::Unidentified;
 
 /// A connection passed on without being read.
@@ -85,12 +86,9 @@ pub fn unnamed() -> Denied {
 
 /// What the first bytes of a connection to a declared server are that is not plain HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unread<'n> {
-    /// TLS.
-    Tls {
-        /// The server that its client names.
-        server_name: Option<&'n str>,
-    },
+pub enum Unread<'h> {
+    /// TLS, as far as it can be read.
+    Tls(&'h ClientHello),
     /// Anything else.
     Other,
 }
@@ -124,17 +122,15 @@ pub fn opaque(
         (Opaque::Deny, _) | (Opaque::Allow, Unread::Other) => {
             refused(Reason::Opaque, "its tools cannot be seen in this traffic".to_owned())
         }
-        (Opaque::Allow, Unread::Tls { server_name: None }) => {
+        (Opaque::Allow, Unread::Tls(ClientHello { server_name: None, .. })) => {
             refused(Reason::Opaque, "its name must be readable in TLS (SNI)".to_owned())
         }
-        (Opaque::Allow, Unread::Tls { server_name: Some(name) }) => {
-            let is_meant = match &server.place {
-                Place::Local { address } | Place::Peer { address, .. } => {
-                    server.accepts_host(&format!("{name}:{}", address.port()))
-                }
-                Place::External(external) => external.has_name(name),
-            };
-            if !is_meant {
+        (Opaque::Allow, Unread::Tls(ClientHello { may_hide_name: true, .. })) => refused(
+            Reason::Opaque,
+            "the name that counts may be another, which is encrypted (ECH)".to_owned(),
+        ),
+        (Opaque::Allow, Unread::Tls(ClientHello { server_name: Some(name), .. })) => {
+            if !server.goes_by(name) {
                 return refused(
                     Reason::HostMismatch,
                     format!("TLS to `{name}`, which is none of its `hosts`"),
@@ -180,17 +176,24 @@ mod tests {
     fn what_cannot_be_read_is_decided_by_name_and_caller_where_the_server_says_so() {
         let caller = Identity::new("example.org", "default", "a").unwrap();
         let (known, unknown) = (Ok(&caller), Err(&Unidentified::Unknown));
-        let tls = |server_name| Unread::Tls { server_name };
+        let hello = |name: Option<&str>, may_hide_name| {
+            let server_name = name.map(str::to_owned);
+            ClientHello { server_name, may_hide_name, offers_http1: true }
+        };
+        let named = ["docs.internal", "other.internal", "DOCS.internal"].map(|name| hello(Some(name), false));
+        let (nameless, hidden) = (hello(None, false), hello(Some("docs.internal"), true));
+        let [docs, other, shouted] = named.each_ref().map(Unread::Tls);
         let (deny, allow) = (Opaque::Deny, Opaque::Allow);
         let (strict, observe) = (Mode::default(), Mode { observe: true });
         let table = [
-            (known, deny, tls(Some("docs.internal")), observe, Some(Reason::Opaque)),
+            (known, deny, docs, observe, Some(Reason::Opaque)),
             (known, allow, Unread::Other, observe, Some(Reason::Opaque)),
-            (known, allow, tls(None), observe, Some(Reason::Opaque)),
-            (known, allow, tls(Some("other.internal")), observe, Some(Reason::HostMismatch)),
-            (unknown, allow, tls(Some("docs.internal")), observe, Some(Reason::UnidentifiedCaller)),
-            (known, allow, tls(Some("docs.internal")), strict, Some(Reason::NoRule)),
-            (known, allow, tls(Some("DOCS.internal")), observe, None),
+            (known, allow, Unread::Tls(&nameless), observe, Some(Reason::Opaque)),
+            (known, allow, Unread::Tls(&hidden), observe, Some(Reason::Opaque)),
+            (known, allow, other, observe, Some(Reason::HostMismatch)),
+            (unknown, allow, docs, observe, Some(Reason::UnidentifiedCaller)),
+            (known, allow, docs, strict, Some(Reason::NoRule)),
+            (known, allow, shouted, observe, None),
         ];
         for (caller, rule, what, mode, expected) in table {
             let docs = Server { opaque: rule, ..server("127.0.0.1:1", &["docs.internal"]) };

@@ -126,12 +126,24 @@ impl Server {
         if !port.is_none_or(|port| port.parse() == Ok(address.port())) || name.is_empty() {
             return self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host));
         }
-        // HTTP leaves out port 80 (RFC 9110 section 4.2.1); names without port are taken with any of both.
-        let port_fits = port.is_some() || address.port() == 80;
+        // HTTP leaves out port 80, or 443 within TLS (RFC 9110 sections 4.2.1 and 4.2.2); names without port are taken with
+        // any of both.
+        let port_fits = port.is_some() || matches!(address.port(), 80 | 443);
         if self.hosts.is_empty() {
             return port_fits && is_own_name(address, name);
         }
         self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host) || one.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether the name in a client's TLS (SNI) is one of its own.
+    #[must_use]
+    pub fn goes_by(&self, name: &str) -> bool {
+        match &self.place {
+            Place::Local { address } | Place::Peer { address, .. } => {
+                self.accepts_host(&format!("{name}:{}", address.port()))
+            }
+            Place::External(external) => external.has_name(name),
+        }
     }
 
     /// Whether a proxy that is asked for this host and port is asked for this server. Any name that it goes by counts.
@@ -177,7 +189,7 @@ pub(super) fn split_port(host: &str) -> (&str, Option<&str>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub(in super::super) fn server(address: &str, hosts: &[&str]) -> Server {

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use super::{HandoverError, Role};
 use crate::capture::Cookie;
+use crate::inspect::Kept;
 use crate::netns::Listeners;
 
 /// What the successor got.
@@ -17,6 +18,8 @@ pub struct Heritage {
     /// Captured connections elsewhere.
     pub(super) namespaces: BTreeMap<Cookie, Vec<TcpListener>>,
     pub(super) others: Vec<(Role, OwnedFd)>,
+    /// The authority of TLS that is read.
+    pub(super) inspection: Option<Kept>,
 }
 
 impl Heritage {
@@ -26,6 +29,11 @@ impl Heritage {
     /// [`HandoverError::Port`]
     pub(in crate::app) fn check_port(&self, port: u16) -> Result<(), HandoverError> {
         if port == self.port { Ok(()) } else { Err(HandoverError::Port { from: self.port, to: port }) }
+    }
+
+    /// The authority that clients believe already.
+    pub(in crate::app) fn take_inspection(&mut self) -> Option<Kept> {
+        self.inspection.take()
     }
 
     /// The listeners at home, and those of each other namespace.

@@ -15,6 +15,7 @@ use socket2::SockRef;
 use super::{ANSWER_TIME_MAX, HandoverError, Role};
 use crate::bindings::Binding;
 use crate::events::Stream;
+use crate::inspect::Kept;
 
 /// Bytes of one message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
@@ -26,6 +27,7 @@ const DESCRIPTORS_MAX: usize = 64;
 pub(super) enum Message {
     Lock { version: u32 },
     Listener { role: Role },
+    Inspection { authority: Kept },
     Whole { port: u16 },
     Attached,
     Failed { error: String },

@@ -3,7 +3,7 @@
 //! them, are the same sockets.
 //!
 //! Both talk over a Unix socket at the child's standard input, one JSON message a datagram, descriptors attached:
-//! predecessor: `lock`, `listener`..., `whole`; successor: `attached`, or `failed`; predecessor: `sessions`..., `streams`..., `over`;
+//! predecessor: `lock`, `listener`..., `inspection` if there is one, `whole`; successor: `attached`, or `failed`; predecessor: `sessions`..., `streams`..., `over`;
 //! successor, of which nothing can fail any more: `taken`, or `failed`; from then on the successor serves, the predecessor
 //! accepts no more, and `sessions` and `streams` go on as long as it drains.
 //!
@@ -31,6 +31,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Cookie;
+use crate::inspect::Kept;
 
 /// Spoken by both; another number is another language.
 const VERSION: u32 = 2;
@@ -64,4 +65,6 @@ pub(in crate::app) struct Estate {
     pub(in crate::app) lock: OwnedFd,
     pub(in crate::app) port: u16,
     pub(in crate::app) listeners: Vec<(Role, OwnedFd)>,
+    /// The authority of TLS that is read: its key is nowhere else.
+    pub(in crate::app) inspection: Option<Kept>,
 }

@@ -40,6 +40,7 @@ impl Predecessor {
         };
         let (mut outbound, mut namespaces, mut others) =
             (Vec::new(), BTreeMap::<_, Vec<_>>::new(), Vec::new());
+        let mut inspection = None;
         loop {
             match line.hear()?.ok_or_else(gone)? {
                 (Message::Listener { role: Role::Outbound }, descriptors) => {
@@ -52,8 +53,9 @@ impl Predecessor {
                 (Message::Listener { role }, descriptors) => {
                     others.extend(descriptors.into_iter().map(|descriptor| (role.clone(), descriptor)));
                 }
+                (Message::Inspection { authority }, _) => inspection = Some(authority),
                 (Message::Whole { port }, _) => {
-                    let heritage = Heritage { port, outbound, namespaces, others };
+                    let heritage = Heritage { port, outbound, namespaces, others, inspection };
                     return Ok(Inherited { predecessor: Self(Arc::new(line)), lock, heritage });
                 }
                 (other, _) => return Err(unexpected(&other)),

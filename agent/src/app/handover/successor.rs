@@ -72,6 +72,9 @@ impl Successor {
         for (role, descriptor) in &estate.listeners {
             line.say(&Message::Listener { role: role.clone() }, &[descriptor.as_fd()])?;
         }
+        if let Some(authority) = &estate.inspection {
+            line.say(&Message::Inspection { authority: authority.clone() }, &[])?;
+        }
         line.say(&Message::Whole { port: estate.port }, &[])?;
         line.patience(Some(START_TIME_MAX))?;
         self.expect(|answer| matches!(answer, Message::Attached))
