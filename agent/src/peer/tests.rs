@@ -271,7 +271,7 @@ impl ResolvesClientCert for Changing {
 
 impl Shown {
     fn certified(self) -> CertifiedKey {
-        CertifiedKey::from_der(self.0, self.1, &PROVIDER).unwrap()
+        CertifiedKey::from_der(self.0, self.1, &provider()).unwrap()
     }
 }
 
