@@ -177,7 +177,7 @@ pub(super) fn split_port(host: &str) -> (&str, Option<&str>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub(in super::super) fn server(address: &str, hosts: &[&str]) -> Server {
