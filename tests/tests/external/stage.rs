@@ -17,7 +17,7 @@ pub(crate) const PUBLIC: [Ipv4Addr; 3] =
 /// Where the agent finds its name server.
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 231, 0, 53);
 /// Answers are old at once.
-pub(crate) const IMPATIENT: &str = "{ name_ttl_min: 50ms, name_ttl_max: 50ms, resolve_time_max: 1s }";
+pub(crate) const IMPATIENT: &str = "{ name_ttl_min: 50ms, name_ttl_max: 50ms, resolve_time_max: 3s }";
 
 /// Becomes what follows, with a `resolv.conf` ($0) and a `hosts` ($1) of its own.
 const ENTER: &str =
@@ -28,6 +28,7 @@ pub(crate) struct Outside {
     pub(crate) netns: Netns,
     pub(crate) dns: Dns,
     pub(crate) authority: Authority,
+    here: IpAddr,
     inside: IpAddr,
     files: TempDir,
     host: Option<Host>,
@@ -38,7 +39,7 @@ impl Outside {
     pub(crate) fn new() -> Result<Self> {
         let host = Some(Host::turn()?);
         let netns = Netns::new()?;
-        let [_, inside] = netns.link()?;
+        let [here, inside] = netns.link()?;
         for address in PUBLIC.map(|ip| format!("{ip}/32")) {
             netns.run(&["ip", "address", "add", &address, "dev", "lo"])?;
             netns::run(&["ip", "route", "add", &address, "via", &inside.to_string()])?;
@@ -48,7 +49,12 @@ impl Outside {
         fs::write(files.path().join("hosts"), "127.0.0.1 localhost\n")?;
         let authority = Authority::new()?;
         fs::write(files.path().join("ca.pem"), &authority.pem)?;
-        Ok(Self { netns, dns: Dns::at(NAME_SERVER.into())?, authority, inside, files, host })
+        Ok(Self { netns, dns: Dns::at(NAME_SERVER.into())?, authority, here, inside, files, host })
+    }
+
+    /// The address by which this host is reached from outside.
+    pub(crate) fn here(&self) -> IpAddr {
+        self.here
     }
 
     /// The address of what is outside that is no public one.

@@ -42,7 +42,8 @@ fn a_client_that_speaks_plain_http_reaches_the_server_over_tls() -> Result<()> {
 #[test]
 fn an_unmodified_client_notices_nothing() -> Result<()> {
     let mut outside = Outside::new()?;
-    let server = outside.netns.within(|| SdkServer::at(PUBLIC[0].into()))?;
+    // A process ends with the thread that started it, so it is not started outside: only its TLS is there.
+    let server = SdkServer::at(outside.here())?;
     let at = SocketAddr::new(PUBLIC[0].into(), 443);
     let _front = outside.netns.within(|| Front::at(at, server.address, &outside.authority, NAME))?;
     outside.dns.has(NAME, &[PUBLIC[0].into()], 60);
