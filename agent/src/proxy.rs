@@ -2,12 +2,13 @@
 //!
 //! Every stage is a module that knows no other; what leads from one to the next is here, and how what does not pass is
 //! answered in `proxy/refused.rs`. The same path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy
-//! in `proxy/proxied.rs`, for a server whose answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
+//! in `proxy/proxied.rs`, by App ID in `proxy/invoked.rs`, for a server whose answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
 //! what begins as no request is in `proxy/opening.rs`.
 
 mod content;
 mod identified;
 mod ids;
+mod invoked;
 mod opening;
 mod pages;
 mod paired;
@@ -53,6 +54,17 @@ enum Flow {
     Upgraded,
 }
 
+/// Where the requests of a connection go that is to no declared server.
+#[expect(clippy::large_enum_variant, reason = "one for each connection, on its own stack")]
+enum Beyond<'w> {
+    /// To where it was captured to go.
+    Undeclared(Passing, forward::Undeclared<'w>),
+    /// To the server that each of them names.
+    Invoked,
+    /// The server that it was for is no more.
+    Nowhere,
+}
+
 /// What one request is judged by: who asks, and one generation of the resources for all of it.
 struct Turn<'a> {
     worker: &'a Worker,
@@ -82,7 +94,12 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Sha
     let origin = Arc::new(worker.node.identify.origin(captured, share));
     match opening(&mut client, &origin, &captured, worker).await {
         Opening::Http(passing) => {
-            let beyond = Some((passing, undeclared::beyond(&captured, worker)));
+            let beyond = if worker.node.is_invoked(captured.original) {
+                client.invokes();
+                Beyond::Invoked
+            } else {
+                Beyond::Undeclared(passing, undeclared::beyond(&captured, worker))
+            };
             requests(&mut client, &origin, beyond, worker).await;
         }
         Opening::Relay(way) => opening::relay(&mut client, way).await,
@@ -94,7 +111,7 @@ pub async fn connection<S: Stream>(stream: S, captured: Captured, share: Arc<Sha
 /// A connection of another agent, which speaks for its caller: requests alone, and to one server.
 pub async fn remote<S: Stream>(stream: S, origin: Origin, worker: &Worker) {
     let mut client = Client::new(stream, Arc::clone(&origin.share));
-    requests(&mut client, &Arc::new(origin), None, worker).await;
+    requests(&mut client, &Arc::new(origin), Beyond::Nowhere, worker).await;
     client.close(&worker.node.limits).await;
 }
 
@@ -129,7 +146,7 @@ fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Optio
 async fn requests<S: Stream>(
     client: &mut Client<S>,
     origin: &Arc<Origin>,
-    mut beyond: Option<(Passing, forward::Undeclared<'_>)>,
+    mut beyond: Beyond<'_>,
     worker: &Worker,
 ) {
     let node = &*worker.node;
@@ -160,18 +177,16 @@ async fn requests<S: Stream>(
         let target = declared(resources, origin, node);
         let flow = match (head, target, &mut beyond) {
             (Ok(None), _, _) => return,
-            (Err(broken), None, Some((passing, to))) if broken.is_for_a_proxy() => {
+            (Err(broken), None, Beyond::Undeclared(passing, to)) if broken.is_for_a_proxy() => {
                 housed(|| turn.proxied(client, (passing, *to), entry)).await
             }
             (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
-            (Ok(Some(head)), Some(target), _) => match target.server.transport {
-                Transport::Streamable => housed(|| turn.served(client, &head, target, entry)).await,
-                Transport::Sse => housed(|| turn.paired(client, &head, target, entry)).await,
-            },
-            (Ok(Some(head)), None, Some((passing, to))) => {
+            (Ok(Some(head)), Some(target), _) => turn.declared(client, &head, target, entry).await,
+            (Ok(Some(head)), None, Beyond::Undeclared(passing, to)) => {
                 housed(|| turn.undeclared(client, &head, (passing, *to), None, entry)).await
             }
-            (Ok(Some(_)), None, None) => turn.gone(client, entry).await,
+            (Ok(Some(head)), None, Beyond::Invoked) => turn.invoked(client, &head, entry).await,
+            (Ok(Some(_)), None, Beyond::Nowhere) => turn.gone(client, entry).await,
         };
         if flow != Flow::Continue {
             return;
@@ -180,6 +195,19 @@ async fn requests<S: Stream>(
 }
 
 impl Turn<'_> {
+    async fn declared<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        target: Target<'_>,
+        entry: Entry,
+    ) -> Flow {
+        match target.server.transport {
+            Transport::Streamable => housed(|| self.served(client, head, target, entry)).await,
+            Transport::Sse => housed(|| self.paired(client, head, target, entry)).await,
+        }
+    }
+
     /// A request to a declared server, from its body to the end of its reply.
     async fn served<S: Stream>(
         &self,
@@ -282,8 +310,8 @@ impl Turn<'_> {
         let sent = {
             let traceparent = self.traceparent(target, permitted.get(), entry);
             let ways = self.worker.ways();
-            let place = &target.server.place;
-            let sending = pin!(forward::send(permitted, leg, place, &traceparent, &ways, &node.limits));
+            let server = target.server;
+            let sending = pin!(forward::send(permitted, leg, server, &traceparent, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {

@@ -258,7 +258,7 @@ impl Scene {
         let expected = Expected::of(&asked, None, None);
         let leg = forward::leg(&self.caller, server);
         let mut upstream = {
-            let sending = pin!(forward::send(permitted, &leg, &server.place, "", ways, limits));
+            let sending = pin!(forward::send(permitted, &leg, server, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()
         };
         client.done(&head, &body);

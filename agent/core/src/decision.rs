@@ -2,19 +2,22 @@
 //!
 //! [`Permitted`] can be made here alone, and `forward` takes nothing else.
 
+mod host;
 mod ids;
 mod passage;
 
+pub use self::host::is_named_by;
 pub use self::ids::{Ids, Use};
 pub use self::passage::{
     Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unread_http2, unrecognised,
 };
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smallvec::smallvec;
 
+use self::host::split_port;
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::{Class, Message, Method, Revision};
@@ -106,15 +109,12 @@ impl Server {
     /// apart by it (DNS rebinding).
     #[must_use]
     pub fn accepts_host(&self, host: &str) -> bool {
-        let (name, port) = split_port(host);
-        if !port.is_none_or(|port| port.parse() == Ok(self.address.port())) || name.is_empty() {
-            return self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host));
-        }
-        // HTTP leaves out port 80 (RFC 9110 section 4.2.1); names without port are taken with any of both.
-        let port_fits = port.is_some() || self.address.port() == 80;
         if self.hosts.is_empty() {
-            return port_fits && self.is_own_name(name);
+            return is_named_by(self.address, host);
         }
+        // Names without port are taken with it and without.
+        let (name, port) = split_port(host);
+        let name = if port.is_none_or(|port| port.parse() == Ok(self.address.port())) { name } else { host };
         self.hosts.iter().any(|one| one.eq_ignore_ascii_case(host) || one.eq_ignore_ascii_case(name))
     }
 
@@ -131,27 +131,6 @@ impl Server {
         is_default
             || self.accepts_host(&format!("{name}:{port}"))
             || (is_address && port == self.address.port())
-    }
-
-    fn is_own_name(&self, name: &str) -> bool {
-        let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
-        let address: Option<IpAddr> = match literal {
-            Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-            None => name.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-        };
-        let loopback = self.address.ip().is_loopback();
-        match address {
-            Some(address) => address == self.address.ip() || (loopback && address.is_loopback()),
-            None => loopback && name.eq_ignore_ascii_case("localhost"),
-        }
-    }
-}
-
-/// Host and port of a Host header; an IPv6 literal keeps its brackets.
-fn split_port(host: &str) -> (&str, Option<&str>) {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
-        Some(_) | None => (host, None),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the operator asks: status, `exec`, `bypass`, `upgrade`, `tools` and `ca` on a Unix socket, metrics and readiness on TCP.
 //!
+//! And who calls by App ID without being captured is told so.
+//!
 //! Whoever may open the socket is root (mode 0600), and no captured process may use it, root or not. The TCP ports
 //! are refused to captured processes in the kernel.
 
@@ -64,6 +66,8 @@ pub struct Sockets {
     ready: (SocketAddr, TcpListener),
     /// Not the operator's: other nodes join there.
     authority: Option<(SocketAddr, TcpListener)>,
+    /// Who is captured does not get there, but to the proxy.
+    invoke: Option<(SocketAddr, TcpListener)>,
     /// Removed with the sockets.
     path: SocketPath,
 }
@@ -106,6 +110,8 @@ impl Sockets {
         let authority = agent.listen.authority;
         let authority =
             authority.map(|address| tcp("listen.authority", address, Role::Authority)).transpose()?;
+        let invoke = agent.listen.invoke;
+        let invoke = invoke.map(|address| tcp("listen.invoke", address, Role::Invoke)).transpose()?;
         let path = &agent.listen.admin;
         let given = heritage.and_then(|heritage| heritage.take_unix(&Role::Admin(path.clone())));
         let is_ours = given.is_none();
@@ -114,7 +120,8 @@ impl Sockets {
             None => bind_unix(path),
         };
         let admin = admin.map_err(|cause| AdminError::Unix { path: path.clone(), cause })?;
-        Ok(Self { admin, metrics, ready, authority, path: SocketPath { path: path.clone(), is_ours } })
+        let path = SocketPath { path: path.clone(), is_ours };
+        Ok(Self { admin, metrics, ready, authority, invoke, path })
     }
 
     /// The socket file is this process's from now on, or another's.
@@ -126,12 +133,14 @@ impl Sockets {
     pub(crate) fn estate(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         let authority = self.authority.iter();
         let authority = authority.map(|(address, listener)| (Role::Authority(*address), listener.as_fd()));
+        let invoke = self.invoke.iter();
+        let invoke = invoke.map(|(address, listener)| (Role::Invoke(*address), listener.as_fd()));
         let operators = [
             (Role::Admin(self.path.path.clone()), self.admin.as_fd()),
             (Role::Metrics(self.metrics.0), self.metrics.1.as_fd()),
             (Role::Ready(self.ready.0), self.ready.1.as_fd()),
         ];
-        operators.into_iter().chain(authority)
+        operators.into_iter().chain(authority).chain(invoke)
     }
 }
 
@@ -184,7 +193,10 @@ pub async fn serve(context: Context, sockets: &Sockets) {
             accepted = sockets.metrics.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Metrics))
             }
-            accepted = joining(sockets.authority.as_ref()) => accepted.map(|(stream, from)| {
+            accepted = next(sockets.invoke.as_ref()) => {
+                accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Invoke))
+            }
+            accepted = next(sockets.authority.as_ref()) => accepted.map(|(stream, from)| {
                 let (nodes, node) = (Rc::clone(&nodes), Arc::clone(&context.node));
                 tokio::task::spawn_local(async move { nodes.serve(stream, from, &node.record).await });
             }),
@@ -199,9 +211,9 @@ pub async fn serve(context: Context, sockets: &Sockets) {
     }
 }
 
-/// The next connection of a node; never, where none may join.
-async fn joining(authority: Option<&(SocketAddr, TcpListener)>) -> io::Result<(TcpStream, SocketAddr)> {
-    match authority {
+/// The next connection; never, where nobody listens.
+async fn next(listener: Option<&(SocketAddr, TcpListener)>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
         Some((_, listener)) => listener.accept().await,
         None => std::future::pending().await,
     }
@@ -213,6 +225,7 @@ enum Port {
     Admin(tokio::net::unix::UCred),
     Metrics,
     Ready,
+    Invoke,
 }
 
 /// How long an operator's client may be silent before its head is read.

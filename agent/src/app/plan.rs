@@ -86,7 +86,11 @@ pub(super) fn plan(
     Ok(Plan {
         cgroups,
         names: named.into_iter().map(|named| (named.name, named.scope, named.destinations)).collect(),
-        capture: declared.chain(listed.iter().map(destination)).chain([exactly(CANARY)]).collect(),
+        capture: declared
+            .chain(listed.iter().map(destination))
+            .chain(agent.listen.doors().map(exactly))
+            .chain([exactly(CANARY)])
+            .collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),
         refuse: vec![agent.listen.metrics, agent.listen.ready],
         guarded: namespaces.listening(resources.local_servers().map(|server| server.address)),

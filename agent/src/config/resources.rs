@@ -318,6 +318,11 @@ fn read_servers(
                 source.error(at, format!("`{}` is the address of Server `{}` too", at.value, other.identity));
             findings.push(fault.help("one address is one server: which one is meant could not be told"));
         }
+        if let Some(at) = address.filter(|_| agent.listen.doors().any(|door| door == server.address)) {
+            let fault =
+                source.error(at, format!("`{}` is where calls by App ID come (listen.invoke)", at.value));
+            findings.push(fault.help("give the server, or `listen.invoke`, another port"));
+        }
         if let (Some(word), Some(workload)) = (word, workload) {
             let (address, place) = (server.address, source.error(word, ""));
             local_workloads.push(LocalWorkload { address, workload, place });

@@ -73,7 +73,7 @@ keys! {
         outbound: Given<u16>,
         peer: Given<Scalar>,
         authority: Given<String>,
-        invoke: Later,
+        invoke: Given<String>,
         admin: Given<String>,
         metrics: Given<String>,
         ready: Given<String>,

@@ -279,12 +279,12 @@ pub struct Upstream {
 pub async fn send(
     permitted: Permitted<&Asked<'_>>,
     leg: &Leg,
-    place: &Place,
+    server: &Server,
     traceparent: &str,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut upstream = match (ways.pool.checkout(leg, limits), place) {
+    let mut upstream = match (ways.pool.checkout(leg, limits), &server.place) {
         (Some(idle), _) => idle,
         (None, Place::Local) => {
             let plain = connect(leg.address, ways.home, limits).await?;
@@ -293,7 +293,9 @@ pub async fn send(
         (None, Place::Peer(endpoints)) => connect_peer(leg, endpoints, ways, limits).await?,
     };
     let asked = permitted.into_inner();
-    let changes = Changes { resumes: asked.last_event.is_some(), traceparent };
+    let host = asked.request.addressed.map(|addressed| (addressed, server.host()));
+    let invoked = host.as_ref().map(|(addressed, host)| (*addressed, host.as_str()));
+    let changes = Changes { resumes: asked.last_event.is_some(), traceparent, invoked };
     upstream.write_request(&asked.request, changes, limits).await?;
     Ok(upstream)
 }

@@ -52,6 +52,9 @@ pub(super) async fn opening<S: Stream>(
     let turn = Turn { worker, origin, resources, caller, working: Cell::default() };
     let decision = match declared(resources, origin, node) {
         Some(target) => return turn.to_declared(client, target).await,
+        None if node.is_invoked(captured.original) => Decision::Denied(
+            Denied::because(Reason::Opaque).with_detail("what calls by App ID is plain HTTP"),
+        ),
         // The guard lets the agent pass: what is not decided as for that server must not.
         None if node.namespaces.guards(captured.process.netns_cookie, captured.original) => {
             Decision::Denied(Denied::because(Reason::Undeclared))

@@ -2,6 +2,7 @@
 
 use super::head::{RequestHead, ResponseHead};
 use super::headers::{Headers, Line};
+use super::invoked::Addressed;
 use super::name::Name;
 use std::ops::Range;
 
@@ -28,6 +29,8 @@ pub struct Changes<'t> {
     pub resumes: bool,
     /// The line that comes in the place of the caller's `traceparent`; empty: that one goes on.
     pub traceparent: &'t str,
+    /// It was addressed by App ID: how, and the `Host` that it gets. What only addresses does not go on.
+    pub invoked: Option<(Addressed, &'t str)>,
 }
 
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
@@ -39,14 +42,20 @@ pub fn write_request_head(
     framing: Outgoing,
     changes: Changes<'_>,
 ) {
-    let Changes { resumes, traceparent } = changes;
+    let Changes { resumes, traceparent, invoked } = changes;
     let is_dropped = |name| {
         matches!(name, Name::NotForwarded | Name::Expect)
             || (name == Name::LastEventId && !resumes)
             || (name == Name::Traceparent && !traceparent.is_empty())
+            || invoked.is_some_and(|(addressed, _)| addressed.ends(name))
     };
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
+    }
+    if let Some((_, host)) = invoked {
+        for part in ["Host: ", host, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
     headers(out, &head.headers, is_dropped);
     out.extend_from_slice(traceparent.as_bytes());

@@ -55,6 +55,8 @@ pub(crate) enum Role {
     Ready(SocketAddr),
     /// `listen.authority`
     Authority(SocketAddr),
+    /// `listen.invoke`
+    Invoke(SocketAddr),
 }
 
 /// What the predecessor passes on.
