@@ -36,6 +36,8 @@ pub struct Setup<'t> {
     pub peer: Option<SocketAddr>,
     /// Where nodes join its authority, if they may.
     pub authority: Option<SocketAddr>,
+    /// Where captured processes call by App ID.
+    pub invoke: Option<SocketAddr>,
     /// The token by which it joins another agent's authority; empty: it has its own.
     pub token: &'t str,
     /// More of `toolgate.yaml`.
@@ -402,7 +404,8 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     };
     let listener =
         |key: &str, at: Option<SocketAddr>| at.map(|at| format!("{key}: \"{at}\", ")).unwrap_or_default();
-    let others = listener("peer", setup.peer) + &listener("authority", setup.authority);
+    let others = [("peer", setup.peer), ("authority", setup.authority), ("invoke", setup.invoke)];
+    let others: String = others.into_iter().map(|(key, at)| listener(key, at)).collect();
     let mut text = format!(
         "listen: {{ {others}outbound: {}, admin: {}, metrics: \"{metrics}\", ready: \"{ready}\" }}\n\
          store: {{ embedded: {} }}\n\

@@ -177,7 +177,16 @@ impl SdkClient {
     /// # Errors
     /// It gets none.
     pub fn legacy_typescript(mut prefix: Command, url: &str) -> Result<Self> {
-        prefix.arg("node").arg(fixture("sse_client.mjs")).arg(url).env("PACKAGES", packages("node")?);
+        prefix.arg("node").arg(fixture("client.mjs")).arg(url).env("PACKAGES", packages("node")?);
+        Self::ready(prefix)
+    }
+
+    /// The same by streamable HTTP.
+    ///
+    /// # Errors
+    /// It gets no session.
+    pub fn typescript(mut prefix: Command, url: &str) -> Result<Self> {
+        prefix.arg("node").arg(fixture("client.mjs")).args([url, "http"]).env("PACKAGES", packages("node")?);
         Self::ready(prefix)
     }
 

@@ -53,7 +53,8 @@ impl<S> Hosts<S> {
              spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n{policy_of_callers}"
         );
         let token = token(&servers, "callers", "reader,writer")?;
-        let setup = Setup { resources: &of_callers, token: &token, ..Setup::default() };
+        let invoke = Some(SocketAddr::from(([127, 0, 0, 1], 3500)));
+        let setup = Setup { resources: &of_callers, token: &token, invoke, ..Setup::default() };
         let callers = Node::start(netns, setup)?;
         Ok(Self { callers, servers, server, address, peer })
     }
