@@ -2,18 +2,21 @@
 //!
 //! Every stage is a module that knows no other; what leads from one to the next is here, and how what does not pass is
 //! answered in `proxy/refused.rs`. The same path for what goes to no declared server is in `proxy/undeclared.rs`, to a proxy
-//! in `proxy/proxied.rs`, within TLS that is read in `proxy/inspected.rs`, for a server whose answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
+//! in `proxy/proxied.rs`, by App ID in `proxy/invoked.rs`, within TLS that is read in `proxy/inspected.rs`, for a server whose
+//! answers come on a stream of their own (`transport: sse`) in `proxy/paired.rs`;
 //! what begins as no request is in `proxy/opening.rs`.
 
 mod content;
 mod identified;
 mod ids;
 mod inspected;
+mod invoked;
 mod opening;
 mod pages;
 mod paired;
 mod proxied;
 mod refused;
+mod target;
 mod undeclared;
 
 use std::cell::Cell;
@@ -23,16 +26,15 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use toolgate_core::decision::{self, Decision, Denied, Permitted, Place, Target, Transport};
 use toolgate_core::denial::{self, Answer, Reason, Shape};
-use toolgate_core::http1::{Guess, Name, RequestHead};
+use toolgate_core::http1::Guess;
 use toolgate_core::identity::Identity;
-use toolgate_core::policy::Ends;
 use toolgate_core::workload::Unidentified;
 
-use crate::app::{Node, Worker, Working};
+use crate::app::{Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
 use crate::forward::{self, ForwardError, Leg, Upstream};
-use crate::identify::{Origin, Source};
+use crate::identify::Origin;
 use crate::inspect::Name as TlsName;
 use crate::io::Io;
 use crate::limits::Limits;
@@ -48,6 +50,7 @@ use ids::Named;
 use inspected::Meant;
 use opening::{Opening, Passing, canary, opening};
 use refused::deny;
+use target::{declared, named, named_in_tls};
 
 /// Whether a connection goes on after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,17 @@ enum Flow {
     Close,
     /// The server, or a proxy, agreed to speak something else than HTTP from here on.
     Upgraded,
+}
+
+/// Where the requests of a connection go that is to no declared server.
+#[expect(clippy::large_enum_variant, reason = "one for each connection, on its own stack")]
+enum Beyond<'w> {
+    /// To where it was captured to go.
+    Undeclared(Passing, forward::Undeclared<'w>),
+    /// To the server that each of them names.
+    Invoked,
+    /// The server that it was for is no more.
+    Nowhere,
 }
 
 /// What one request is judged by: who asks, and one generation of the resources for all of it.
@@ -91,7 +105,12 @@ pub async fn connection(stream: Io, captured: Captured, share: Arc<Share>, worke
     let origin = Arc::new(worker.node.identify.origin(captured, share));
     let meant = match opening(&mut client, &origin, &captured, worker).await {
         Opening::Http(passing) => {
-            let beyond = Some((passing, undeclared::beyond(&captured, worker)));
+            let beyond = if worker.node.is_invoked(captured.original) {
+                client.invokes();
+                Beyond::Invoked
+            } else {
+                Beyond::Undeclared(passing, undeclared::beyond(&captured, worker))
+            };
             requests(&mut client, &origin, beyond, None, worker).await
         }
         Opening::Inspect(meant) => Some(meant),
@@ -111,7 +130,7 @@ pub async fn connection(stream: Io, captured: Captured, share: Arc<Share>, worke
 /// A connection of another agent, which speaks for its caller: requests alone, and to one server.
 pub async fn remote<S: Stream>(stream: S, origin: Origin, worker: &Worker) {
     let mut client = Client::new(stream, Arc::clone(&origin.share));
-    requests(&mut client, &Arc::new(origin), None, None, worker).await;
+    requests(&mut client, &Arc::new(origin), Beyond::Nowhere, None, worker).await;
     client.close(&worker.node.limits).await;
 }
 
@@ -126,41 +145,12 @@ pub async fn one_too_many<S: Stream>(stream: S, share: Arc<Share>, limits: &Limi
     client.close(limits).await;
 }
 
-/// The declared server that a connection goes to, and which ends of its calls are here. Loopback is the caller's own: in
-/// another network namespace than the agent's, no Server is there. Other agents get to local servers alone.
-fn declared<'r>(resources: &'r Resources, origin: &Origin, node: &Node) -> Option<Target<'r>> {
-    let captured = match &origin.source {
-        Source::Process(connecting) => &connecting.captured,
-        Source::Peer(remote) => {
-            let server = resources.local_server(&remote.server)?;
-            return Some(Target { server, ends: Ends::Server });
-        }
-    };
-    let at_home = captured.process.netns_cookie == node.namespaces.home().cookie;
-    let is_own = captured.original.ip().to_canonical().is_loopback();
-    let server = if !at_home && is_own { None } else { resources.server_at(captured.original) };
-    server.map(|server| server.captured())
-}
-
-/// The external server that a request names, wherever its connection goes to.
-fn named<'r>(resources: &'r Resources, head: &RequestHead<'_>, is_tls: bool) -> Option<Target<'r>> {
-    let host = head.headers.only(Name::Host).ok()??;
-    resources.external(host, head.path, is_tls).map(|server| server.captured())
-}
-
-/// The same of a request within TLS, by the name that this was read by.
-fn named_in_tls<'r>(resources: &'r Resources, spoken: &TlsName, origin: &Origin) -> Option<Target<'r>> {
-    let Source::Process(connecting) = &origin.source else { return None };
-    let port = connecting.captured.original.port();
-    resources.externals_in_tls(&spoken.shown, port).next().map(|server| server.captured())
-}
-
 /// One request after another, until either side has enough, or goes on in TLS that is to be read. `spoken`: they are within
 /// TLS themselves.
 async fn requests<S: Stream>(
     client: &mut Client<S>,
     origin: &Arc<Origin>,
-    mut beyond: Option<(Passing, forward::Undeclared<'_>)>,
+    mut beyond: Beyond<'_>,
     spoken: Option<&TlsName>,
     worker: &Worker,
 ) -> Option<Meant> {
@@ -193,8 +183,8 @@ async fn requests<S: Stream>(
             return None;
         }
         let target = declared(resources, origin, node).or_else(|| {
-            // Another agent's connection is to one server.
-            let may_be = beyond.is_some() && resources.has_externals();
+            // Another agent's connection is to one server, and a call by App ID to whom that names.
+            let may_be = matches!(beyond, Beyond::Undeclared(..)) && resources.has_externals();
             let by_head = client.kept_head().filter(|_| may_be);
             let by_head = by_head.and_then(|head| named(resources, &head, spoken.is_some()));
             by_head.or_else(|| named_in_tls(resources, spoken.filter(|_| may_be)?, origin))
@@ -204,18 +194,16 @@ async fn requests<S: Stream>(
             target.filter(|target| spoken.is_none() || !matches!(target.server.place, Place::Peer { .. }));
         let flow = match (head, target, &mut beyond) {
             (Ok(None), _, _) => return None,
-            (Err(broken), None, Some((passing, to))) if broken.is_for_a_proxy() => {
+            (Err(broken), None, Beyond::Undeclared(passing, to)) if broken.is_for_a_proxy() => {
                 housed(|| turn.proxied(client, (passing, *to), entry)).await
             }
             (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
-            (Ok(Some(head)), Some(target), _) => match target.server.transport {
-                Transport::Streamable => housed(|| turn.served(client, &head, target, entry)).await,
-                Transport::Sse => housed(|| turn.paired(client, &head, target, entry)).await,
-            },
-            (Ok(Some(head)), None, Some((passing, to))) => {
+            (Ok(Some(head)), Some(target), _) => turn.declared(client, &head, target, entry).await,
+            (Ok(Some(head)), None, Beyond::Undeclared(passing, to)) => {
                 housed(|| turn.undeclared(client, &head, (passing, *to), None, entry)).await
             }
-            (Ok(Some(_)), None, None) => turn.gone(client, entry).await,
+            (Ok(Some(head)), None, Beyond::Invoked) => turn.invoked(client, &head, entry).await,
+            (Ok(Some(_)), None, Beyond::Nowhere) => turn.gone(client, entry).await,
         };
         if flow != Flow::Continue {
             return turn.then.take();
@@ -224,6 +212,19 @@ async fn requests<S: Stream>(
 }
 
 impl Turn<'_> {
+    async fn declared<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        head: &HeadAt,
+        target: Target<'_>,
+        entry: Entry,
+    ) -> Flow {
+        match target.server.transport {
+            Transport::Streamable => housed(|| self.served(client, head, target, entry)).await,
+            Transport::Sse => housed(|| self.paired(client, head, target, entry)).await,
+        }
+    }
+
     /// A request to a declared server, from its body to the end of its reply.
     async fn served<S: Stream>(
         &self,
@@ -326,7 +327,8 @@ impl Turn<'_> {
         let sent = {
             let traceparent = self.traceparent(target, permitted.get(), entry);
             let ways = self.worker.ways();
-            let sending = pin!(forward::send(permitted, leg, &traceparent, &ways, &node.limits));
+            let server = target.server;
+            let sending = pin!(forward::send(permitted, leg, server, &traceparent, &ways, &node.limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {

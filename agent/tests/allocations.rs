@@ -266,7 +266,7 @@ impl Scene {
         let expected = Expected::of(&asked, None, None);
         let leg = forward::leg(&self.caller, server, None);
         let mut upstream = {
-            let sending = pin!(forward::send(permitted, &leg, "", ways, limits));
+            let sending = pin!(forward::send(permitted, &leg, server, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()
         };
         client.done(&head, &body);

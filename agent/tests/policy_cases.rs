@@ -319,6 +319,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::DefinitionChanged
         | Reason::HiddenCharacters
         | Reason::Undeclared
+        | Reason::NoAppId
         | Reason::Unrecognised
         | Reason::Opaque
         | Reason::TlsDenied

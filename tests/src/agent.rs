@@ -38,6 +38,8 @@ pub struct Setup<'t> {
     pub authority: Option<SocketAddr>,
     /// Whether processes get their SVIDs at `FOLDER/workload.sock`.
     pub workload_api: bool,
+    /// Where captured processes call by App ID.
+    pub invoke: Option<SocketAddr>,
     /// The token by which it joins another agent's authority; empty: it has its own.
     pub token: &'t str,
     /// More of `toolgate.yaml`.
@@ -421,7 +423,8 @@ fn settings(folder: &Path, [outbound, metrics, ready]: [SocketAddr; 3], setup: S
     };
     let listener =
         |key: &str, at: Option<SocketAddr>| at.map(|at| format!("{key}: \"{at}\", ")).unwrap_or_default();
-    let mut others = listener("peer", setup.peer) + &listener("authority", setup.authority);
+    let others = [("peer", setup.peer), ("authority", setup.authority), ("invoke", setup.invoke)];
+    let mut others: String = others.into_iter().map(|(key, at)| listener(key, at)).collect();
     if setup.workload_api {
         others += &format!("workload_api: {}, ", file("workload.sock"));
     }

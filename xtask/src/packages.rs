@@ -20,7 +20,8 @@ pub(crate) struct Packages {
 }
 
 /// Folder, what it has, and the file of its versions.
-const CLIENTS: [(&str, &str, &str); 3] = [
+const CLIENTS: [(&str, &str, &str); 4] = [
+    ("dapr", "Dapr's Python SDK", "dapr.txt"),
     ("langgraph", "LangGraph with its MCP adapters", "langgraph.txt"),
     ("python2", "official Python SDK 2.x, FastMCP and OpenAI's Agents SDK", "python2.txt"),
     ("spiffe", "SPIFFE client for Python", "spiffe.txt"),

@@ -3,12 +3,14 @@
 //! [`Permitted`] can be made here alone, and `forward` takes nothing else.
 
 mod external;
+mod host;
 mod ids;
 mod passage;
 mod server;
 mod tls;
 
 pub use self::external::{External, Host, Proof};
+pub use self::host::is_named_by;
 pub use self::ids::{Ids, Use};
 pub use self::passage::{
     Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unnamed, unread_http2,

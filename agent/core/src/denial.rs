@@ -73,6 +73,8 @@ reasons! {
     ServerRequest = "server_request", "policy does not permit requests from this server";
     /// MCP to a server that no Server resource declares.
     Undeclared = "undeclared", "this MCP server is not declared here";
+    /// A request by App ID that names none.
+    NoAppId = "no_app_id", "no App ID is named: not by the header dapr-app-id, a Basic user of that name, or /v1.0/invoke/APP_ID/method/";
     /// A connection that is not MCP, where those are denied.
     Unrecognised = "unrecognised", "only MCP may pass here";
     /// A proxy is asked for a declared server.
@@ -195,6 +197,11 @@ pub enum Shape<'m> {
     },
     /// A connection that speaks plain HTTP, before any message is known.
     Connection,
+    /// A request by App ID that is no MCP, or of which nothing is known: as Dapr's sidecars put errors.
+    Invocation {
+        /// HTTP status of a refusal.
+        status: u16,
+    },
     /// HTTP or JSON-RPC that could not be read.
     Broken {
         /// HTTP status: 400, 413, 415, 431 ..
@@ -238,6 +245,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
         | Reason::Undeclared
+        | Reason::NoAppId
         | Reason::Unrecognised
         | Reason::Proxied
         | Reason::Opaque
@@ -285,13 +293,17 @@ pub fn answer(reason: Reason, to: Shape<'_>, request_id: &str) -> Answer {
         | Shape::Stream
         | Shape::EndSession
         | Shape::OtherPath { .. }
-        | Shape::Connection => "null",
+        | Shape::Connection
+        | Shape::Invocation { .. } => "null",
     };
     match (failure(reason), to) {
+        (Failure::Unavailable(status), Shape::Invocation { .. }) => json(status, dapr_error(&text)),
+        (Failure::Busy, Shape::Invocation { .. }) => json(503, dapr_error(&text)).after_a_moment(),
+        (_, Shape::Invocation { status }) => json(status, dapr_error(&text)),
         (_, Shape::Broken { status, code, id }) => json(status, rpc_error(id, code, &text)).closing(),
         (Failure::Unavailable(status), _) => json(status, rpc_error(id, REFUSED_CODE, &text)),
         (Failure::Busy, _) => json(503, rpc_error(id, REFUSED_CODE, &text))
-            .with("Retry-After", RETRY_AFTER_SECONDS.to_string())
+            .after_a_moment()
             .closing_if(reason == Reason::ShuttingDown),
         (Failure::Misfit, _) if reason == Reason::MissingCapability => json(400, asks_for_tasks(id, &text)),
         (Failure::Misfit, _) => json(400, rpc_error(id, REFUSED_CODE, &text)),
@@ -329,6 +341,18 @@ fn json(status: u16, body: String) -> Answer {
 }
 
 impl Answer {
+    /// A success that says this, as JSON; `None`: nothing, and 204.
+    #[must_use]
+    pub fn said(body: Option<String>) -> Self {
+        body.map_or_else(|| empty(204), |body| json(200, body))
+    }
+
+    /// It is not ready, as Dapr's sidecars say it of themselves.
+    #[must_use]
+    pub fn not_ready(error_code: &'static str, why: &str) -> Self {
+        json(500, format!(r#"{{"errorCode":"{error_code}","message":{}}}"#, quoted(why)))
+    }
+
     /// The message was taken; what is said to it is said elsewhere.
     #[must_use]
     pub fn accepted() -> Self {
@@ -338,6 +362,10 @@ impl Answer {
     fn with(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    fn after_a_moment(self) -> Self {
+        self.with("Retry-After", RETRY_AFTER_SECONDS.to_string())
     }
 
     fn closing(self) -> Self {
@@ -371,6 +399,11 @@ fn asks_for_tasks(id: &str, text: &str) -> String {
 
 fn plain_error(text: &str) -> String {
     format!(r#"{{"error":{}}}"#, quoted(text))
+}
+
+/// As Dapr's service invocation says it.
+fn dapr_error(text: &str) -> String {
+    format!(r#"{{"errorCode":"ERR_DIRECT_INVOKE","message":{}}}"#, quoted(text))
 }
 
 /// Text as a JSON string (RFC 8259 section 7).
@@ -500,6 +533,18 @@ mod tests {
                 r#"{"error":"toolgate: this MCP server is not declared here (request r-1)"}"#,
             ),
             (
+                Reason::Undeclared,
+                Shape::Invocation { status: 404 },
+                404,
+                r#"{"errorCode":"ERR_DIRECT_INVOKE","message":"toolgate: this MCP server is not declared here (request r-1)"}"#,
+            ),
+            (
+                Reason::Overload,
+                Shape::Invocation { status: 403 },
+                503,
+                r#"{"errorCode":"ERR_DIRECT_INVOKE","message":"toolgate: too many requests at once: try again (request r-1)"}"#,
+            ),
+            (
                 Reason::MalformedMessage,
                 Shape::Broken { status: 400, code: -32700, id: "null" },
                 400,
@@ -548,6 +593,7 @@ mod tests {
             Shape::EndSession,
             Shape::OtherPath { well_known: true },
             Shape::Connection,
+            Shape::Invocation { status: 404 },
             Shape::Broken { status: 413, code: -32600, id: "null" },
         ];
         for reason in Reason::ALL {

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 use toolgate_core::decision::{Place, Server};
+use toolgate_core::denial::Reason;
 
 use super::{Context, Port, authority, definitions, exec, inspection};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
@@ -73,6 +74,7 @@ pub(super) async fn route(
             None => text("ready\n".to_owned()),
             Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         },
+        (Port::Invoke, _, _) => not_captured(context),
         (Port::Metrics, &Method::GET, "/metrics") => {
             text(context.node.metrics.text(&kernel_metrics(context)))
         }
@@ -146,6 +148,16 @@ async fn answer<T: DeserializeOwned>(
         Ok(done) => json(&done),
         Err(refused) => error(StatusCode::FORBIDDEN, &refused),
     }
+}
+
+/// Who calls by App ID, and came by another way than through the kernel's programs.
+fn not_captured(context: &Context) -> Response<Full<Bytes>> {
+    context.node.metrics.refused(Reason::NoRecord);
+    let message = "toolgate: this process is not captured, so that it cannot be told who calls: start it with \
+                   `toolgate exec`, or let capture.cgroups name its cgroup";
+    let mut response = json(&serde_json::json!({ "errorCode": "ERR_DIRECT_INVOKE", "message": message }));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    response
 }
 
 fn exec_route(wanted: &ExecRequest, peer: UCred, context: &Context) -> Result<serde_json::Value, String> {
@@ -234,6 +246,9 @@ struct Status<'a> {
 struct Capture {
     cgroups: Vec<String>,
     exec: &'static str,
+    /// Where captured processes call servers by App ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invoke: Option<String>,
     /// Captured cgroups that a canary was sent into: what it said.
     canaries: serde_json::Map<String, serde_json::Value>,
     /// Connections older than their capture, by what became of them.
@@ -262,6 +277,7 @@ fn status(context: &Context) -> serde_json::Value {
         capture: Capture {
             cgroups: agent.capture.cgroups.iter().map(ToString::to_string).collect(),
             exec: toolgate_core::workload::EXEC_CGROUP,
+            invoke: agent.listen.invoke.map(|at| at.to_string()),
             canaries: canaries(context),
             older: node.metrics.older().into_iter().map(|(result, count)| (result, count.into())).collect(),
         },

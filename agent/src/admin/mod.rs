@@ -1,5 +1,7 @@
 //! What the operator asks: status, `exec`, `bypass`, `upgrade`, `tools` and `ca` on a Unix socket, metrics and readiness on TCP.
 //!
+//! And who calls by App ID without being captured is told so.
+//!
 //! Whoever may open the socket is root (mode 0600), and no captured process may use it, root or not. The TCP ports
 //! are refused to captured processes in the kernel.
 
@@ -68,6 +70,8 @@ pub struct Sockets {
     ready: (SocketAddr, TcpListener),
     /// Not the operator's: other nodes join there.
     authority: Option<(SocketAddr, TcpListener)>,
+    /// Who is captured does not get there, but to the proxy.
+    invoke: Option<(SocketAddr, TcpListener)>,
     /// Nor this one: processes get their SVIDs there.
     workload_api: Option<(UnixListener, SocketPath)>,
     /// Removed with the sockets.
@@ -112,6 +116,8 @@ impl Sockets {
         let authority = agent.listen.authority;
         let authority =
             authority.map(|address| tcp("listen.authority", address, Role::Authority)).transpose()?;
+        let invoke = agent.listen.invoke;
+        let invoke = invoke.map(|address| tcp("listen.invoke", address, Role::Invoke)).transpose()?;
         let mut unix = |key, path: &PathBuf, role: fn(PathBuf) -> Role, mode| {
             let given = heritage.as_deref_mut().and_then(|heritage| heritage.take_unix(&role(path.clone())));
             let is_ours = given.is_none();
@@ -129,7 +135,7 @@ impl Sockets {
         let workload_api = workload_api
             .map(|path| unix("listen.workload_api", path, Role::WorkloadApi, FOR_ALL))
             .transpose()?;
-        Ok(Self { admin, metrics, ready, authority, workload_api, path })
+        Ok(Self { admin, metrics, ready, authority, invoke, workload_api, path })
     }
 
     /// The socket files are this process's from now on, or another's.
@@ -144,6 +150,8 @@ impl Sockets {
     pub(crate) fn estate(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         let authority = self.authority.iter();
         let authority = authority.map(|(address, listener)| (Role::Authority(*address), listener.as_fd()));
+        let invoke = self.invoke.iter();
+        let invoke = invoke.map(|(address, listener)| (Role::Invoke(*address), listener.as_fd()));
         let operators = [
             (Role::Admin(self.path.path.clone()), self.admin.as_fd()),
             (Role::Metrics(self.metrics.0), self.metrics.1.as_fd()),
@@ -152,7 +160,7 @@ impl Sockets {
         let workload_api = self.workload_api.iter();
         let workload_api =
             workload_api.map(|(listener, at)| (Role::WorkloadApi(at.path.clone()), listener.as_fd()));
-        operators.into_iter().chain(authority).chain(workload_api)
+        operators.into_iter().chain(authority).chain(invoke).chain(workload_api)
     }
 }
 
@@ -215,7 +223,10 @@ pub async fn serve(context: Context, sockets: &Sockets) {
             accepted = sockets.metrics.1.accept() => {
                 accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Metrics))
             }
-            accepted = joining(sockets.authority.as_ref()) => accepted.map(|(stream, from)| {
+            accepted = next(sockets.invoke.as_ref()) => {
+                accepted.map(|(stream, _)| answer(stream, context.clone(), Port::Invoke))
+            }
+            accepted = next(sockets.authority.as_ref()) => accepted.map(|(stream, from)| {
                 let (nodes, node) = (Rc::clone(&nodes), Arc::clone(&context.node));
                 tokio::task::spawn_local(async move { nodes.serve(stream, from, &node.record).await });
             }),
@@ -233,9 +244,9 @@ pub async fn serve(context: Context, sockets: &Sockets) {
     }
 }
 
-/// The next connection of a node; never, where none may join.
-async fn joining(authority: Option<&(SocketAddr, TcpListener)>) -> io::Result<(TcpStream, SocketAddr)> {
-    match authority {
+/// The next connection; never, where nobody listens.
+async fn next(listener: Option<&(SocketAddr, TcpListener)>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
         Some((_, listener)) => listener.accept().await,
         None => std::future::pending().await,
     }
@@ -255,6 +266,7 @@ enum Port {
     Admin(tokio::net::unix::UCred),
     Metrics,
     Ready,
+    Invoke,
 }
 
 /// How long an operator's client may be silent before its head is read.

@@ -28,6 +28,7 @@ pub use worker::{Worker, Working};
 pub(crate) use handover::{Heritage, Role};
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -148,6 +149,13 @@ impl Node {
         kernel.update(&plan)?;
         self.namespaces.guard(&plan.guarded);
         Ok(plan)
+    }
+
+    /// Whether a connection to that address calls by App ID.
+    #[must_use]
+    pub fn is_invoked(&self, original: SocketAddr) -> bool {
+        let original = SocketAddr::new(original.ip().to_canonical(), original.port());
+        self.agent.listen.doors().any(|door| door == original)
     }
 
     /// Why captured processes are not served as they should be; `None`: they are.

@@ -93,6 +93,7 @@ pub(super) fn plan(
         capture: declared
             .chain(named_ones)
             .chain(listed.iter().map(destination))
+            .chain(agent.listen.doors().map(exactly))
             .chain([exactly(CANARY)])
             .collect(),
         exclude: agent.capture.exclude.iter().map(destination).collect(),

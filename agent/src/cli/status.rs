@@ -36,6 +36,9 @@ fn words(status: &Value) -> String {
     let cgroups: Vec<&str> = rows(&status["capture"]["cgroups"]).iter().filter_map(Value::as_str).collect();
     let captured = if cgroups.is_empty() { String::new() } else { format!(" and {}", cgroups.join(", ")) };
     let _ = writeln!(out, "captured: what `toolgate exec` starts{captured}");
+    if let Some(invoke) = status["capture"]["invoke"].as_str() {
+        let _ = writeln!(out, "by App ID: captured processes call servers at {invoke}, as at a Dapr sidecar");
+    }
     if let Some(why) = status["unready"].as_str() {
         let _ = writeln!(out, "NOT READY: {why}");
     }

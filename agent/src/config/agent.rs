@@ -1,6 +1,6 @@
 //! `toolgate.yaml`: the agent's own settings, read at start. Every key has a default.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +119,8 @@ pub struct Listen {
     pub outbound: u16,
     /// Where other agents come to servers behind this one; `None`: nowhere.
     pub peer: Option<SocketAddr>,
+    /// Where captured processes call servers by App ID; `None`: nowhere.
+    pub invoke: Option<SocketAddr>,
     /// The socket of the admin API.
     pub admin: PathBuf,
     /// Where metrics are served.
@@ -173,6 +175,7 @@ impl Default for AgentConfig {
             listen: Listen {
                 outbound: 15001,
                 peer: None,
+                invoke: None,
                 admin: "/run/toolgate/admin.sock".into(),
                 metrics: loopback(15020),
                 ready: loopback(15021),
@@ -187,6 +190,21 @@ impl Default for AgentConfig {
             },
             limits: Limits::default(),
         }
+    }
+}
+
+impl Listen {
+    /// The addresses at which a captured process calls by App ID: `localhost` is both.
+    pub fn doors(&self) -> impl Iterator<Item = SocketAddr> {
+        let sibling = |at: SocketAddr| match at.ip() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST) => Some(Ipv6Addr::LOCALHOST.into()),
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => Some(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        };
+        let both = move |at: SocketAddr| {
+            [Some(at), sibling(at).map(|ip: IpAddr| SocketAddr::new(ip, at.port()))].into_iter().flatten()
+        };
+        self.invoke.into_iter().flat_map(both)
     }
 }
 
@@ -339,8 +357,6 @@ fn cgroup(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<Cgrou
 }
 
 fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings: &mut Findings) {
-    let later = [("invoke", &file.invoke)];
-    findings.refuse_later(source, &later);
     if let Some(port) = &file.outbound {
         if port.value == 0 {
             findings.push(
@@ -351,6 +367,9 @@ fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings
     }
     if let Some(word) = &file.peer {
         listen.peer = findings.keep(words::listening(source, word));
+    }
+    if let Some(word) = &file.invoke {
+        listen.invoke = findings.keep(invoke(source, word));
     }
     if let Some(admin) = &file.admin {
         listen.admin = findings.keep(words::file_path(source, admin)).unwrap_or_default();
@@ -366,6 +385,24 @@ fn read_listen(source: &Source, file: &ListenFile, listen: &mut Listen, findings
             *address = findings.keep(words::address(source, word)).unwrap_or(*address);
         }
     }
+    let Some((word, invoke)) = file.invoke.as_ref().zip(listen.invoke) else { return };
+    let others = [("metrics", listen.metrics.port()), ("ready", listen.ready.port())];
+    let others = others.into_iter().chain([("outbound", listen.outbound)]);
+    let others = others.chain(listen.peer.map(|peer| ("peer", peer.port())));
+    for (key, _) in others.filter(|(_, port)| *port == invoke.port()) {
+        let fault = source.error(word, format!("`{invoke}` has the port of `listen.{key}`"));
+        findings.push(fault.help("give each its own port: Dapr's is 3500"));
+    }
+}
+
+/// Where calls by App ID come: captured processes find it on the loopback of their own network namespace.
+fn invoke(source: &Source, word: &serde_saphyr::Spanned<String>) -> Result<SocketAddr, Diagnostic> {
+    let address = words::address(source, word)?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    let fault = source.error(word, format!("`{address}` is not on loopback"));
+    Err(fault.help("write `127.0.0.1:3500`: captured processes alone get there, each on its own loopback"))
 }
 
 fn read_audit(source: &Source, file: &AuditFile, audit: &mut Audit, findings: &mut Findings) {

@@ -24,6 +24,12 @@ pub fn explain(agent: &AgentConfig, resources: &Resources) -> String {
     if let Some(peer) = agent.listen.peer {
         lines.push(format!("  agents of other nodes come to {peer} for the local servers, by mutual TLS"));
     }
+    if let Some(invoke) = agent.listen.invoke {
+        let port = invoke.port();
+        lines.push(format!(
+            "  captured processes call servers by App ID at {invoke} and `localhost:{port}`, as at a Dapr sidecar"
+        ));
+    }
     lines.extend(tls(agent).into_iter().map(|line| format!("  {line}")));
     lines.push("callers:".to_owned());
     let read = |one: &Workload| if resources.inspects(&one.identity) { "; its TLS is read" } else { "" };

@@ -8,6 +8,7 @@
 //! Everything that is wrong is reported with file, line, column and the next step: see [`Diagnostic`].
 
 mod agent;
+mod callers;
 mod content;
 mod diagnostic;
 mod explain;

@@ -11,17 +11,16 @@ use serde_saphyr::Spanned;
 use toolgate_core::decision::{Enforcement, External, Host, Opaque, Place, Server, TlsRule, Transport};
 use toolgate_core::identity::{Identity, check_name};
 use toolgate_core::policy::Policies;
-use toolgate_core::workload::{Workload, proven_overlap};
+use toolgate_core::workload::Workload;
 
 use super::agent::AgentConfig;
+use super::callers::{read_agents, read_workloads};
 use super::content::{read_opaque, read_pinning};
 use super::diagnostic::{Diagnostic, Severity};
 use super::place;
 use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
-use super::selectors::read_selectors;
 use super::source::{Source, did_you_mean};
-use super::tls;
 use super::words::{self, Findings, choice};
 
 /// One generation of resources. All that decides a request comes from one of these.
@@ -132,10 +131,10 @@ impl Resources {
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
 /// A resource with its file.
-struct Placed<'s, S> {
-    source: &'s Source,
-    metadata: Metadata,
-    spec: S,
+pub(super) struct Placed<'s, S> {
+    pub(super) source: &'s Source,
+    pub(super) metadata: Metadata,
+    pub(super) spec: S,
 }
 
 /// All resources by kind, before anything refers to anything.
@@ -274,13 +273,13 @@ impl<'s> Kinds<'s> {
 
 /// The names of one kind that are taken.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     taken: Vec<Identity>,
 }
 
 impl Names {
     /// The name and namespace of a resource as an identity, once.
-    fn claim(
+    pub(super) fn claim(
         &mut self,
         source: &Source,
         metadata: &Metadata,
@@ -297,7 +296,7 @@ impl Names {
     }
 }
 
-fn identity(
+pub(super) fn identity(
     source: &Source,
     app_id: &Spanned<String>,
     namespace: &Given<String>,
@@ -317,62 +316,6 @@ fn server_name(
     agent: &AgentConfig,
 ) -> Result<Identity, Diagnostic> {
     identity(source, spec.app_id.as_ref().unwrap_or(&metadata.name), &metadata.namespace, agent)
-}
-
-fn read_workloads(
-    placed: &[Placed<'_, WorkloadSpec>],
-    agent: &AgentConfig,
-    executables: &mut Vec<File>,
-    findings: &mut Findings,
-) -> (Vec<Workload>, Vec<Identity>) {
-    let mut workloads: Vec<Workload> = Vec::new();
-    let mut inspected = Vec::new();
-    let mut names = Names::default();
-    for Placed { source, metadata, spec } in placed {
-        findings.refuse_later(source, &[("configuration", &spec.configuration)]);
-        let opts_in = tls::opts_in(source, &spec.tls, agent.capture.tls, findings);
-        let selectors = spec.selectors.as_ref();
-        let selectors =
-            selectors.map(|spec| read_selectors(source, spec, executables, findings)).unwrap_or_default();
-        let Some(identity) = findings.keep(names.claim(source, metadata, agent, "Workload")) else {
-            continue;
-        };
-        if let Some(other) = workloads.iter().find(|other| proven_overlap(&other.selectors, &selectors)) {
-            let message =
-                format!("every process that fits one of `{identity}` and `{}` fits the other", other.name);
-            let help = "a process that fits two workloads is neither: make the selectors exclude each other";
-            findings.push(source.error(&metadata.name, message).help(help));
-        }
-        if opts_in {
-            inspected.push(identity.clone());
-        }
-        let name = identity.to_string().into();
-        workloads.push(Workload { identity, selectors, name });
-    }
-    (workloads, inspected)
-}
-
-/// `agent_for` of the Workloads.
-fn read_agents(
-    placed: &[Placed<'_, WorkloadSpec>],
-    agent: &AgentConfig,
-    findings: &mut Findings,
-) -> HashMap<Identity, Vec<Identity>> {
-    let mut agents = HashMap::new();
-    for Placed { source, metadata, spec } in placed {
-        let Some(words) = &spec.agent_for else { continue };
-        let own = metadata.namespace.as_ref().map_or("default", |namespace| &namespace.value);
-        let of = words.iter().filter_map(|word| {
-            let (app_id, namespace) = word.value.split_once('.').unwrap_or((&word.value, own));
-            let named = Identity::new(&agent.trust_domain, namespace, app_id);
-            findings.keep(named.map_err(|error| source.error(word, error.to_string())))
-        });
-        let of = of.collect();
-        if let Ok(identity) = identity(source, &metadata.name, &metadata.namespace, agent) {
-            agents.insert(identity, of);
-        }
-    }
-    agents
 }
 
 fn read_servers(
@@ -414,6 +357,12 @@ fn read_servers(
         }
         if let Some(spec) = &spec.external {
             findings.keep(place::told_apart(source, spec, &server, &servers));
+        }
+        let door = agent.listen.doors().find(|door| server.address() == Some(*door));
+        if let (Some(at), Some(_)) = (address, door) {
+            let fault =
+                source.error(at, format!("`{}` is where calls by App ID come (listen.invoke)", at.value));
+            findings.push(fault.help("give the server, or `listen.invoke`, another port"));
         }
         if let (Some(word), Some(workload), Some(address)) = (word, workload, server.address()) {
             let place = source.error(word, "");

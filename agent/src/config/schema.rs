@@ -76,7 +76,7 @@ keys! {
         outbound: Given<u16>,
         peer: Given<Scalar>,
         authority: Given<String>,
-        invoke: Later,
+        invoke: Given<String>,
         workload_api: Given<String>,
         admin: Given<String>,
         metrics: Given<String>,

@@ -112,7 +112,16 @@ fn agent_settings_that_are_refused() {
             "identity: { overlap: 30000h }\n",
             &["1:22 `issuing_ttl` and `overlap` are more than half of `root_ttl`"],
         ),
-        ("listen: { invoke: 127.0.0.1:3500 }\n", &["1:19 `invoke` is designed but not built yet"]),
+        ("listen: { invoke: 10.0.0.2:3500 }\n", &["1:19 `10.0.0.2:3500` is not on loopback"]),
+        ("listen: { invoke: 3500 }\n", &["1:19 `3500` is no address with a port"]),
+        (
+            "listen: { invoke: 127.0.0.1:15020 }\n",
+            &["1:19 `127.0.0.1:15020` has the port of `listen.metrics`"],
+        ),
+        (
+            "listen: { invoke: 127.0.0.1:15001 }\n",
+            &["1:19 `127.0.0.1:15001` has the port of `listen.outbound`"],
+        ),
         ("listen: { outbound: 70000 }\n", &["1:21 a whole number from 0 to 65535 belongs here"]),
         ("listen: { metrics: localhost:1 }\n", &["1:20 `localhost:1` is no address with a port"]),
         ("listen: { admin: admin.sock }\n", &["1:18 `admin.sock` is no absolute path"]),

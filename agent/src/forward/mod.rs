@@ -17,6 +17,7 @@ pub use pool::Pool;
 pub use tls::{Connectors, TlsError};
 pub use undeclared::{Undeclared, dial, send_undeclared};
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
 use std::io::{self, IoSlice};
@@ -99,14 +100,11 @@ pub struct Upstream {
 pub async fn send(
     permitted: Permitted<&Asked<'_>>,
     leg: &Leg,
+    server: &Server,
     traceparent: &str,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut host = "";
-    if let Place::External(external) = &leg.place {
-        host = &external.authority;
-    }
     let mut upstream = match (ways.pool.checkout(leg, limits), &leg.place) {
         (Some(idle), _) => idle,
         (None, Place::Local { address }) => {
@@ -121,7 +119,13 @@ pub async fn send(
         (None, Place::External(external)) => external::connect_external(external, ways, limits).await?,
     };
     let asked = permitted.into_inner();
-    let changes = Changes { resumes: asked.last_event.is_some(), traceparent, host };
+    let invoked = asked.request.addressed;
+    let host = match (&leg.place, invoked) {
+        (Place::External(external), _) => Cow::Borrowed(&*external.authority),
+        (Place::Local { .. } | Place::Peer { .. }, Some(_)) => Cow::Owned(server.host()),
+        (Place::Local { .. } | Place::Peer { .. }, None) => Cow::Borrowed(""),
+    };
+    let changes = Changes { resumes: asked.last_event.is_some(), traceparent, host: &host, invoked };
     upstream.write_request(&asked.request, changes, limits).await?;
     Ok(upstream)
 }

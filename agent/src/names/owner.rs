@@ -206,7 +206,7 @@ mod tests {
         let start = Instant::now();
         let stale = start + limits.name_stale_max;
         let first = Known::default().after(answer(&["192.0.2.1", "192.0.2.2"]), start, &limits);
-        let failing = first.clone().after(failure(), stale - Duration::from_millis(1), &limits);
+        let failing = first.after(failure(), stale - Duration::from_millis(1), &limits);
         assert_eq!((failing.addresses.len(), failing.error.is_some()), (2, true));
         let over = failing.after(failure(), stale, &limits);
         assert!(over.addresses.is_empty() && over.lately.is_empty());
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(second.addresses, ["192.0.2.2".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(second.lately.len(), 2);
         assert!(!first.is_as(&second));
-        let third = second.clone().after(answer(&["192.0.2.2"]), start + limits.name_stale_max, &limits);
+        let third = second.after(answer(&["192.0.2.2"]), start + limits.name_stale_max, &limits);
         assert_eq!(third.lately.len(), 1, "the first is over");
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use toolgate_core::http1::KeptHead;
+use toolgate_core::http1::{Addressed, KeptHead};
 use toolgate_core::mcp::json::Value;
 use toolgate_core::mcp::list::CursorPlace;
 use toolgate_core::mcp::{Class, Message};
@@ -17,6 +17,7 @@ pub struct Again {
     bytes: Box<[u8]>,
     head: KeptHead,
     head_bytes: usize,
+    addressed: Option<Addressed>,
     place: CursorPlace,
     cursor: Option<Box<str>>,
     _charge: Charge,
@@ -28,7 +29,7 @@ impl Again {
     pub fn of(asked: &Asked<'_>, share: &Arc<Share>) -> Option<Arc<Self>> {
         let Some(Message::Request(call)) = asked.message() else { return None };
         let Class::List(_) = call.method.class() else { return None };
-        let Request { head, body } = &asked.request;
+        let Request { head, body, addressed } = &asked.request;
         let bytes = [head.headers.head(), body].concat();
         let mut charge = Charge::new(Arc::clone(share));
         if bytes.len() > PARKED_BYTES {
@@ -38,6 +39,7 @@ impl Again {
         Some(Arc::new(Self {
             head_bytes: head.headers.head().len(),
             head: KeptHead::of(head),
+            addressed: *addressed,
             place: CursorPlace::of(body, call),
             cursor: cursor.map(|cursor| cursor.into()),
             bytes: bytes.into(),
@@ -60,6 +62,6 @@ impl Again {
     /// The same request with another body.
     #[must_use]
     pub fn request<'b>(&'b self, body: &'b [u8]) -> Option<Request<'b>> {
-        Some(Request { head: self.head.on(&self.bytes)?, body })
+        Some(Request { head: self.head.on(&self.bytes)?, body, addressed: self.addressed })
     }
 }

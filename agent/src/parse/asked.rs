@@ -88,7 +88,11 @@ impl Asked<'_> {
             What::OpenStream => Shape::Stream,
             What::EndSession => Shape::EndSession,
             What::OtherPath => {
-                Shape::OtherPath { well_known: self.request.head.path.starts_with("/.well-known/") }
+                let well_known = self.request.head.path.starts_with("/.well-known/");
+                match self.request.addressed {
+                    None => Shape::OtherPath { well_known },
+                    Some(_) => Shape::Invocation { status: if well_known { 404 } else { 403 } },
+                }
             }
         }
     }
@@ -206,7 +210,8 @@ impl From<&HttpError> for Refused {
 pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Result<Asked<'b>, Refused> {
     let head = &request.head;
     let host = head.headers.only(Name::Host).map_err(|error| Refused::from(&error))?.unwrap_or_default();
-    if !server.accepts_host(host) {
+    // By App ID the server is named already, and gets a Host of its own.
+    if request.addressed.is_none() && !server.accepts_host(host) {
         return Err(Refused {
             reason: Reason::HostMismatch,
             ..Refused::http(403, format!("host `{host}` is none of the server's `hosts`"))

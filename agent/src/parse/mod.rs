@@ -3,11 +3,14 @@
 //! The body stays where it was read; everything parsed from it borrows it.
 
 mod again;
+mod answer;
 mod asked;
 mod broken;
 mod expected;
 
 pub use again::Again;
+use answer::answer_head;
+pub use answer::write_all_vectored;
 pub use asked::{Asked, Refused, Shadow, asked, opens_mcp_websocket, shadow};
 pub use broken::{Broken, http_limit};
 pub use expected::Expected;
@@ -22,7 +25,9 @@ use std::time::Duration;
 use crate::deadline::timeout;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use toolgate_core::denial::Answer;
-use toolgate_core::http1::{self, ChunkedDecoder, Framing, Guess, HttpError, KeptHead, RequestHead};
+use toolgate_core::http1::{
+    self, Addressed, ChunkedDecoder, Framing, Guess, HttpError, Invoked, KeptHead, RequestHead,
+};
 use toolgate_core::tls::{self, Hello};
 
 use crate::buffer::{BLOCK_BYTES, Buffer, PARKED_BYTES};
@@ -89,6 +94,8 @@ pub struct Request<'b> {
     pub head: RequestHead<'b>,
     /// Its body, without framing.
     pub body: &'b [u8],
+    /// It was addressed by App ID: the head is what of it is for the server.
+    pub addressed: Option<Addressed>,
 }
 
 /// The client's side of a connection.
@@ -101,6 +108,10 @@ pub struct Client<S> {
     charge: Charge,
     /// The last head that was read; its memory serves for the next.
     kept: Option<Box<KeptHead>>,
+    /// What it sends is addressed by App ID.
+    invokes: bool,
+    /// How the request was whose head was read.
+    addressed: Option<Addressed>,
     /// It has ended its side, between two requests: nothing comes any more.
     has_ended: bool,
 }
@@ -126,7 +137,22 @@ impl<S: Stream> Client<S> {
     /// A client that has said nothing yet.
     pub fn new(io: S, share: Arc<Share>) -> Self {
         let (buffer, later) = (Buffer::default(), Buffer::default());
-        Self { io, buffer, later, charge: Charge::new(share), kept: None, has_ended: false }
+        let (kept, addressed) = (None, None);
+        Self {
+            io,
+            buffer,
+            later,
+            charge: Charge::new(share),
+            kept,
+            invokes: false,
+            addressed,
+            has_ended: false,
+        }
+    }
+
+    /// Whose requests are addressed by App ID.
+    pub fn invokes(&mut self) {
+        self.invokes = true;
     }
 
     /// Reads until it is clear whether the client speaks HTTP/1.1. `None`: it left, or was silent, without a word.
@@ -165,8 +191,9 @@ impl<S: Stream> Client<S> {
     }
 
     async fn rest_of_head(&mut self, limits: &Limits) -> Result<HeadAt, Broken> {
+        let read = if self.invokes { http1::invoked_head } else { http1::request_head };
         loop {
-            if let Some(head) = http1::request_head(self.buffer.bytes(), &limits.head())? {
+            if let Some(head) = read(self.buffer.bytes(), &limits.head())? {
                 return Ok(keep(&mut self.kept, &head));
             }
             self.fill(BLOCK_BYTES).await?;
@@ -183,6 +210,19 @@ impl<S: Stream> Client<S> {
         let by_tunnel = head.method == "CONNECT";
         let whom = Whom { host: whom.host.to_owned(), port: whom.port, by_tunnel };
         Ok((keep(&mut self.kept, &head), whom))
+    }
+
+    /// Whom the request is for whose head was read; from here on that head is what of it is for them. `None`: nobody.
+    ///
+    /// # Errors
+    /// [`Broken::Http`] where that can be read in two ways.
+    pub fn invoked(&mut self) -> Result<Option<String>, Broken> {
+        let kept = self.kept.as_mut().ok_or(Broken::ClientLeft)?;
+        let head = kept.on(self.buffer.bytes()).ok_or(Broken::ClientLeft)?; // it was there before
+        let Some(Invoked { app, head, addressed }) = http1::invoked(&head)? else { return Ok(None) };
+        **kept = KeptHead::of(&head);
+        self.addressed = Some(addressed);
+        Ok(Some(app.into_owned()))
     }
 
     /// Reads until it is clear whom a client means that may speak TLS.
@@ -300,7 +340,7 @@ impl<S: Stream> Client<S> {
         head: &HeadAt,
         body: &'b BodyAt,
     ) -> Result<(Request<'b>, Watch<'b, S>), Broken> {
-        let Self { io, buffer, later, kept, .. } = self;
+        let Self { io, buffer, later, kept, addressed, .. } = self;
         let (bytes, end) = match body {
             BodyAt::InPlace(length) => (buffer.bytes(), head.bytes + length),
             BodyAt::Joined(whole) => (&whole[..], whole.len()),
@@ -308,7 +348,7 @@ impl<S: Stream> Client<S> {
         let kept = kept.as_ref().and_then(|kept| kept.on(bytes));
         let head = kept.filter(|kept| kept.bytes == head.bytes).ok_or(Broken::ClientLeft)?;
         let body = &bytes[head.bytes..end];
-        Ok((Request { head, body }, Watch { io, later }))
+        Ok((Request { head, body, addressed: *addressed }, Watch { io, later }))
     }
 
     /// Whether the request whose head was read may carry MCP, to whomever it goes.
@@ -446,45 +486,4 @@ async fn left<S: Stream>(io: &mut S, buffer: &mut Buffer) {
             Ok(0) | Err(_) => return,
         }
     }
-}
-
-fn answer_head(answer: &Answer, close: bool) -> Vec<u8> {
-    use std::io::Write as _;
-    let mut head = Vec::with_capacity(192);
-    let reason = reason_phrase(answer.status);
-    // Writing to a Vec cannot fail.
-    let _ = write!(head, "HTTP/1.1 {} {reason}\r\n", answer.status);
-    for (name, value) in &answer.headers {
-        let _ = write!(head, "{name}: {value}\r\n");
-    }
-    if let Some(content_type) = answer.content_type {
-        let _ = write!(head, "Content-Type: {content_type}\r\n");
-    }
-    let connection = if close { "Connection: close\r\n" } else { "" };
-    let _ = write!(head, "Content-Length: {}\r\n{connection}\r\n", answer.body.len());
-    head
-}
-
-/// Of a status that this agent answers with; clients go by the number.
-fn reason_phrase(status: u16) -> &'static str {
-    hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default()
-}
-
-/// Writes all of `parts`.
-///
-/// # Errors
-/// As the connection's.
-pub async fn write_all_vectored<W: AsyncWrite + Unpin>(
-    io: &mut W,
-    mut parts: &mut [IoSlice<'_>],
-) -> io::Result<()> {
-    IoSlice::advance_slices(&mut parts, 0);
-    while !parts.is_empty() {
-        let count = io.write_vectored(parts).await?;
-        if count == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        IoSlice::advance_slices(&mut parts, count);
-    }
-    io.flush().await // what TLS keeps back
 }

@@ -12,6 +12,7 @@ use toolgate_core::denial::Reason;
 use toolgate_core::http1::Guess;
 use toolgate_core::tls::ClientHello;
 
+use super::Beyond;
 use super::identified::{Identified, identified};
 use super::opening::{self, Opening, Passing, Way};
 use super::{Turn, declared, named_in_tls, requests, undeclared};
@@ -74,7 +75,7 @@ pub(super) async fn inspected(
     let to = forward::Undeclared { tls: Some(&name.name), ..undeclared::beyond(captured, worker) };
     match turn.within(&mut client, passing, to).await {
         Opening::Http(passing) => {
-            requests(&mut client, origin, Some((passing, to)), Some(&name), worker).await;
+            requests(&mut client, origin, Beyond::Undeclared(passing, to), Some(&name), worker).await;
         }
         Opening::Relay(way) => opening::relay(&mut client, way).await,
         // Node looks at what it was shown when all is done, and leaves.

@@ -71,6 +71,9 @@ pub(super) async fn opening<S: Stream>(
     let turn = Turn { worker, origin, resources, caller, working, spoken: None, then };
     let decision = match declared(resources, origin, node) {
         Some(target) => return turn.to_declared(client, target).await,
+        None if node.is_invoked(captured.original) => Decision::Denied(
+            Denied::because(Reason::Opaque).with_detail("what calls by App ID is plain HTTP"),
+        ),
         None if leads_to_external(resources, captured, node) => {
             return turn.to_external(client, undeclared::beyond(captured, worker)).await;
         }

@@ -7,6 +7,7 @@ use toolgate_core::denial::{self, Answer, Reason, Shape};
 
 use super::{Flow, Turn};
 use crate::forward::ForwardError;
+use crate::identify::Source;
 use crate::limits::Limit;
 use crate::parse::{Broken, Client, Expected, HeadAt, Refused, Stream};
 use crate::record::{Entry, NoSlot};
@@ -24,24 +25,40 @@ impl Turn<'_> {
         if let Some(limit) = no_slot.limit() {
             metrics.limits.count(limit, no_slot);
         }
-        self.answer(client, &denial::answer(reason, Shape::Connection, ""), true).await;
+        self.answer(client, &denial::answer(reason, self.unread(), ""), true).await;
+    }
+
+    /// The shape of an answer to a request of which nothing is known.
+    pub(super) fn unread(&self) -> Shape<'static> {
+        if self.is_invoked() { Shape::Invocation { status: 403 } } else { Shape::Connection }
+    }
+
+    /// Whether its connection calls by App ID.
+    fn is_invoked(&self) -> bool {
+        match &self.origin.source {
+            Source::Process(connecting) => self.worker.node.is_invoked(connecting.captured.original),
+            Source::Peer(_) => false,
+        }
     }
 
     /// There is too much of something: refused for now, and recorded.
     pub(super) fn shed(&self, limit: Limit, what: &dyn Display, entry: &mut Entry) -> Answer {
         self.worker.node.metrics.limits.count(limit, what);
-        let answer = denial::answer(Reason::Overload, Shape::Connection, &entry.request_id());
+        let answer = denial::answer(Reason::Overload, self.unread(), &entry.request_id());
         entry.refused(Reason::Overload, answer.status, what.to_string());
         answer
     }
 
     /// Records a request that breaks a wire rule, and says which.
     pub(super) fn refuse(&self, refused: &Refused, entry: &mut Entry) -> Answer {
+        let id = refused.id.as_deref().unwrap_or("null");
+        self.refuse_as(refused, Shape::Broken { status: refused.status, code: refused.code, id }, entry)
+    }
+
+    fn refuse_as(&self, refused: &Refused, shape: Shape<'_>, entry: &mut Entry) -> Answer {
         if let Some(limit) = refused.limit {
             self.worker.node.metrics.limits.count(limit, &refused.detail);
         }
-        let id = refused.id.as_deref().unwrap_or("null");
-        let shape = Shape::Broken { status: refused.status, code: refused.code, id };
         entry.refused(refused.reason, refused.status, refused.detail.clone());
         denial::answer(refused.reason, shape, &entry.request_id())
     }
@@ -61,7 +78,7 @@ impl Turn<'_> {
     /// The agent ends: the client may come again, and finds its server without us, or our successor.
     pub(super) async fn turned_away<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) {
         self.name_caller(&mut entry);
-        let answer = denial::answer(Reason::ShuttingDown, Shape::Connection, &entry.request_id());
+        let answer = denial::answer(Reason::ShuttingDown, self.unread(), &entry.request_id());
         entry.refused(Reason::ShuttingDown, answer.status, "the agent ends");
         self.answer(client, &answer, true).await;
     }
@@ -131,7 +148,11 @@ impl Turn<'_> {
             Broken::BodyTooLarge { .. } => Refused::too_large(broken.limit(), broken.to_string()),
             Broken::Slow { .. } => Refused::slow(broken.limit(), broken.to_string()),
         };
-        let answer = self.refuse(&refused, &mut entry);
+        let answer = if target.is_none() && self.is_invoked() {
+            self.refuse_as(&refused, Shape::Invocation { status: refused.status }, &mut entry)
+        } else {
+            self.refuse(&refused, &mut entry)
+        };
         self.answer(client, &answer, true).await
     }
 }

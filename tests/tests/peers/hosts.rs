@@ -79,7 +79,8 @@ impl<S> Hosts<S> {
         let servers = Agent::start_in(host, setup)?;
         let of_callers = declared(address, peer) + wishes.policy_of_callers;
         let (token, environment) = (token(&servers, "callers", "reader,writer")?, wishes.environment);
-        let setup = Setup { resources: &of_callers, token: &token, environment, ..Setup::default() };
+        let invoke = Some(SocketAddr::from(([127, 0, 0, 1], 3500)));
+        let setup = Setup { resources: &of_callers, token: &token, environment, invoke, ..Setup::default() };
         let callers = Node::start(netns, setup)?;
         Ok(Self { callers, servers, server, address, peer })
     }

@@ -31,6 +31,8 @@ pub(super) struct Contestant {
     pub(super) address: SocketAddr,
     /// Its connections come from captured cgroups.
     pub(super) captured: bool,
+    /// What its connections ask for by App ID.
+    pub(super) app_id: Option<&'static str>,
     /// Its processes; none is `direct`.
     pub(super) processes: Vec<u32>,
     pub(super) idle_mib: f64,
@@ -61,7 +63,8 @@ impl Contestant {
     /// Straight to the upstream.
     pub(super) fn direct(upstream: SocketAddr) -> Self {
         let (processes, idle_mib, hops) = (Vec::new(), 0.0, Vec::new());
-        Self { name: "direct", address: upstream, captured: false, processes, idle_mib, hops }
+        let (captured, app_id) = (false, None);
+        Self { name: "direct", address: upstream, captured, app_id, processes, idle_mib, hops }
     }
 
     /// Starts the hops of a peer, the first of which the load connects to; the last comes first.
@@ -80,13 +83,26 @@ impl Contestant {
         Self::of("toolgate", server, true, agents)
     }
 
+    /// The same agent where it takes calls by App ID: what is connected to is the agent, and no server.
+    pub(super) fn explicit(&self, invoke: SocketAddr, app_id: &'static str) -> Self {
+        Self {
+            name: "toolgate explicit",
+            address: invoke,
+            captured: true,
+            app_id: Some(app_id),
+            processes: self.processes.clone(),
+            idle_mib: self.idle_mib,
+            hops: Vec::new(),
+        }
+    }
+
     fn of(name: &'static str, address: SocketAddr, captured: bool, hops: Vec<Hop>) -> Result<Self> {
         let mut processes = Vec::new();
         for hop in &hops {
             processes.extend(settled(hop.process.id())?);
         }
         let idle_mib = usage::resident_mib(&processes)?;
-        Ok(Self { name, address, captured, processes, idle_mib, hops })
+        Ok(Self { name, address, captured, app_id: None, processes, idle_mib, hops })
     }
 
     /// Empties the audit files, which would grow to gigabytes.

@@ -49,10 +49,14 @@ pub(super) fn lineup(
         }
     }
     if has("toolgate") {
-        all.push(match &stage.hosts {
-            Some(hosts) => two_agents(stage, hosts, leftovers)?,
-            None => stage.toolgate(None, "", leftovers)?,
-        });
+        match &stage.hosts {
+            Some(hosts) => all.push(two_agents(stage, hosts, leftovers)?),
+            None => {
+                let agent = stage.toolgate(None, "", leftovers)?;
+                let explicit = agent.explicit(stage.invoke, resources::SERVER);
+                all.extend([agent, explicit]);
+            }
+        }
     }
     Ok(all)
 }

@@ -33,6 +33,8 @@ impl Order<'_> {
 #[derive(Serialize)]
 pub(super) struct Open<'o> {
     pub(super) address: SocketAddr,
+    /// What is asked for by App ID.
+    pub(super) app_id: Option<&'o str>,
     pub(super) kind: &'o str,
     pub(super) bytes: usize,
     pub(super) connections: usize,

@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use super::cgroups::CGROUPS;
 use super::stage::CALLERS;
 
+/// The App ID of the server.
+pub(super) const SERVER: &str = "upstream";
+
 /// Of an agent that has both ends.
 pub(super) fn of_one(server: SocketAddr) -> String {
     of_server(server) + &workloads()
@@ -50,7 +53,7 @@ fn declared(place: &str) -> String {
     format!(
         "apiVersion: toolgate/v1
 kind: Server
-metadata: {{ name: upstream }}
+metadata: {{ name: {SERVER} }}
 spec:
   {place}
   path: /mcp
@@ -70,13 +73,13 @@ spec:
   - name: echo
     effect: allow
     callers: [\"caller-*\"]
-    servers: [upstream]
+    servers: [{SERVER}]
     tools: [echo]
     arguments: {{ message: {{ type: string, max_length: 1000000 }} }}
   - name: store
     effect: allow
     callers: [\"caller-*\"]
-    servers: [upstream]
+    servers: [{SERVER}]
     tools: [store]
 "
     )

@@ -54,6 +54,8 @@ pub(super) struct Stage<'p> {
     pub(super) plain: SocketAddr,
     /// Where it serves the agent alone.
     pub(super) guarded: SocketAddr,
+    /// Where the agent of this build takes calls by App ID.
+    pub(super) invoke: SocketAddr,
     load: Load,
     upstream: Process,
     cgroups: Cgroups,
@@ -80,7 +82,8 @@ impl<'p> Stage<'p> {
         let mut upstream = Process::start("the upstream", &mut command)?;
         upstream.wait_for("serving")?;
         let load = Load::start(hosts.as_ref().map(|hosts| &hosts.callers))?;
-        Ok(Self { prepared, folder: folder.to_owned(), plain, guarded, load, upstream, cgroups, hosts })
+        let ([invoke], folder) = (free_addresses()?, folder.to_owned());
+        Ok(Self { prepared, folder, plain, guarded, invoke, load, upstream, cgroups, hosts })
     }
 
     /// Starts the agent, or another build of it, with these resources more than the case needs.
@@ -92,12 +95,14 @@ impl<'p> Stage<'p> {
     ) -> Result<Contestant> {
         let [metrics, ready, outbound] = free_addresses()?;
         let port = outbound.port();
+        // An earlier build may not know of it.
+        let invoke = if other.is_some() { String::new() } else { format!(", invoke: \"{}\"", self.invoke) };
         let agent = Agent {
             binary: other.unwrap_or(&self.prepared.agent),
             // What one build has stored is not for another.
             folder: self.folder.join(if other.is_some() { "before" } else { "toolgate" }),
             host: None,
-            listen: format!("outbound: {port}, metrics: \"{metrics}\", ready: \"{ready}\""),
+            listen: format!("outbound: {port}, metrics: \"{metrics}\", ready: \"{ready}\"{invoke}"),
             more: capture(),
             resources: resources::of_one(self.guarded) + more,
         };
@@ -109,6 +114,7 @@ impl<'p> Stage<'p> {
         let from = if to.captured { &self.cgroups.procs[..case.callers] } else { &[] };
         Open {
             address: to.address,
+            app_id: to.app_id,
             kind: case.kind,
             bytes: case.bytes,
             connections: case.connections,

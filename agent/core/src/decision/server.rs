@@ -164,7 +164,8 @@ impl Server {
     }
 }
 
-fn is_own_name(own: SocketAddr, name: &str) -> bool {
+/// Whether a name is this address, or on loopback any of those and `localhost`.
+pub(super) fn is_own_name(own: SocketAddr, name: &str) -> bool {
     let loopback = own.ip().is_loopback();
     match literal(name) {
         Some(address) => address == own.ip() || (loopback && address.is_loopback()),

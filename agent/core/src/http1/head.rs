@@ -84,6 +84,14 @@ pub fn request_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<Req
     read_request(buf, limits, false, target::split)
 }
 
+/// The same of a request by App ID, whose path may have a whole URL in it: what it is for says [`super::invoked`].
+///
+/// # Errors
+/// As [`request_head`].
+pub fn invoked_head<'b>(buf: &'b [u8], limits: &HeadLimits) -> Result<Option<RequestHead<'b>>, HttpError> {
+    read_request(buf, limits, false, target::split_invoked)
+}
+
 /// Reads a head that [`request_head`] refuses for its target, which a proxy takes: with the absolute form, or CONNECT. That
 /// may be of HTTP/1.0 and without Host, as Python before 3.12 sends it.
 ///

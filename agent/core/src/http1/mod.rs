@@ -7,6 +7,7 @@ mod error;
 mod guess;
 mod head;
 mod headers;
+mod invoked;
 mod kept;
 mod name;
 mod target;
@@ -15,8 +16,11 @@ mod write;
 pub use body::{ChunkedDecoder, Decoded};
 pub use error::HttpError;
 pub use guess::{Guess, looks_like_http};
-pub use head::{Framing, HeadLimits, RequestHead, ResponseHead, proxy_head, request_head, response_head};
+pub use head::{
+    Framing, HeadLimits, RequestHead, ResponseHead, invoked_head, proxy_head, request_head, response_head,
+};
 pub use headers::{HEADERS_MAX, Header, Headers};
+pub use invoked::{Addressed, App, Invoked, invoked};
 pub use kept::KeptHead;
 pub use name::Name;
 pub use target::{Authority, split as split_target};

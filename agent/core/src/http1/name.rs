@@ -5,6 +5,8 @@ use arrayvec::ArrayVec;
 /// What a header is to the agent, by its name alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Name {
+    /// `Authorization`
+    Authorization,
     /// `Connection`
     Connection,
     /// `Content-Encoding`
@@ -13,6 +15,10 @@ pub enum Name {
     ContentLength,
     /// `Content-Type`
     ContentType,
+    /// `Dapr-Api-Token`: for a sidecar, and no server behind it.
+    DaprApiToken,
+    /// `Dapr-App-Id`: whom a request is for that is addressed by App ID.
+    DaprAppId,
     /// `Expect`
     Expect,
     /// `Host`
@@ -59,10 +65,13 @@ impl Name {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Authorization => "authorization",
             Self::Connection => "connection",
             Self::ContentEncoding => "content-encoding",
             Self::ContentLength => "content-length",
             Self::ContentType => "content-type",
+            Self::DaprApiToken => "dapr-api-token",
+            Self::DaprAppId => "dapr-app-id",
             Self::Expect => "expect",
             Self::Host => "host",
             Self::LastEventId => "last-event-id",
@@ -105,14 +114,15 @@ fn by_hyphens(name: &[u8]) -> Name {
             name,
             [(b"connection", Name::Connection), (b"keep-alive", HopByHop), (b"mcp-method", Name::McpMethod)],
         ),
-        11 => pick(name, [(b"traceparent", Name::Traceparent)]),
+        11 => pick(name, [(b"traceparent", Name::Traceparent), (b"dapr-app-id", Name::DaprAppId)]),
         12 => pick(name, [(b"content-type", Name::ContentType)]),
-        13 => pick(name, [(b"last-event-id", Name::LastEventId)]),
+        13 => pick(name, [(b"last-event-id", Name::LastEventId), (b"authorization", Name::Authorization)]),
         14 => pick(
             name,
             [
                 (b"content-length", Name::ContentLength),
                 (b"mcp-session-id", Name::McpSessionId),
+                (b"dapr-api-token", Name::DaprApiToken),
                 (b"http2-settings", HopByHop),
             ],
         ),
@@ -128,7 +138,7 @@ fn by_hyphens(name: &[u8]) -> Name {
     match name.first().map(u8::to_ascii_lowercase) {
         Some(b'p') if begins(name, b"proxy-") => HopByHop,
         Some(b'm') if begins(name, MCP_PARAM) => Name::McpParam,
-        Some(b'd') if begins(name, b"dapr-caller-") => NotForwarded,
+        Some(b'd') if begins(name, b"dapr-caller-") || begins(name, b"dapr-callee-") => NotForwarded,
         Some(b'x') if begins(name, b"x-toolgate-") || begins(name, b"x-forwarded-") => NotForwarded,
         _ => Name::Other,
     }
@@ -172,11 +182,14 @@ fn begins<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
 mod tests {
     use super::*;
 
-    const NAMES: [Name; 12] = [
+    const NAMES: [Name; 15] = [
+        Name::Authorization,
         Name::Connection,
         Name::ContentEncoding,
         Name::ContentLength,
         Name::ContentType,
+        Name::DaprApiToken,
+        Name::DaprAppId,
         Name::Expect,
         Name::Host,
         Name::LastEventId,
@@ -188,16 +201,17 @@ mod tests {
     ];
     const HOP_BY_HOP: [&str; 7] =
         ["keep-alive", "te", "trailer", "upgrade", "http2-settings", "proxy-connection", "proxy-"];
-    const NOT_FORWARDED: [&str; 6] = [
+    const NOT_FORWARDED: [&str; 7] = [
         "accept-encoding",
         "forwarded",
         "dapr-caller-app-id",
+        "dapr-callee-app-id",
         "x-toolgate-",
         "x-forwarded-for",
         "x-forwarded-a-name-that-is-longer-than-any-that-is-looked-for",
     ];
     const OTHERS: [&str; 8] =
-        ["a", "accept", "proxy", "x-forwarde", "mcp", "x-host", "content-lengths", "authorization"];
+        ["a", "accept", "proxy", "x-forwarde", "mcp", "x-host", "content-lengths", "authorizations"];
 
     /// The name in each spelling that is the same, and none that is another.
     #[track_caller]

@@ -45,6 +45,40 @@ pub fn split<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b s
     }
 }
 
+/// Before an App ID in a path, and behind it.
+pub(super) const BY_PATH: [&str; 2] = ["/v1.0/invoke/", "/method/"];
+
+/// The same of a request by App ID, which may have a whole URL in its path where the App ID is: what that is must be
+/// looked at before anything is made of it.
+///
+/// # Errors
+/// As [`split`], of all but that URL.
+pub(super) fn split_invoked<'b>(
+    method: &str,
+    target: &'b str,
+) -> Result<(&'b str, Option<&'b str>), HttpError> {
+    let Some((app, rest)) = by_path(target).filter(|(app, _)| app.contains([':', '%'])) else {
+        return split(method, target);
+    };
+    if !app.bytes().all(|byte| byte.is_ascii_graphic()) || app.contains(['"', '<', '>', '`', '#', '\\']) {
+        let problem = "it has a character that no URI has";
+        return Err(HttpError::Target { target: shortened(target.as_bytes()), problem });
+    }
+    let (_, query) = split(method, rest)?;
+    let path = query.map_or(target.len(), |query| target.len().saturating_sub(query.len() + 1));
+    Ok((target.get(..path).unwrap_or_default(), query))
+}
+
+/// The App ID, or URL, in a target, and the target behind it, which begins with `/`.
+pub(super) fn by_path(target: &str) -> Option<(&str, &str)> {
+    let [before, behind] = BY_PATH;
+    let rest = target.strip_prefix(before)?;
+    let path = rest.split('?').next().unwrap_or_default();
+    let end = path.find(behind)?;
+    let (app, method) = rest.split_at_checked(end)?;
+    Some((app, method.get(behind.len() - 1..)?))
+}
+
 /// Whether it is a path of segments that are letters, digits, `-` and `_` alone: none of what follows can be found in it.
 fn is_simple(target: &str) -> bool {
     let mut before = 0;
@@ -100,7 +134,7 @@ pub struct Authority<'b> {
 
 impl<'b> Authority<'b> {
     /// Of a text without user information, which readers split in two ways.
-    fn read(text: &'b str, default: Option<u16>) -> Option<Self> {
+    pub(super) fn read(text: &'b str, default: Option<u16>) -> Option<Self> {
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
                 let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());

@@ -2,6 +2,7 @@
 
 use super::head::{RequestHead, ResponseHead};
 use super::headers::{Headers, Line};
+use super::invoked::Addressed;
 use super::name::Name;
 use std::ops::Range;
 
@@ -30,6 +31,8 @@ pub struct Changes<'t> {
     pub traceparent: &'t str,
     /// Who is asked, in the place of what the caller's `Host` says; empty: that one goes on.
     pub host: &'t str,
+    /// It was addressed by App ID, and how: what only addresses does not go on.
+    pub invoked: Option<Addressed>,
 }
 
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
@@ -41,12 +44,13 @@ pub fn write_request_head(
     framing: Outgoing,
     changes: Changes<'_>,
 ) {
-    let Changes { resumes, traceparent, host } = changes;
+    let Changes { resumes, traceparent, host, invoked } = changes;
     let is_dropped = |name| {
         matches!(name, Name::NotForwarded | Name::Expect)
             || (name == Name::LastEventId && !resumes)
             || (name == Name::Traceparent && !traceparent.is_empty())
             || (name == Name::Host && !host.is_empty())
+            || invoked.is_some_and(|addressed| addressed.ends(name))
     };
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());

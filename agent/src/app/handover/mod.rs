@@ -58,6 +58,8 @@ pub(crate) enum Role {
     Authority(SocketAddr),
     /// `listen.workload_api`
     WorkloadApi(PathBuf),
+    /// `listen.invoke`
+    Invoke(SocketAddr),
 }
 
 /// What the predecessor passes on.

@@ -44,6 +44,7 @@ enum Order {
 #[derive(Deserialize)]
 struct Open {
     address: SocketAddr,
+    app_id: Option<String>,
     kind: Kind,
     bytes: usize,
     connections: usize,
@@ -123,7 +124,8 @@ impl Load {
     fn open(&mut self, open: Open) -> Result<Done> {
         self.connections.clear();
         ensure!(open.connections <= CONNECTIONS_MAX, "at most {CONNECTIONS_MAX} connections");
-        self.request = message::request(open.kind, open.bytes, &open.address.to_string());
+        self.request =
+            message::request(open.kind, open.bytes, &open.address.to_string(), open.app_id.as_deref());
         if open.from.is_empty() {
             move_to(&open.home)?;
         }

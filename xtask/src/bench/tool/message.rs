@@ -42,7 +42,7 @@ impl Kind {
 }
 
 /// A request as it goes over the wire, its body of `bytes`.
-pub(crate) fn request(kind: Kind, bytes: usize, host: &str) -> Vec<u8> {
+pub(crate) fn request(kind: Kind, bytes: usize, host: &str, app_id: Option<&str>) -> Vec<u8> {
     let body = match kind {
         Kind::Text | Kind::Sse => padded(
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"message":""#,
@@ -56,8 +56,9 @@ pub(crate) fn request(kind: Kind, bytes: usize, host: &str) -> Vec<u8> {
             bytes,
         ),
     };
+    let by_app_id = app_id.map(|app_id| format!("dapr-app-id: {app_id}\r\n")).unwrap_or_default();
     let head = format!(
-        "POST /mcp HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+        "POST /mcp HTTP/1.1\r\nHost: {host}\r\n{by_app_id}Content-Type: application/json\r\n\
          Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-06-18\r\n\
          {REPLY_HEADER}: {}\r\nContent-Length: {}\r\n\r\n",
         kind.as_str(),
