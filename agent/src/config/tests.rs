@@ -295,26 +295,24 @@ fn resources_that_are_refused() {
         (
             "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\", http_port: 0, ca_file: /nowhere, pins: [x] } }\n",
             &[
-                "4:60 nobody can connect to port 0",
-                "4:72 cannot read it",
-                "4:89 a pin is the SHA-256 of a public key",
+                "4:62 nobody can connect to port 0",
+                "4:74 cannot read it",
+                "4:91 a pin is the SHA-256 of a public key",
             ],
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { external: { url: \"http://a.example/mcp\", http_port: 80, pins: [] }, opaque: allow }\n",
             &[
-                "4:26 what is said to this server can be read",
-                "4:59 `http_port` says nothing where the `url` is `http`",
-                "4:69 `pins` says nothing where the `url` is `http`",
-                "4:83 which tools are called in TLS",
-                "4:83 `opaque` says nothing where the `url` is `http`",
+                "4:61 `http_port` says nothing where the `url` is `http`",
+                "4:71 `pins` says nothing where the `url` is `http`",
+                "4:85 `opaque` says nothing where the `url` is `http`",
             ],
         ),
         (
             "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\" }, path: /x, hosts: [y] }\n",
             &[
-                "4:58 the path of an external server is in its `url`",
-                "4:70 an external server has the name in its `url` alone",
+                "4:59 the path of an external server is in its `url`",
+                "4:71 an external server has the name in its `url` alone",
             ],
         ),
         (

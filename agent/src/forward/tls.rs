@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
@@ -21,6 +21,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::{ForwardError, Upstream};
 use crate::ahead::Ahead;
 use crate::deadline::timeout;
+use crate::inspect::provider;
 use crate::io::Io;
 use crate::limits::Limits;
 
@@ -166,7 +167,7 @@ impl Upstream {
 }
 
 fn inspected_config(roots: &[Box<[u8]>]) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = provider();
     let roots: Vec<_> = roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
     let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -179,7 +180,7 @@ fn inspected_config(roots: &[Box<[u8]>]) -> Result<ClientConfig, Error> {
 }
 
 fn client_config(proof: &Proof) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = provider();
     let verifier = Pinned { pins: Arc::clone(&proof.pins), inner: verifier(proof, Arc::clone(&provider))? };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?

@@ -1,18 +1,26 @@
 //! TLS with a client whose TLS is read, and why it does not come about.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{AlertDescription, Error, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::ahead::Ahead;
-use crate::svid::provider;
 
 /// What is spoken within (RFC 7301): a client that would rather speak HTTP/2 speaks this.
 const HTTP_1_1: &[u8] = b"http/1.1";
+
+/// Of TLS 1.2 too, which agents do not speak among themselves.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
+/// The cryptography of TLS with clients, and of their servers.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&PROVIDER)
+}
 
 /// Why there is no TLS with a client.
 #[derive(Debug, thiserror::Error)]

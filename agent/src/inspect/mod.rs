@@ -9,6 +9,7 @@ mod error;
 mod trust;
 mod untrusting;
 
+pub(crate) use self::accept::provider;
 pub use self::accept::{AcceptError, accept};
 pub use self::authority::{Kept, LEAF_LIFE};
 pub use self::error::InspectError;

@@ -12,7 +12,6 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::ahead::Ahead;
 use crate::config::embedded;
-use crate::svid::provider;
 
 fn inspection(folder: &std::path::Path, exclude: &[&str], kept: Option<Kept>) -> Inspection {
     let (mut agent, _) = embedded();
