@@ -189,7 +189,7 @@ fn check_says_what_would_happen_or_where_it_is_wrong() -> Result<()> {
 }
 
 /// Every command that a user sees.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "upgrade",
     "bypass",
@@ -199,6 +199,7 @@ const COMMANDS: [&str; 12] = [
     "discover",
     "tools",
     "ca",
+    "inspect",
     "detach",
     "completions",
     "man",
@@ -207,6 +208,8 @@ const COMMANDS: [&str; 12] = [
 const TOOLS: [&str; 4] = ["list", "diff", "approve", "revoke"];
 /// Those of `ca`.
 const CA: [&str; 7] = ["status", "rotate", "token", "nodes", "revoke", "backup", "restore"];
+/// Those of `inspect`.
+const INSPECT: [&str; 1] = ["trust"];
 
 /// Runs it to its end: exit code, output, errors.
 fn said(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
@@ -283,7 +286,7 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
         let (code, help, _errors) = said(&[command, "--help"])?;
         assert!(code == Some(0) && help.contains("Example: toolgate "), "{command}: {help}");
     }
-    for (group, commands) in [("tools", &TOOLS[..]), ("ca", &CA[..])] {
+    for (group, commands) in [("tools", &TOOLS[..]), ("ca", &CA[..]), ("inspect", &INSPECT[..])] {
         for command in commands {
             let (code, help, _errors) = said(&[group, command, "--help"])?;
             assert!(code == Some(0) && help.contains("Example: "), "{command}: {help}");
@@ -307,6 +310,7 @@ fn help_completions_and_manual_pages_know_every_command() -> Result<()> {
     expected.push("toolgate.1".to_owned());
     expected.extend(TOOLS.map(|command| format!("toolgate-tools-{command}.1")));
     expected.extend(CA.map(|command| format!("toolgate-ca-{command}.1")));
+    expected.extend(INSPECT.map(|command| format!("toolgate-inspect-{command}.1")));
     pages.sort();
     expected.sort();
     assert_eq!(pages, expected);
