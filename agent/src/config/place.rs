@@ -11,7 +11,7 @@ use toolgate_core::decision::{External, Host, Opaque, Place, Proof, Server, Tran
 use toolgate_core::workload::Sha256;
 
 use super::diagnostic::Diagnostic;
-use super::schema::{ExternalSpec, Metadata, PeerSpec, ServerSpec};
+use super::schema::{EndpointSpec, ExternalSpec, Metadata, PeerSpec, ServerSpec};
 use super::source::Source;
 use super::words::{self, Findings};
 
@@ -159,6 +159,35 @@ fn read_external(
     let http_port = http_port.as_ref().map(|port| port.value);
     let place = External::new(url.host, url.port, tls, http_port, allow_private);
     Some(Found { place: Place::External(Arc::new(place)), path: Some(url.path) })
+}
+
+/// The Server that Dapr's HTTPEndpoint comes to: external, with the MCP path that Dapr's clients call.
+pub(super) fn of_endpoint(
+    source: &Source,
+    metadata: &Metadata,
+    spec: EndpointSpec,
+) -> Result<ServerSpec, Diagnostic> {
+    for (name, later) in [("headers", &spec.headers), ("clientTLS", &spec.client_tls)] {
+        if let Some(word) = later {
+            return Err(words::later(source, word, name));
+        }
+    }
+    let Some(word) = spec.base_url else {
+        let fault = source.error(&metadata.name, "`baseUrl` is missing");
+        return Err(fault.help("add `baseUrl: https://api.example.com`"));
+    };
+    let base = word.value.strip_suffix('/').unwrap_or(&word.value);
+    if base.split_once("://").is_some_and(|(_, rest)| rest.contains(['/', '?', '#'])) {
+        let fault = source.error(&word, format!("`{base}` has a path, which is not built yet"));
+        return Err(
+            fault.help("declare a `Server` with `external: { url: .. }`, and call that by its App ID")
+        );
+    }
+    let url = Spanned { value: format!("{base}/mcp"), ..word.clone() };
+    let (referenced, defined) = (word.referenced, word.defined);
+    let value = ExternalSpec { url: Some(url), ..ExternalSpec::default() };
+    let external = Some(Spanned { value, referenced, defined });
+    Ok(ServerSpec { external, ..ServerSpec::default() })
 }
 
 /// What a server's URL says.

@@ -243,21 +243,22 @@ pub(super) fn compile(
 
 impl<'s> Kinds<'s> {
     fn read(&mut self, source: &'s Source, document: &str) -> Result<(), Diagnostic> {
-        const OURS: [&str; 3] = ["Workload", "Server", "Policy"];
-        const LATER: [&str; 5] = ["Configuration", "Component", "Resiliency", "HTTPEndpoint", "MCPServer"];
+        const KINDS: [&str; 4] = ["Workload", "Server", "Policy", "HTTPEndpoint"];
+        const LATER: [&str; 4] = ["Configuration", "Component", "Resiliency", "MCPServer"];
         let Head { api_version, kind } = source.parse(document)?;
         if LATER.contains(&kind.value.as_str()) {
             let fault = source.error(&kind, format!("kind `{}` is designed but not built yet", kind.value));
             return Err(fault.help("move it to another directory for now"));
         }
-        if !OURS.contains(&kind.value.as_str()) {
+        if !KINDS.contains(&kind.value.as_str()) {
             let fault = source.error(&kind, format!("unknown kind `{}`", kind.value));
-            return Err(fault.help(did_you_mean(&kind.value, &OURS)));
+            return Err(fault.help(did_you_mean(&kind.value, &KINDS)));
         }
-        if api_version.value != "toolgate/v1" {
+        let version = if kind.value == "HTTPEndpoint" { "dapr.io/v1alpha1" } else { "toolgate/v1" };
+        if api_version.value != version {
             let fault =
                 source.error(&api_version, format!("no version `{}` of `{}`", api_version.value, kind.value));
-            return Err(fault.help("write `apiVersion: toolgate/v1`"));
+            return Err(fault.help(format!("write `apiVersion: {version}`")));
         }
         fn placed<'s, S>(source: &'s Source, resource: Resource<S>) -> Placed<'s, S> {
             Placed { source, metadata: resource.metadata, spec: resource.spec }
@@ -265,6 +266,11 @@ impl<'s> Kinds<'s> {
         match kind.value.as_str() {
             "Workload" => self.workloads.push(placed(source, source.parse(document)?)),
             "Server" => self.servers.push(placed(source, source.parse(document)?)),
+            "HTTPEndpoint" => {
+                let Placed { metadata, spec, .. } = placed(source, source.parse(document)?);
+                let spec = place::of_endpoint(source, &metadata, spec)?;
+                self.servers.push(Placed { source, metadata, spec });
+            }
             _ => self.policies.push(placed(source, source.parse(document)?)),
         }
         Ok(())

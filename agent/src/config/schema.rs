@@ -22,7 +22,7 @@ macro_rules! keys {
     ($($(#[doc = $doc:literal])+ struct $name:ident { $($field:ident: $type:ty,)+ })+) => {
         $(
             $(#[doc = $doc])+
-            #[derive(Debug, serde::Deserialize)]
+            #[derive(Debug, Default, serde::Deserialize)]
             #[serde(deny_unknown_fields)]
             pub(super) struct $name {
                 $(#[serde(default, deserialize_with = "given")] pub(super) $field: $type,)+
@@ -200,6 +200,18 @@ keys! {
         any: Option<Box<PredicateSpec>>,
         every: Option<Box<PredicateSpec>>,
     }
+}
+
+/// `spec:` of Dapr's HTTPEndpoint.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EndpointSpec {
+    #[serde(rename = "baseUrl", default, deserialize_with = "given")]
+    pub(super) base_url: Given<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) headers: Later,
+    #[serde(rename = "clientTLS", default, deserialize_with = "given")]
+    pub(super) client_tls: Later,
 }
 
 /// What says how to read the rest of a resource.

@@ -46,7 +46,8 @@ impl Findings {
     }
 }
 
-fn later<T>(source: &Source, at: &Spanned<T>, name: &str) -> Diagnostic {
+/// A key that is designed but not built yet.
+pub(super) fn later<T>(source: &Source, at: &Spanned<T>, name: &str) -> Diagnostic {
     source.error(at, format!("`{name}` is designed but not built yet")).help("leave it out for now")
 }
 

@@ -1,8 +1,10 @@
 //! The path of what is addressed by App ID, as to a Dapr sidecar: each request names its server.
 
-use toolgate_core::decision::{Denied, Target, is_named_by};
+use std::sync::Arc;
+
+use toolgate_core::decision::{Denied, Server, Target, is_named_by};
 use toolgate_core::denial::{Answer, Reason, Shape};
-use toolgate_core::http1::{App, Framing, Name, RequestHead};
+use toolgate_core::http1::{App, Authority, Framing, Name, RequestHead};
 use toolgate_core::identity::Identity;
 
 use super::refused::deny;
@@ -86,10 +88,7 @@ impl Turn<'_> {
     fn called(&self, app: &str) -> Result<Target<'_>, (String, u16)> {
         let (app_id, namespace) = match App::of(app) {
             Some(App::Id { app_id, namespace }) => (app_id, namespace),
-            // A caller that may go there can do so by itself.
-            Some(App::Url { .. }) => {
-                return Err((format!("no external Server has the URL `{app}`"), 403));
-            }
+            Some(App::Url { is_https, authority }) => return self.at_url(app, is_https, &authority),
             None => return Err((format!("`{app}` is neither an App ID nor a URL"), 404)),
         };
         let own = self.caller.as_ref().map_or(NAMESPACE, Identity::namespace);
@@ -98,6 +97,30 @@ impl Turn<'_> {
         let server = named.and_then(|named| self.resources.servers.iter().find(|one| one.identity == named));
         let none = || (format!("no Server has the App ID `{app}`"), 404);
         server.map(|server| server.captured()).ok_or_else(none)
+    }
+
+    /// The external server of a URL. To others a caller that may go there can go by itself.
+    fn at_url(
+        &self,
+        app: &str,
+        is_https: bool,
+        authority: &Authority<'_>,
+    ) -> Result<Target<'_>, (String, u16)> {
+        let is_at = |one: &&Arc<Server>| {
+            one.external().is_some_and(|external| {
+                external.tls.is_some() == is_https
+                    && external.port == authority.port
+                    && external.has_name(authority.host)
+            })
+        };
+        let mut all = self.resources.servers.iter().filter(is_at);
+        match (all.next(), all.next()) {
+            (Some(server), None) => Ok(server.captured()),
+            (Some(_), Some(_)) => {
+                Err((format!("more than one Server has the URL `{app}`: call one by its App ID"), 403))
+            }
+            (None, _) => Err((format!("no external Server has the URL `{app}`"), 403)),
+        }
     }
 
     /// What a sidecar is asked about itself, by paths that come before any address.

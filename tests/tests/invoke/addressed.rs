@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use toolgate_tests::http::header;
 use toolgate_tests::scene::{call, is_result, text};
-use toolgate_tests::{Connection, Setup};
+use toolgate_tests::{Connection, Server, Setup};
 
 use crate::rig::{Stage, ask, is_dapr_error};
 
@@ -88,6 +88,52 @@ fn what_is_no_call_of_mcp_is_answered_as_dapr_would() -> Result<()> {
     let reply = ask(&mut connection, stage.door, ("POST", "/mcp"), docs, &call(9, "echo", &json!({})))?;
     ensure!(is_result(&reply)?);
     assert_eq!(stage.scene.server.requests_now().len(), 1, "something else reached the server");
+    Ok(())
+}
+
+#[test]
+fn an_external_server_is_called_by_its_app_id_and_by_its_url() -> Result<()> {
+    let outside = Server::start()?;
+    let url = format!("http://{}", outside.address);
+    let resources = format!(
+        "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: outside }}\nspec: {{ external: {{ url: \"{url}/mcp\", allow_private: true }} }}\n---\n\
+         apiVersion: dapr.io/v1alpha1\nkind: HTTPEndpoint\nmetadata: {{ name: api }}\nspec: {{ baseUrl: \"http://api.invalid:81\" }}\n---\n\
+         apiVersion: toolgate/v1\nkind: Policy\nmetadata: {{ name: outside }}\nspec: {{ rules: [{{ name: all, effect: allow, callers: [reader], servers: [outside, api], tools: [echo] }}] }}\n"
+    );
+    let stage = Stage::set(Setup::default())?;
+    let before = stage.scene.agent.process().lines();
+    stage.scene.agent.write_resources(&resources)?;
+    stage.scene.agent.process().line_from(before, "configuration reloaded")?;
+    let (_caller, mut connection) = stage.caller("reader")?;
+    let body = call(1, "echo", &json!({}));
+    let by_url = format!("/v1.0/invoke/{url}/method/mcp");
+    let app = format!("dapr-app-id: {url}\r\n");
+    for (target, headers) in [("/mcp", "dapr-app-id: outside\r\n"), (&*by_url, ""), ("/mcp", &*app)] {
+        let reply = ask(&mut connection, stage.door, ("POST", target), headers, &body)?;
+        ensure!(is_result(&reply)?, "{target} {headers}: {}", reply.text());
+        let request = outside.request()?;
+        ensure!(request.head.starts_with("POST /mcp HTTP/1.1"), "{}", request.head);
+        ensure!(header(&request.head, "host") == Some(&outside.address.to_string()), "{}", request.head);
+    }
+    let denied = call(2, "delete_everything", &json!({}));
+    let reply = ask(&mut connection, stage.door, ("POST", &by_url), "", &denied)?;
+    ensure!(reply.message()?["result"]["isError"] == true, "{}", reply.text());
+    // Another scheme, and another port, are others.
+    for app in [url.replace("http:", "https:"), "http://127.0.0.1:1".to_owned()] {
+        said(&stage, ("POST", "/mcp"), &format!("dapr-app-id: {app}\r\n"), 403, "not declared here")?;
+    }
+    for app in ["api", "http://api.invalid:81"] {
+        let reply =
+            ask(&mut connection, stage.door, ("POST", "/mcp"), &format!("dapr-app-id: {app}\r\n"), &body)?;
+        ensure!(reply.status == 502 && reply.message()?["id"] == 1, "{}", reply.text());
+    }
+    ensure!(outside.requests_now().is_empty());
+    let lines = stage.scene.agent.audit(8)?;
+    let targets: Vec<_> = lines.iter().map(|line| text(line, "target")).collect();
+    assert_eq!(
+        targets,
+        ["outside", "outside", "outside", "outside", "undeclared", "undeclared", "api", "api"]
+    );
     Ok(())
 }
 
