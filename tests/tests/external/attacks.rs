@@ -54,7 +54,7 @@ fn a_name_that_leads_to_a_clouds_metadata_reaches_nothing() -> Result<()> {
     let mut outside = Outside::new()?;
     let inside = outside.inside();
     outside.netns.run(&["ip", "address", "add", "169.254.169.254/32", "dev", "lo"])?;
-    netns::run(&["ip", "route", "add", "169.254.169.254/32", "via", &inside.to_string()])?;
+    netns::run(&["ip", "route", "replace", "169.254.169.254/32", "via", &inside.to_string()])?;
     let server = outside.server(METADATA, 80)?;
     is_refused(&mut outside, METADATA.into(), &server, "link-local")
 }

@@ -42,7 +42,8 @@ impl Outside {
         let [here, inside] = netns.link()?;
         for address in PUBLIC.map(|ip| format!("{ip}/32")) {
             netns.run(&["ip", "address", "add", &address, "dev", "lo"])?;
-            netns::run(&["ip", "route", "add", &address, "via", &inside.to_string()])?;
+            // What a test before left goes only when the kernel has taken its namespace down.
+            netns::run(&["ip", "route", "replace", &address, "via", &inside.to_string()])?;
         }
         let files = tempfile::tempdir()?;
         fs::write(files.path().join("resolv.conf"), format!("nameserver {NAME_SERVER}\n"))?;
