@@ -58,6 +58,7 @@ impl Client {
 
 #[test]
 fn a_process_gets_its_own_identity_and_nobody_another_one() -> Result<()> {
+    // Tests beside each other: each its own cgroups.
     let [reader, twice, runs, nobody] = ["reader", "twice", "runs", "nobody"].map(Cgroup::new);
     let (reader, twice, runs, nobody) = (reader?, twice?, runs?, nobody?);
     let both = twice.below("both")?;
@@ -105,7 +106,7 @@ fn a_process_gets_its_own_identity_and_nobody_another_one() -> Result<()> {
 
 #[test]
 fn svids_are_renewed_on_the_stream_and_tokens_are_for_whom_they_are() -> Result<()> {
-    let [reader, twice, runs] = ["reader", "twice", "runs"].map(Cgroup::new);
+    let [reader, twice, runs] = ["jwt-reader", "jwt-twice", "jwt-runs"].map(Cgroup::new);
     let (reader, twice, runs) = (reader?, twice?, runs?);
     let resources = resources(&reader, &twice, &runs)?;
     let more = "identity: { svid_ttl: 6s, issuing_ttl: 60s, root_ttl: 300s, overlap: 5s }\n";
@@ -160,7 +161,7 @@ except TimeoutError:
 
 #[test]
 fn a_connection_ends_with_the_process_that_made_it() -> Result<()> {
-    let [reader, twice, runs] = ["reader", "twice", "runs"].map(Cgroup::new);
+    let [reader, twice, runs] = ["own-reader", "own-twice", "own-runs"].map(Cgroup::new);
     let (reader, twice, runs) = (reader?, twice?, runs?);
     let resources = resources(&reader, &twice, &runs)?;
     let agent = Agent::start(Setup { resources: &resources, workload_api: true, ..Setup::default() })?;
