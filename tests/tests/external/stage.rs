@@ -7,7 +7,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 use toolgate_tests::scene::resources;
-use toolgate_tests::{Agent, Authority, Caller, Connection, Dns, Front, Host, Netns, Server, Setup, netns};
+use toolgate_tests::{
+    Agent, Authority, Caller, Connection, Dns, Front, Host, Netns, Server, Setup, netns, wait,
+};
 
 /// The name of the server outside.
 pub(crate) const NAME: &str = "docs.example.com";
@@ -48,9 +50,11 @@ impl Outside {
         let files = tempfile::tempdir()?;
         fs::write(files.path().join("resolv.conf"), format!("nameserver {NAME_SERVER}\n"))?;
         fs::write(files.path().join("hosts"), "127.0.0.1 localhost\n")?;
+        // That of the test before goes after its agent, whose turn it was.
+        let dns = wait::until("the name server's address", || Ok(Dns::at(NAME_SERVER.into()).ok()))?;
         let authority = Authority::new()?;
         fs::write(files.path().join("ca.pem"), &authority.pem)?;
-        Ok(Self { netns, dns: Dns::at(NAME_SERVER.into())?, authority, here, inside, files, host })
+        Ok(Self { netns, dns, authority, here, inside, files, host })
     }
 
     /// The address by which this host is reached from outside.
