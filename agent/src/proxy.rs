@@ -189,15 +189,18 @@ async fn requests<S: Stream>(
             let by_head = by_head.and_then(|head| named(resources, &head, spoken.is_some()));
             by_head.or_else(|| named_in_tls(resources, spoken.filter(|_| may_be)?, origin))
         });
-        // Another agent would speak plain HTTP to the server.
-        let target =
-            target.filter(|target| spoken.is_none() || !matches!(target.server.place, Place::Peer { .. }));
         let flow = match (head, target, &mut beyond) {
             (Ok(None), _, _) => return None,
             (Err(broken), None, Beyond::Undeclared(passing, to)) if broken.is_for_a_proxy() => {
                 housed(|| turn.proxied(client, (passing, *to), entry)).await
             }
             (Err(broken), target, _) => turn.broken(client, &broken, target, entry).await,
+            // Its place is another since this connection began: the agent there would speak plain HTTP to it.
+            (Ok(Some(_)), Some(Target { server, .. }), _)
+                if spoken.is_some() && matches!(server.place, Place::Peer { .. }) =>
+            {
+                turn.gone(client, entry).await
+            }
             (Ok(Some(head)), Some(target), _) => turn.declared(client, &head, target, entry).await,
             (Ok(Some(head)), None, Beyond::Undeclared(passing, to)) => {
                 housed(|| turn.undeclared(client, &head, (passing, *to), None, entry)).await

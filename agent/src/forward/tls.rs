@@ -6,7 +6,6 @@ use std::{fmt, io};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
@@ -167,39 +166,36 @@ impl Upstream {
 }
 
 fn inspected_config(roots: &[Box<[u8]>]) -> Result<ClientConfig, Error> {
-    let provider = provider();
     let roots: Vec<_> = roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
-    let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
-    Ok(config)
+    let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(roots, provider())?;
+    speaking_to(Arc::new(verifier))
 }
 
 fn client_config(proof: &Proof) -> Result<ClientConfig, Error> {
-    let provider = provider();
-    let verifier = Pinned { pins: Arc::clone(&proof.pins), inner: verifier(proof, Arc::clone(&provider))? };
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let verifier = Pinned { pins: Arc::clone(&proof.pins), inner: verifier(proof)? };
+    speaking_to(Arc::new(verifier))
+}
+
+/// HTTP/1.1 to those alone whom this believes.
+fn speaking_to(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     config.alpn_protocols = vec![HTTP_1_1.to_vec()];
     Ok(config)
 }
 
-fn verifier(proof: &Proof, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+fn verifier(proof: &Proof) -> Result<Arc<dyn ServerCertVerifier>, Error> {
     let Some(own) = &proof.roots else {
-        return Ok(Arc::new(rustls_platform_verifier::Verifier::new(provider)?));
+        return Ok(Arc::new(rustls_platform_verifier::Verifier::new(provider())?));
     };
     let mut roots = RootCertStore::empty();
     for root in own.iter() {
         roots.add(CertificateDer::from(root.to_vec()))?;
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
     verifier.map(|verifier| verifier as Arc<_>).map_err(|error| Error::Other(OtherError(Arc::new(error))))
 }
 

@@ -49,7 +49,7 @@ pub(super) enum Opening {
 }
 
 /// What becomes of bytes that are no HTTP on a way that is open.
-enum Beyond<'h> {
+enum Fate<'h> {
     Passes,
     Denied(Denied),
     /// They are for this server, wherever they go.
@@ -301,12 +301,12 @@ impl Turn<'_> {
                 let hello =
                     if may_be_tls { client.hello(node.limits.head_time_max).await } else { Hello::No };
                 match self.undeclared_tls(&hello, way.tunnel_to.as_deref()) {
-                    Beyond::Passes => way.passage,
-                    Beyond::Denied(denied) => return self.ended(&denied),
-                    Beyond::External(server, hello) => {
+                    Fate::Passes => way.passage,
+                    Fate::Denied(denied) => return self.ended(&denied),
+                    Fate::External(server, hello) => {
                         return self.opaque(server.captured(), Unread::Tls(hello)).await;
                     }
-                    Beyond::Read(name) => {
+                    Fate::Read(name) => {
                         way.upstream = Some(upstream);
                         return Opening::Inspect(Meant { name, passing: Ok(way) });
                     }
@@ -326,7 +326,7 @@ impl Turn<'_> {
     }
 
     /// What becomes of TLS, if it is that, on a way that is open; `tunnel_to`: through a proxy.
-    fn undeclared_tls<'h>(&'h self, hello: &'h Hello, tunnel_to: Option<&str>) -> Beyond<'h> {
+    fn undeclared_tls<'h>(&'h self, hello: &'h Hello, tunnel_to: Option<&str>) -> Fate<'h> {
         let address = self.address();
         let (host, port) = match tunnel_to.and_then(|to| to.rsplit_once(':')) {
             Some((host, port)) => (Some(host.trim_matches(['[', ']'])), port.parse().unwrap_or_default()),
@@ -337,21 +337,21 @@ impl Turn<'_> {
             Hello::No | Hello::Unclear | Hello::Maybe => None,
         };
         match (self.handled(hello), named) {
-            (Handling::Denied(denied), _) => Beyond::Denied(denied),
+            (Handling::Denied(denied), _) => Fate::Denied(denied),
             (Handling::Inspect(_), _) if self.spoken.is_some() => {
-                Beyond::Denied(Denied::because(Reason::Opaque).with_detail("TLS within TLS is not read here"))
+                Fate::Denied(Denied::because(Reason::Opaque).with_detail("TLS within TLS is not read here"))
             }
             (Handling::Inspect(_) | Handling::Opaque, Some((server, _))) if tunnel_to.is_some() => {
-                Beyond::Denied(decision::proxied(server))
+                Fate::Denied(decision::proxied(server))
             }
             (Handling::Inspect(hello), _) => {
                 match Name::of(hello.server_name.as_deref().or(host), address.ip()) {
-                    Some(name) => Beyond::Read(name),
-                    None => Beyond::Denied(decision::nameless()),
+                    Some(name) => Fate::Read(name),
+                    None => Fate::Denied(decision::nameless()),
                 }
             }
-            (Handling::Opaque, Some((server, hello))) => Beyond::External(server, hello),
-            (Handling::Opaque, None) => Beyond::Passes,
+            (Handling::Opaque, Some((server, hello))) => Fate::External(server, hello),
+            (Handling::Opaque, None) => Fate::Passes,
         }
     }
 

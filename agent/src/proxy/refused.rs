@@ -86,7 +86,8 @@ impl Turn<'_> {
     /// Another agent asks for a server that has been here when it connected.
     pub(super) async fn gone<S: Stream>(&self, client: &mut Client<S>, mut entry: Entry) -> Flow {
         self.name_caller(&mut entry);
-        let denied = Denied::because(Reason::Undeclared).with_detail("the server is declared here no more");
+        let denied = Denied::because(Reason::Undeclared)
+            .with_detail("the server is not declared any more as it was when this connection began");
         let answer = deny(&denied, Shape::Connection, &mut entry);
         self.answer(client, &answer, true).await
     }

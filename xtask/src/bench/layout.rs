@@ -1,5 +1,5 @@
 //! The agent's code, laid out by what runs. A call meets each piece of it once, so that much of its time is waiting for code;
-//! where what runs lies together, and what does not lies apart, a fifth of that time is saved. BOLT does so to a linked
+//! where what runs lies together, and what does not lies apart, up to a fifth of its CPU is saved. BOLT does so to a linked
 //! binary, by counts from an instrumented one under load.
 
 use std::fs;
