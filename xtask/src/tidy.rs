@@ -142,5 +142,6 @@ mod tests {
         check("agent/src/a.rs", &long, &[(1, "file-length")]);
         let tests = format!("//! A.\n#[cfg(test)]\nmod tests {{\n{}}}\n", "const A: u8 = 1;\n".repeat(520));
         check("agent/src/a.rs", &tests, &[]);
+        check("agent/src/a/tests/b.rs", &"const A: u8 = 1;\n".repeat(520), &[]);
     }
 }

@@ -29,7 +29,8 @@ impl<'t> Source<'t> {
 
     /// Lines of code before the module of unit tests, numbered from 1; none in a file that is such a module.
     pub(super) fn tested_code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let all_tests = self.name.ends_with("/tests.rs");
+        let within = self.name.split_once("/src/").map_or("", |(_, within)| within);
+        let all_tests = self.name.ends_with("/tests.rs") || within.contains("tests/");
         let begins_tests = move |line: &str| all_tests || line.trim_start().starts_with("#[cfg(test)]");
         self.code_lines().take_while(move |(_, line)| !begins_tests(line))
     }
