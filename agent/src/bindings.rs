@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ struct Bound {
     tool: Option<Arc<str>>,
     /// That the session was opened in, once that is known.
     revision: Option<Revision>,
+    /// Which of the server's endpoints gave it, where there are several.
+    replica: Option<SocketAddr>,
     used: Instant,
 }
 
@@ -109,6 +112,8 @@ pub struct Binding {
     /// By its date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revision: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replica: Option<SocketAddr>,
     /// Since it was last used.
     idle_ms: u64,
 }
@@ -129,7 +134,8 @@ fn binding(kind: Kind, Key { server, id }: &Key, bound: &Bound) -> Binding {
     let idle_ms = u64::try_from(bound.used.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (server, caller) = (name(server), name(&bound.caller));
     let revision = bound.revision.map(|revision| revision.as_str().into());
-    Binding { kind, server, caller, id: id.clone(), tool: bound.tool.clone(), revision, idle_ms }
+    let (id, tool, replica) = (id.clone(), bound.tool.clone(), bound.replica);
+    Binding { kind, server, caller, id, tool, revision, replica, idle_ms }
 }
 
 /// Tells another process of a binding.
@@ -162,6 +168,21 @@ pub struct Found {
     pub tool: Option<Arc<str>>,
     /// The revision that it was opened in, likewise.
     pub revision: Option<Revision>,
+    /// Which of the server's endpoints gave it, where there are several.
+    pub replica: Option<SocketAddr>,
+}
+
+/// Who gave an id to whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Giving<'g> {
+    /// To whom.
+    pub caller: &'g Identity,
+    /// Who.
+    pub server: &'g Identity,
+    /// Which of the server's endpoints, where there are several.
+    pub replica: Option<SocketAddr>,
+    /// When.
+    pub now: Instant,
 }
 
 impl Bindings {
@@ -212,7 +233,8 @@ impl Bindings {
                 continue;
             };
             let used = now.checked_sub(Duration::from_millis(one.idle_ms)).unwrap_or(now);
-            self.put(one.kind, &caller, &server, &one.id, one.tool.clone(), used);
+            let giving = Giving { caller: &caller, server: &server, replica: one.replica, now: used };
+            self.put(one.kind, giving, &one.id, one.tool.clone());
             if let Some(revision) = one.revision.as_deref().and_then(|date| Revision::named(date.as_bytes()))
             {
                 self.agreed(&caller, &server, &one.id, revision);
@@ -229,8 +251,8 @@ impl Bindings {
     ///
     /// There is always room: a caller that opens sessions without end loses its own oldest ones first. Who comes back
     /// to such a one is told 404 and opens another, as MCP has it (2025-03-26, session management).
-    pub fn bind_session(&self, caller: &Identity, server: &Identity, id: &str, now: Instant) -> bool {
-        self.put(Kind::Session, caller, server, id, None, now)
+    pub fn bind_session(&self, giving: Giving<'_>, id: &str) -> bool {
+        self.put(Kind::Session, giving, id, None)
     }
 
     /// The revision that `server` has opened the caller's session in.
@@ -245,26 +267,12 @@ impl Bindings {
     }
 
     /// Binds a task that `server` made of a call of `tool`, in the same way.
-    pub fn bind_task(
-        &self,
-        caller: &Identity,
-        server: &Identity,
-        id: &str,
-        tool: &str,
-        now: Instant,
-    ) -> bool {
-        self.put(Kind::Task, caller, server, id, Some(tool.into()), now)
+    pub fn bind_task(&self, giving: Giving<'_>, id: &str, tool: &str) -> bool {
+        self.put(Kind::Task, giving, id, Some(tool.into()))
     }
 
-    fn put(
-        &self,
-        kind: Kind,
-        caller: &Identity,
-        server: &Identity,
-        id: &str,
-        tool: Option<Arc<str>>,
-        now: Instant,
-    ) -> bool {
+    fn put(&self, kind: Kind, giving: Giving<'_>, id: &str, tool: Option<Arc<str>>) -> bool {
+        let Giving { caller, server, replica, now } = giving;
         let is_too_long = |text: &str| text.len() > ID_BYTES_MAX;
         if id.is_empty() || is_too_long(id) || tool.as_deref().is_some_and(is_too_long) {
             return false;
@@ -277,12 +285,13 @@ impl Bindings {
         if let Some(bound) = shard.get_mut(&key).filter(is_alive) {
             let own = bound.caller == *caller;
             if own {
-                bound.used = now;
+                // Whoever gave it last has it.
+                (bound.used, bound.replica) = (now, replica);
             }
             return own;
         }
         make_room(&mut shard, caller, table.shard_max, table.idle_max, now);
-        let bound = Bound { caller: caller.clone(), tool, revision: None, used: now };
+        let bound = Bound { caller: caller.clone(), tool, revision: None, replica, used: now };
         if let Some(successor) = &*self.successor.read().unwrap_or_else(PoisonError::into_inner) {
             successor(&binding(kind, &key, &bound));
         }
@@ -299,7 +308,8 @@ impl Bindings {
             Some(bound) if bound.caller != *caller => whose(Use::Foreign),
             Some(bound) => {
                 bound.used = now;
-                Found { whose: Use::Own, tool: bound.tool.clone(), revision: bound.revision }
+                let (tool, revision, replica) = (bound.tool.clone(), bound.revision, bound.replica);
+                Found { whose: Use::Own, tool, revision, replica }
             }
             None => whose(Use::Unknown),
         }
@@ -334,6 +344,10 @@ mod tests {
         Identity::new("example.org", "default", app).unwrap()
     }
 
+    fn giving<'g>(caller: &'g Identity, server: &'g Identity, now: Instant) -> Giving<'g> {
+        Giving { caller, server, replica: None, now }
+    }
+
     /// Room for so many of each kind, for so long.
     fn bindings(count_max: usize, idle_max: Duration) -> Bindings {
         let limits = Limits {
@@ -351,8 +365,8 @@ mod tests {
         let bindings = bindings(64, Duration::from_secs(3600));
         let now = Instant::now();
         let late = now + Duration::from_secs(3600);
-        assert!(bindings.bind_session(&id("alice"), &id("docs"), "s1", now));
-        assert!(bindings.bind_task(&id("alice"), &id("docs"), "t1", "search", now));
+        assert!(bindings.bind_session(giving(&id("alice"), &id("docs"), now), "s1"));
+        assert!(bindings.bind_task(giving(&id("alice"), &id("docs"), now), "t1", "search"));
         for (kind, own, tool) in [(Kind::Session, "s1", None), (Kind::Task, "t1", Some("search"))] {
             let check = |caller: &str, server: &str, named: &str, at: Instant| {
                 bindings.used_by(kind, &id(caller), &id(server), named, at).whose
@@ -365,11 +379,17 @@ mod tests {
             assert_eq!(check("bob", "docs", own, late), Use::Unknown);
             assert_eq!(check("alice", "docs", own, late), Use::Unknown);
         }
-        assert!(!bindings.bind_session(&id("bob"), &id("docs"), "s1", now), "it is alice's");
-        assert!(!bindings.bind_task(&id("bob"), &id("docs"), "t1", "search", now), "it is alice's");
-        assert!(!bindings.bind_task(&id("bob"), &id("docs"), &"t".repeat(513), "search", now), "too long");
-        assert!(bindings.bind_task(&id("bob"), &id("docs"), "s1", "search", now), "another kind");
-        assert!(bindings.bind_task(&id("bob"), &id("docs"), "t1", "search", late), "nobody's any more");
+        assert!(!bindings.bind_session(giving(&id("bob"), &id("docs"), now), "s1"), "it is alice's");
+        assert!(!bindings.bind_task(giving(&id("bob"), &id("docs"), now), "t1", "search"), "it is alice's");
+        assert!(
+            !bindings.bind_task(giving(&id("bob"), &id("docs"), now), &"t".repeat(513), "search"),
+            "too long"
+        );
+        assert!(bindings.bind_task(giving(&id("bob"), &id("docs"), now), "s1", "search"), "another kind");
+        assert!(
+            bindings.bind_task(giving(&id("bob"), &id("docs"), late), "t1", "search"),
+            "nobody's any more"
+        );
         assert_eq!(bindings.used_by(Kind::Task, &id("alice"), &id("docs"), "t1", late).whose, Use::Foreign);
         bindings.end_session(&id("docs"), "s1");
         assert_eq!((bindings.count(Kind::Session), bindings.count(Kind::Task)), (0, 2));
@@ -379,16 +399,19 @@ mod tests {
     fn ids_are_handed_over_with_their_callers_tools_and_ages() {
         let now = Instant::now();
         let (old, new) = (bindings(64, Duration::from_secs(10)), bindings(64, Duration::from_secs(10)));
-        assert!(old.bind_session(&id("alice"), &id("docs"), "s1", now));
-        assert!(old.bind_task(&id("alice"), &id("docs"), "t1", "search", now));
+        assert!(old.bind_session(giving(&id("alice"), &id("docs"), now), "s1"));
+        assert!(old.bind_task(giving(&id("alice"), &id("docs"), now), "t1", "search"));
         old.agreed(&id("alice"), &id("docs"), "s1", Revision::June2025);
+        let replica = Some("192.0.2.1:80".parse().unwrap());
+        let (alice, docs) = (id("alice"), id("docs"));
+        assert!(old.bind_session(Giving { replica, ..giving(&alice, &docs, now) }, "s3"));
         let (successor, later) = std::sync::mpsc::channel();
         let exported = old.export(Box::new(move |binding| successor.send(binding.clone()).unwrap()));
-        assert_eq!(exported.len(), 2);
+        assert_eq!(exported.len(), 3);
         let text = serde_json::to_string(&exported).unwrap();
         new.import(&serde_json::from_str::<Vec<Binding>>(&text).unwrap());
-        assert!(old.bind_session(&id("bob"), &id("docs"), "s2", now), "bound while it drains");
-        assert!(old.bind_task(&id("bob"), &id("docs"), "t2", "add", now), "bound while it drains");
+        assert!(old.bind_session(giving(&id("bob"), &id("docs"), now), "s2"), "bound while it drains");
+        assert!(old.bind_task(giving(&id("bob"), &id("docs"), now), "t2", "add"), "bound while it drains");
         old.agreed(&id("bob"), &id("docs"), "s2", Revision::November2025);
         old.agreed(&id("bob"), &id("docs"), "s1", Revision::March2025);
         new.import(&later.try_iter().collect::<Vec<_>>());
@@ -399,6 +422,8 @@ mod tests {
         let agreed = |caller: &str, named: &str| {
             new.used_by(Kind::Session, &id(caller), &id("docs"), named, now).revision
         };
+        let of = |named| new.used_by(Kind::Session, &id("alice"), &id("docs"), named, now).replica;
+        assert_eq!((of("s3"), of("s1")), (replica, None));
         assert_eq!(agreed("alice", "s1"), Some(Revision::June2025), "bob cannot agree for her");
         assert_eq!(agreed("bob", "s2"), Some(Revision::November2025), "told after the session");
         assert_eq!(agreed("bob", "s1"), None, "another's");
@@ -408,7 +433,8 @@ mod tests {
         assert_eq!(used(Kind::Task, "alice", "t1"), (Use::Own, Some("search".to_owned())));
         assert_eq!(used(Kind::Task, "bob", "t2"), (Use::Own, Some("add".to_owned())));
         assert_eq!(used(Kind::Task, "bob", "t1"), (Use::Foreign, None));
-        let aged = Binding { idle_ms: 9_000, ..exported[0].clone() };
+        let aged =
+            Binding { idle_ms: 9_000, ..exported.iter().find(|one| &*one.id == "s1").unwrap().clone() };
         let third = bindings(64, Duration::from_secs(10));
         third.import(&[aged]);
         let at = Instant::now() + Duration::from_secs(2);
@@ -429,10 +455,10 @@ mod tests {
     fn a_caller_that_opens_sessions_without_end_loses_its_own() {
         let sessions = bindings(64 * SHARDS, Duration::from_secs(3600));
         let start = Instant::now();
-        assert!(sessions.bind_session(&id("calm"), &id("docs"), "kept", start));
+        assert!(sessions.bind_session(giving(&id("calm"), &id("docs"), start), "kept"));
         for n in 0..10_000 {
             let now = start + Duration::from_millis(n);
-            assert!(sessions.bind_session(&id("greedy"), &id("docs"), &format!("g{n}"), now));
+            assert!(sessions.bind_session(giving(&id("greedy"), &id("docs"), now), &format!("g{n}")));
         }
         let count = sessions.count(Kind::Session);
         assert!(count <= 1 + 64 * SHARDS / CALLER_SHARE, "{count}");
@@ -450,8 +476,8 @@ mod tests {
         let bindings = bindings(SHARDS, Duration::from_secs(10));
         for n in 0..2_000 {
             let (caller, now) = (id(&format!("c{n}")), Instant::now());
-            assert!(bindings.bind_session(&caller, &id("s"), &format!("s{n}"), now));
-            assert!(bindings.bind_task(&caller, &id("s"), &format!("t{n}"), "search", now));
+            assert!(bindings.bind_session(giving(&caller, &id("s"), now), &format!("s{n}")));
+            assert!(bindings.bind_task(giving(&caller, &id("s"), now), &format!("t{n}"), "search"));
         }
         assert_eq!((bindings.count(Kind::Session), bindings.count(Kind::Task)), (SHARDS, SHARDS));
     }

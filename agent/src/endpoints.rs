@@ -5,6 +5,7 @@
 //! nobody holds while waiting.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct Open<'e> {
 pub struct Paired {
     caller: Identity,
     server: Identity,
+    /// Which of the server's endpoints the stream is at, where there are several.
+    replica: Option<SocketAddr>,
     endpoint: OnceLock<Box<str>>,
     state: Mutex<State>,
     /// There is something to be told, or it is to end.
@@ -185,7 +188,7 @@ impl Endpoints {
 
     /// A stream of `server`'s to `caller`, which has not named its endpoint.
     #[must_use]
-    pub fn open(&self, caller: &Identity, server: &Identity) -> Open<'_> {
+    pub fn open(&self, caller: &Identity, server: &Identity, replica: Option<SocketAddr>) -> Open<'_> {
         let state = State {
             is_closed: false,
             ends_since: None,
@@ -196,6 +199,7 @@ impl Endpoints {
         let paired = Paired {
             caller: caller.clone(),
             server: server.clone(),
+            replica,
             endpoint: OnceLock::new(),
             state: Mutex::new(state),
             called: Notify::new(),
@@ -242,6 +246,12 @@ impl Drop for Open<'_> {
 impl Paired {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which of the server's endpoints it is at, where there are several.
+    #[must_use]
+    pub fn replica(&self) -> Option<SocketAddr> {
+        self.replica
     }
 
     /// Where its client sends to, once the server has said so.

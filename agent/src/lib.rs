@@ -12,9 +12,9 @@
 //! Around it: [`app`] builds everything, [`config`] is what the operator writes, [`admin`] answers the operator,
 //! [`listeners`] says whose local servers are, [`svid`] has the identities that this node can show and whom it believes, [`ca`]
 //! issues them, [`inspect`] has the TLS that ends here, [`cli`] is the command line; [`bindings`], [`buffer`], [`body`],
-//! [`deadline`], [`discovered`], [`endpoints`], [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`], [`room`],
-//! [`shares`] and [`views`] serve the stages; `workload_api` gives processes their own SVIDs, `ahead` is a socket below
-//! TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
+//! [`deadline`], [`discovered`], [`endpoints`], [`events`], [`file`], [`given`], [`limits`], [`names`], [`netns`], [`pins`],
+//! [`replicas`], [`room`], [`shares`] and [`views`] serve the stages; `workload_api` gives processes their own SVIDs, `ahead` is
+//! a socket below TLS, `bounded` keeps room in tables of callers, `sockdiag` asks the kernel for
 //! TCP sockets.
 
 pub mod admin;
@@ -48,6 +48,7 @@ pub mod peer;
 pub mod pins;
 pub mod proxy;
 pub mod record;
+pub mod replicas;
 pub mod respond;
 pub mod room;
 pub mod shares;

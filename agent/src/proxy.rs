@@ -33,7 +33,7 @@ use toolgate_core::workload::Unidentified;
 use crate::app::{Worker, Working};
 use crate::capture::Captured;
 use crate::config::Resources;
-use crate::forward::{self, ForwardError, Leg, Upstream};
+use crate::forward::{self, Bound, BoundBy, ForwardError, Leg, Upstream};
 use crate::identify::Origin;
 use crate::inspect::Name as TlsName;
 use crate::io::Io;
@@ -285,7 +285,7 @@ impl Turn<'_> {
             taken => taken.and_then(Result::ok),
         };
         let leg = forward::leg(caller, server, self.tls());
-        match self.sent(permitted, target, &leg, watch, entry).await {
+        match self.sent(permitted, target, (&leg, named.bound()), watch, entry).await {
             Ok(upstream) => {
                 if expected.list.is_some() {
                     expected.again = Again::of(&asked, &self.origin.share);
@@ -322,21 +322,26 @@ impl Turn<'_> {
         &self,
         permitted: Permitted<&Asked<'_>>,
         target: Target<'_>,
-        leg: &Leg,
+        (leg, bound): (&Leg, Option<Bound>),
         watch: &mut Watch<'_, S>,
         entry: &Entry,
     ) -> Result<Upstream, ForwardError> {
         let node = &*self.worker.node;
+        let session = permitted.get().session;
         let sent = {
             let traceparent = self.traceparent(target, permitted.get(), entry);
             let ways = self.worker.ways();
-            let server = target.server;
-            let sending = pin!(forward::send(permitted, leg, server, &traceparent, &ways, &node.limits));
+            let (server, limits) = (target.server, &node.limits);
+            let sending = pin!(forward::send(permitted, (leg, bound), server, &traceparent, &ways, limits));
             watch.unless_left(sending).await.unwrap_or(Err(ForwardError::ClientLeft))
         };
         for fault in self.worker.pool.faults() {
             // Without a record it is in the log all the same.
             let _ = node.record.event(&fault);
+        }
+        if let (Err(ForwardError::ReplicaGone { by: BoundBy::Session, .. }), Some(session)) = (&sent, session)
+        {
+            node.bindings.end_session(&target.server.identity, session);
         }
         sent
     }
@@ -373,6 +378,7 @@ impl Turn<'_> {
                 owed: expected.owed(),
                 pins: self.pinned(server, &findings),
                 bindings: &node.bindings,
+                replica: upstream.replica(),
                 expected,
                 pages: pages.as_ref(),
                 view: Cell::new(self.view(&leg.caller, target, expected, &findings)),

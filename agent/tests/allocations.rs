@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use toolgate::bindings::{Bindings, Kind};
+use toolgate::bindings::{Bindings, Giving, Kind};
 use toolgate::ca::{Authority, Lives, Plan};
 use toolgate::capture::{Captured, Cookie, Executable, Recorded};
 use toolgate::config::{self, AgentConfig, Resources};
@@ -24,6 +24,7 @@ use toolgate::parse::{self, Client, Expected};
 use toolgate::peer::Tethers;
 use toolgate::pins::Pins;
 use toolgate::record::{self, AuditPlan, Recorder};
+use toolgate::replicas::Replicas;
 use toolgate::respond::{self, Exchange, McpExchange};
 use toolgate::room::housed;
 use toolgate::shares::{Sharer, Shares};
@@ -185,7 +186,10 @@ impl Scene {
         let bindings = Bindings::new(&Limits::default());
         if let Some(session) = session {
             let server = &self.resources.servers[0].identity;
-            assert!(bindings.bind_session(&self.caller, server, session, Instant::now()));
+            assert!(bindings.bind_session(
+                Giving { caller: &self.caller, server, replica: None, now: Instant::now() },
+                session
+            ));
         }
         let namespaces = Namespaces::of(Namespace::new(Cookie::default(), Door::home().unwrap()));
         let (pool, tethers, names) = (Pool::default(), Tethers::default(), Names::new(&Limits::default()));
@@ -194,6 +198,7 @@ impl Scene {
             namespaces: &namespaces,
             names: &names,
             connectors: &Connectors::default(),
+            replicas: &Replicas::default(),
             svids: &self.svids,
             tethers: &tethers,
         };
@@ -266,7 +271,7 @@ impl Scene {
         let expected = Expected::of(&asked, None, None);
         let leg = forward::leg(&self.caller, server, None);
         let mut upstream = {
-            let sending = pin!(forward::send(permitted, &leg, server, "", ways, limits));
+            let sending = pin!(forward::send(permitted, (&leg, None), server, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()
         };
         client.done(&head, &body);
@@ -280,6 +285,7 @@ impl Scene {
                 owed: expected.owed(),
                 pins: None,
                 bindings,
+                replica: None,
                 expected: &expected,
                 pages: None,
                 view: Cell::new(None),

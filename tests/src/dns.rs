@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA};
-use hickory_resolver::proto::rr::{RData, Record, RecordType};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, SRV};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinEncodable as _};
 
 /// The most bytes of an answer by UDP; a longer one is asked for by TCP.
@@ -31,6 +31,8 @@ type Answers = Arc<Mutex<HashMap<String, Answer>>>;
 #[derive(Clone, Debug)]
 enum Answer {
     Addresses(Vec<IpAddr>, u32),
+    /// Priority, name and port of each.
+    Services(Vec<(u16, String, u16)>),
     Silence,
 }
 
@@ -76,6 +78,12 @@ impl Dns {
         self.set(name, Answer::Addresses(addresses.to_vec(), ttl));
     }
 
+    /// From now on a service is at these names and ports, what has less priority first.
+    pub fn has_service(&self, name: &str, services: &[(u16, &str, u16)]) {
+        let services = services.iter().map(|&(priority, name, port)| (priority, name.to_owned(), port));
+        self.set(name, Answer::Services(services.collect()));
+    }
+
     /// From now on nothing is said about a name.
     pub fn is_silent_about(&self, name: &str) {
         self.set(name, Answer::Silence);
@@ -114,6 +122,13 @@ fn answer(answers: &Answers, question: &[u8], bytes_max: usize) -> Option<Vec<u8
     match known {
         Some(Answer::Silence) => return None,
         None => answer.metadata.response_code = ResponseCode::NXDomain,
+        Some(Answer::Services(services)) => {
+            for (priority, target, port) in services.iter().filter(|_| query.query_type() == RecordType::SRV)
+            {
+                let data = RData::SRV(SRV::new(*priority, 0, *port, Name::from_utf8(target).ok()?));
+                answer.add_answer(Record::from_rdata(query.name().clone(), 1, data));
+            }
+        }
         Some(Answer::Addresses(addresses, ttl)) => {
             for address in addresses {
                 let data = match (address, query.query_type()) {

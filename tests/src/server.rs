@@ -100,6 +100,11 @@ impl Server {
         Ok(Self { address, requests, shared, left, listener })
     }
 
+    /// Its next session has this number: those of two servers are to be told apart.
+    pub fn numbers_sessions_from(&self, number: usize) {
+        self.shared.sessions.store(number, Ordering::SeqCst);
+    }
+
     /// From now on, the result for this method; `variant`: for requests whose header `X-Variant` says so, or none says.
     pub fn answers(&self, method: &str, variant: &str, result: &Value) {
         let result = result.to_string().into();

@@ -16,7 +16,7 @@ pub use self::passage::{
     Passage, Undeclared, Unread, Unrecognised, opaque, proxied, undeclared, unnamed, unread_http2,
     unrecognised,
 };
-pub use self::server::{Enforcement, Opaque, Place, Server, Target, Transport};
+pub use self::server::{Endpoint, Enforcement, Opaque, Place, Server, Target, Transport};
 pub use self::tls::{Excluded, Handling, TlsRule, inspected, nameless, tls};
 
 use std::sync::Arc;

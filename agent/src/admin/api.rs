@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use toolgate_core::decision::{Place, Server};
 use toolgate_core::denial::Reason;
 
-use super::{Context, Port, authority, definitions, exec, inspection};
+use super::{Context, Port, authority, definitions, endpoints, exec, inspection};
 use crate::app::bypass::{self, Asked, Bypass, BypassError, Whom};
 use crate::app::canary;
 use crate::bindings::Kind;
@@ -260,6 +260,9 @@ struct ServerStatus<'a> {
     app_id: String,
     address: String,
     path: &'a str,
+    /// Of one that is not local.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    endpoints: Vec<endpoints::Endpoint>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pins: Option<definitions::Counts>,
 }
@@ -293,6 +296,7 @@ fn status(context: &Context) -> serde_json::Value {
                 app_id: server.identity.to_string(),
                 address: place(server),
                 path: &server.path,
+                endpoints: endpoints::all(server, node),
                 pins: definitions::counts(server, node),
             })
             .collect(),
@@ -349,6 +353,7 @@ fn kernel_metrics(context: &Context) -> String {
         u8::from(context.node.svids.failing().is_some())
     );
     definitions::metrics(&mut out, &context.node);
+    endpoints::metrics(&mut out, &context.node);
     canary_metrics(&mut out, context);
     match context.kernel.counters() {
         Ok(counters) => {

@@ -9,6 +9,7 @@ mod api;
 mod authority;
 pub mod client;
 mod definitions;
+mod endpoints;
 mod exec;
 mod inspection;
 

@@ -63,6 +63,7 @@ use crate::names::Names;
 use crate::netns::{self, Namespaces};
 use crate::pins::Pins;
 use crate::record::{self, AuditPlan, Metrics, Recent, Recorder, Writer};
+use crate::replicas::Replicas;
 use crate::shares::Shares;
 use crate::svid::{JoinPlan, Joined, Provider, ProviderPlan, Source, SvidError, Svids};
 use crate::views::Changes;
@@ -99,6 +100,8 @@ pub struct Node {
     pub names: Names,
     /// TLS to external servers.
     pub connectors: Connectors,
+    /// How the endpoints of servers with several are.
+    pub replicas: Replicas,
     /// The ids that callers got from servers.
     pub bindings: Bindings,
     /// What servers gave to callers to come back with.
@@ -177,15 +180,16 @@ impl Node {
             .map_err(|all| texts(&all))
             .and_then(|mut new| {
                 new.generation = self.resources.load().generation + 1;
-                let mut names = self.resources.load().names();
-                names.append(&mut new.names());
-                self.names.follow(names);
+                let mut questions = self.resources.load().questions();
+                questions.append(&mut new.questions());
+                self.names.follow(questions);
                 self.capture(kernel, &new).map_err(|e| vec![e.to_string()])?;
                 Ok(new)
             });
         let refused = match loaded {
             Ok(new) => {
                 let generation = new.generation;
+                self.replicas.keep(|server| new.servers.iter().any(|one| one.identity == *server));
                 self.resources.store(Arc::new(new));
                 self.changes.tell();
                 tracing::info!(generation, "configuration reloaded");
@@ -199,7 +203,7 @@ impl Node {
                 errors
             }
         };
-        self.names.follow(self.resources.load().names());
+        self.names.follow(self.resources.load().questions());
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 }
@@ -296,7 +300,7 @@ async fn live(options: Options, inherited: Option<Inherited>) -> Result<(), AppE
     let home = namespaces.home().cookie;
     kernel.serve(home, netns::ipv6_leads_out(), &listeners.v4, &listeners.v6).map_err(AppError::Capture)?;
     let (node, writer) = build(&options, agent, resources, mode, namespaces, pulse, kept)?;
-    node.names.follow(node.resources.load().names());
+    node.names.follow(node.resources.load().questions());
     // What is captured by name is so at the addresses that are known then.
     node.names.settled().await;
     let life = Life { node, kernel, options, lock, sockets, exec_root, heart, predecessor };
@@ -416,6 +420,7 @@ fn build(
         namespaces,
         names: Names::new(&limits),
         connectors,
+        replicas: Replicas::default(),
         inspection,
         bindings: Bindings::new(&limits),
         given: Given::new(limits.given_max, limits.given_time_max),

@@ -12,7 +12,7 @@ use crate::capture::cgroup;
 use crate::capture::{CaptureError, CapturedCgroup, Destination, Destinations, Plan, Scope};
 use crate::config::{self, AgentConfig, Resources};
 use crate::forward::refusal;
-use crate::names::Names;
+use crate::names::{Names, Question};
 use crate::netns::{CANARY, Namespaces, Root};
 
 /// Why there is no plan.
@@ -109,8 +109,8 @@ fn by_name(resources: &Resources, namespaces: &Namespaces, names: &Names) -> Vec
         let known = match &external.host {
             Host::Address(address) => vec![*address],
             Host::Name(name) => {
-                let known = names.known(name);
-                known.iter().flat_map(|known| &known.lately).map(|(address, _)| *address).collect()
+                let known = names.known(&Question::Addresses(name.clone()));
+                known.iter().flat_map(|known| &known.lately).map(|(found, _)| found.ip).collect()
             }
         };
         let at = |ip, port| SocketAddr::new(ip, port);

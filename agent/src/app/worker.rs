@@ -117,8 +117,8 @@ impl Worker {
     #[must_use]
     pub fn ways(&self) -> Ways<'_> {
         let (pool, tethers, node) = (&self.pool, &self.tethers, &*self.node);
-        let Node { namespaces, names, connectors, svids, .. } = node;
-        Ways { pool, namespaces, names, connectors, svids, tethers }
+        let Node { namespaces, names, connectors, replicas, svids, .. } = node;
+        Ways { pool, namespaces, names, connectors, replicas, svids, tethers }
     }
 
     /// Marks a request as running until the guard is dropped.

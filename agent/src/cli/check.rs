@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::exit::ConfigurationError;
 use super::{Config, print_json};
 use crate::config::{self, Diagnostic, Severity};
-use crate::{app, listeners};
+use crate::{app, listeners, names};
 
 /// What `check` takes.
 #[derive(Debug, Args)]
@@ -58,6 +58,7 @@ impl Check {
             listeners::check(&resources, &agent.trust_domain).context("cannot look at listening sockets")?;
         let (wrong, unsure): (Vec<_>, Vec<_>) =
             listening.into_iter().partition(|finding| finding.severity == Severity::Error);
+        let explanation = explanation + &names::look(resources.questions(), &agent.limits)?;
         Ok(Found {
             explanation,
             warnings: resources.warnings.into_iter().chain(unsure).collect(),

@@ -73,6 +73,9 @@ fn words(status: &Value) -> String {
             text(server, "path"),
             pins(&server["pins"])
         );
+        for endpoint in rows(&server["endpoints"]) {
+            let _ = writeln!(out, "  endpoint {}", self::endpoint(endpoint));
+        }
     }
     for error in rows(&status["refused_configuration"]).iter().filter_map(Value::as_str) {
         let _ = writeln!(out, "\na changed configuration was not taken over:\n{error}");
@@ -80,6 +83,16 @@ fn words(status: &Value) -> String {
     requests(&mut out, rows(&status["requests"]));
     recent(&mut out, rows(&status["recent"]));
     out
+}
+
+/// Where it is, how it is, and why.
+fn endpoint(of: &Value) -> String {
+    let state = text(of, "state").replace('_', " ");
+    let left = of["seconds_left"].as_u64().map(|left| format!(" for {left} s yet")).unwrap_or_default();
+    let reason = of["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let calls = of["outstanding"].as_u64().filter(|calls| *calls > 0);
+    let calls = calls.map(|calls| format!(", {calls} calls")).unwrap_or_default();
+    format!("{}: {state}{left}{calls}{reason}", text(of, "address"))
 }
 
 /// What of a server's definitions is approved.

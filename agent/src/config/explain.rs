@@ -207,6 +207,9 @@ fn outside(external: &External) -> String {
         }
         (None, _) => text.push_str(", without TLS"),
     }
+    if external.is_elsewhere() {
+        let _ = write!(text, ", dialled at {}", listed(external.endpoints.iter(), "or"));
+    }
     if external.allow_private {
         text.push_str(", also at addresses that are no public ones (allow_private)");
     }

@@ -1,13 +1,13 @@
 //! Where a Server is: behind this agent, behind another one, or behind none.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_saphyr::Spanned;
 use toolgate_core::address;
-use toolgate_core::decision::{External, Host, Opaque, Place, Proof, Server, Transport};
+use toolgate_core::decision::{Endpoint, External, Host, Opaque, Place, Proof, Server, Transport};
 use toolgate_core::workload::Sha256;
 
 use super::diagnostic::Diagnostic;
@@ -17,6 +17,8 @@ use super::words::{self, Findings};
 
 /// Where an agent listens for others unless something else is said.
 const PEER_PORT: u16 = 15008;
+/// The most endpoints of one server.
+const ENDPOINTS_MAX: usize = 64;
 /// The most bytes of a `ca_file`.
 const ROOTS_BYTES_MAX: u64 = 1 << 20;
 
@@ -91,16 +93,53 @@ fn read_peer(
         findings.push(fault.help("write it into the Server of the node where it is `local`"));
     }
     let endpoints = match &peer.endpoints {
-        None => vec![SocketAddr::new(address.ip(), PEER_PORT)],
-        Some(list) => {
-            if list.value.is_empty() {
-                let fault = source.error(list, "`endpoints` is empty, so the agent there is nowhere");
-                findings.push(fault.help("name at least one, or leave it out for port 15008 of `address`"));
-            }
-            list.value.iter().filter_map(|word| findings.keep(words::address(source, word))).collect()
-        }
+        None => [Endpoint::Address(SocketAddr::new(address.ip(), PEER_PORT))].into(),
+        Some(list) => read_endpoints(source, list, "leave it out for port 15008 of `address`", findings),
     };
-    Place::Peer { address, endpoints: endpoints.into() }
+    Place::Peer { address, endpoints }
+}
+
+fn read_endpoints(
+    source: &Source,
+    list: &Spanned<Vec<Spanned<String>>>,
+    or: &str,
+    findings: &mut Findings,
+) -> Arc<[Endpoint]> {
+    if list.value.is_empty() {
+        let fault = source.error(list, "`endpoints` is empty, so the server is nowhere");
+        findings.push(fault.help(format!("name at least one, or {or}")));
+    }
+    if list.value.len() > ENDPOINTS_MAX {
+        let message = format!("{} endpoints are more than {ENDPOINTS_MAX}", list.value.len());
+        findings.push(source.error(list, message).help("give them one name in DNS"));
+    }
+    let mut all: Vec<Endpoint> = Vec::new();
+    for word in &list.value {
+        let Some(endpoint) = findings.keep(read_endpoint(source, word)) else { continue };
+        if all.contains(&endpoint) {
+            findings.push(source.error(word, "this is named twice").help("keep one of them"));
+        }
+        all.push(endpoint);
+    }
+    all.into()
+}
+
+/// `192.0.2.1:443`, `[2001:db8::1]:443`, `a.example.com:443`, `srv:_mcp._tcp.example.com`.
+fn read_endpoint(source: &Source, word: &Spanned<String>) -> Result<Endpoint, Diagnostic> {
+    let text = &word.value;
+    if let Some(service) = text.strip_prefix("srv:") {
+        let name =
+            Host::read(service).and_then(|host| if let Host::Name(name) = host { Some(name) } else { None });
+        return name.map(Endpoint::Service).ok_or_else(|| {
+            let fault = source.error(word, format!("`{service}` is no name of a service"));
+            fault.help("write it as DNS has it: `srv:_mcp._tcp.example.com`")
+        });
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    match (Host::read(host), port.parse().ok().filter(|port| *port != 0)) {
+        (Some(Host::Name(name)), Some(port)) => Ok(Endpoint::Name { name, port }),
+        _ => words::address(source, word).map(Endpoint::Address),
+    }
 }
 
 fn read_external(
@@ -123,14 +162,15 @@ fn read_external(
         return None;
     };
     let url = findings.keep(Url::read(source, word))?;
-    let ExternalSpec { http_port, allow_private, ca_file, pins, .. } = &external.value;
+    let ExternalSpec { http_port, allow_private, ca_file, pins, endpoints, .. } = &external.value;
     let allow_private = allow_private.as_ref().is_some_and(|allow| allow.value);
-    if let Host::Address(literal) = url.host
-        && let Some(special) = address::special(literal)
-        && !allow_private
-    {
-        let fault = source.error(word, format!("`{literal}` is no public address ({special})"));
-        findings.push(fault.help("write `allow_private: true` if the server is meant to be there"));
+    let public = |at: &Spanned<String>, literal: IpAddr| {
+        let special = address::special(literal).filter(|_| !allow_private)?;
+        let fault = source.error(at, format!("`{literal}` is no public address ({special})"));
+        Some(fault.help("write `allow_private: true` if the server is meant to be there"))
+    };
+    if let Host::Address(literal) = url.host {
+        public(word, literal).into_iter().for_each(|fault| findings.push(fault));
     }
     if let Some(port) = http_port.as_ref().filter(|port| port.value == 0) {
         let fault = source.error(port, "nobody can connect to port 0");
@@ -157,7 +197,15 @@ fn read_external(
         None
     };
     let http_port = http_port.as_ref().map(|port| port.value);
-    let place = External::new(url.host, url.port, tls, http_port, allow_private);
+    let mut place = External::new(url.host, url.port, tls, http_port, allow_private);
+    if let Some(list) = endpoints {
+        let endpoints = read_endpoints(source, list, "leave it out for the host of `url`", findings);
+        for word in &list.value {
+            let literal = word.value.parse().ok().map(|address: SocketAddr| address.ip());
+            literal.and_then(|ip| public(word, ip)).into_iter().for_each(|fault| findings.push(fault));
+        }
+        place = place.at(endpoints);
+    }
     Some(Found { place: Place::External(Arc::new(place)), path: Some(url.path) })
 }
 

@@ -22,6 +22,7 @@ use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
 use super::source::{Source, did_you_mean};
 use super::words::{self, Findings, choice};
+use crate::names::Question;
 
 /// One generation of resources. All that decides a request comes from one of these.
 #[derive(Debug, Default)]
@@ -100,14 +101,15 @@ impl Resources {
         })
     }
 
-    /// The names that are to be resolved for them.
+    /// What is to be asked of name servers: where servers are, and where their clients may connect to.
     #[must_use]
-    pub fn names(&self) -> BTreeSet<Box<str>> {
-        let names = self.externals().filter_map(|external| match &external.host {
-            Host::Name(name) => Some(name.clone()),
+    pub fn questions(&self) -> BTreeSet<Question> {
+        let hosts = self.externals().filter_map(|external| match &external.host {
+            Host::Name(name) => Some(Question::Addresses(name.clone())),
             Host::Address(_) => None,
         });
-        names.collect()
+        let endpoints = self.servers.iter().flat_map(|server| server.endpoints());
+        hosts.chain(endpoints.filter_map(Question::of)).collect()
     }
 
     /// Whether the TLS of this caller is read.

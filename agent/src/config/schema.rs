@@ -156,6 +156,7 @@ keys! {
         allow_private: Given<bool>,
         ca_file: Given<String>,
         pins: Given<Vec<Spanned<String>>>,
+        endpoints: Given<Vec<Spanned<String>>>,
     }
 
     /// `spec:` of a Policy.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toolgate_core::denial::Reason;
 
-use super::{Refusal, TlsError};
+use super::{BoundBy, Refusal, TlsError};
 use crate::limits::Limit;
 use crate::names::NameError;
 use crate::netns::NetnsError;
@@ -46,6 +46,19 @@ pub enum ForwardError {
         address: SocketAddr,
         /// Why not.
         cause: peer::ConnectError,
+    },
+    /// The endpoint that has what the request is about is no more.
+    #[error(
+        "{address}, the endpoint that has what this is about, is gone{}: its client is to begin anew",
+        cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default()
+    )]
+    ReplicaGone {
+        /// Where it was.
+        address: SocketAddr,
+        /// What binds the request to it.
+        by: BoundBy,
+        /// Why it cannot be reached; `None`: its server does not have it any more.
+        cause: Option<Box<ForwardError>>,
     },
     /// It has no address.
     #[error("the server has no address; name one in its Server")]
@@ -161,6 +174,7 @@ impl ForwardError {
             | Self::Send { .. }
             | Self::Namespace { .. }
             | Self::TunnelEnded { .. } => (Reason::ServerUnreachable, 502),
+            Self::ReplicaGone { by, .. } => by.reason(),
             Self::Name(_) => (Reason::NameUnresolved, 502),
             Self::Refused { .. } => (Reason::AddressRefused, 502),
             Self::Tls { .. } => (Reason::ServerUnproven, 502),
@@ -184,6 +198,7 @@ impl ForwardError {
             Self::Name(NameError::Slow { .. }) => Some(Limit::ResolveTime),
             Self::Name(_)
             | Self::Nowhere
+            | Self::ReplicaGone { .. }
             | Self::Refused { .. }
             | Self::Tls { .. }
             | Self::Connect { .. }

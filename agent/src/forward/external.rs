@@ -1,21 +1,18 @@
 //! The way to an external server: an address that its name leads to, checked, and that very address dialled.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use toolgate_core::address::{Special, special};
-use toolgate_core::decision::{External, Host};
+use toolgate_core::decision::External;
 
 use super::{ForwardError, Upstream, Ways, connect};
 use crate::deadline::timeout;
 use crate::io::Io;
 use crate::limits::Limits;
 use crate::netns::Namespaces;
-
-/// How many of a server's addresses are tried for one request.
-const TRIES: usize = 3;
 
 /// Why an address is none for an external server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,13 +49,27 @@ pub fn refusal(external: &External, address: SocketAddr, namespaces: &Namespaces
     special(address.ip()).map(Refusal::Special).or_else(|| of_host().then_some(Refusal::Own))
 }
 
-/// Connects to a server at one of its addresses, within TLS where its URL says so.
+/// Dials an address of a server, if it may have that.
+pub(super) async fn dial(
+    external: &External,
+    address: SocketAddr,
+    ways: &Ways<'_>,
+    limits: &Limits,
+) -> Result<TcpStream, ForwardError> {
+    match refusal(external, address, ways.namespaces) {
+        Some(why) => Err(ForwardError::Refused { server: external.to_string().into(), address, why }),
+        None => connect(address, ways.namespaces.home(), limits).await,
+    }
+}
+
+/// The same within TLS, where its URL says so.
 pub(super) async fn connect_external(
     external: &Arc<External>,
+    address: SocketAddr,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let (plain, address) = dial(external, ways, limits).await?;
+    let plain = dial(external, address, ways, limits).await?;
     let Some(proof) = &external.tls else { return Ok(Upstream::new(Io::Plain(plain), address)) };
     let limit = limits.handshake_time_max;
     let shaken = timeout(limit, ways.connectors.connect(plain, external, proof)).await;
@@ -67,34 +78,4 @@ pub(super) async fn connect_external(
         .map_err(|_| ForwardError::HandshakeTimeout { address, limit })?
         .map_err(|cause| ForwardError::Tls { server: server(), address, cause: Box::new(cause) })?;
     Ok(Upstream::new(Io::Tls(Box::new(tls)), address))
-}
-
-/// Connects to the first of a server's addresses that answers.
-pub(super) async fn dial(
-    external: &External,
-    ways: &Ways<'_>,
-    limits: &Limits,
-) -> Result<(TcpStream, SocketAddr), ForwardError> {
-    let found = match &external.host {
-        Host::Address(address) => vec![*address],
-        Host::Name(name) => ways.names.addresses(name).await?.addresses.clone(),
-    };
-    let mut failed = None;
-    let mut refused = None;
-    let mut tries = 0;
-    for address in found.into_iter().map(|ip: IpAddr| SocketAddr::new(ip, external.port)) {
-        if let Some(why) = refusal(external, address, ways.namespaces) {
-            refused = Some(ForwardError::Refused { server: external.to_string().into(), address, why });
-            continue;
-        }
-        match connect(address, ways.namespaces.home(), limits).await {
-            Ok(plain) => return Ok((plain, address)),
-            Err(error) => failed = Some(error),
-        }
-        tries += 1;
-        if tries == TRIES {
-            break;
-        }
-    }
-    Err(failed.or(refused).unwrap_or(ForwardError::Nowhere))
 }

@@ -3,6 +3,7 @@
 //! An upstream connection serves one (caller, server). It waits in its thread's pool between two requests; one that
 //! says anything while it waits is closed.
 
+mod endpoints;
 mod error;
 mod external;
 mod passage;
@@ -10,6 +11,7 @@ mod pool;
 mod tls;
 mod undeclared;
 
+pub use endpoints::{Bound, BoundBy, candidates_now};
 pub use error::ForwardError;
 pub use external::{Refusal, refusal};
 pub use passage::{first_to_speak, pass, relay, secure};
@@ -24,6 +26,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use crate::deadline::timeout;
 use rustls::pki_types::ServerName;
@@ -40,6 +43,7 @@ use crate::names::Names;
 use crate::netns::{Namespace, Namespaces};
 use crate::parse::{Asked, Request};
 use crate::peer::{self, Tethers};
+use crate::replicas::{Busy, Replicas};
 use crate::svid::Svids;
 
 /// Whom an upstream connection serves.
@@ -73,6 +77,8 @@ pub struct Ways<'w> {
     pub names: &'w Names,
     /// TLS to external servers.
     pub connectors: &'w Connectors,
+    /// How the endpoints of servers with several are.
+    pub replicas: &'w Replicas,
     /// Whom callers are shown as to other agents, and which of those are believed.
     pub svids: &'w Svids,
     /// What ends connections to other agents in time.
@@ -90,33 +96,33 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// The server replied before it had the whole request: nothing can be sent after that.
     pub cut: bool,
+    /// The endpoint that it goes to, of several: it counts as busy.
+    busy: Option<Busy>,
+    /// What it gives is bound to its address: its server may be at others.
+    binds: bool,
 }
 
 /// Sends a permitted request over a connection of this caller to this server, and returns that connection: the
-/// reply is the next that it says. `traceparent` comes in the place of the caller's, unless it is empty.
+/// reply is the next that it says. `traceparent` comes in the place of the caller's, unless it is empty. `bound`: which of the
+/// server's endpoints the request must go to.
 ///
 /// # Errors
 /// [`ForwardError`]; the request may have reached the server in the case of `Send`.
 pub async fn send(
     permitted: Permitted<&Asked<'_>>,
-    leg: &Leg,
+    (leg, bound): (&Leg, Option<Bound>),
     server: &Server,
     traceparent: &str,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut upstream = match (ways.pool.checkout(leg, limits), &leg.place) {
-        (Some(idle), _) => idle,
-        (None, Place::Local { address }) => {
-            let plain = connect(*address, ways.namespaces.home(), limits).await?;
-            let upstream = Upstream::new(Io::Plain(plain), *address);
-            match &leg.tls {
-                Some(name) => upstream.secured(name, ways.connectors, limits).await?,
-                None => upstream,
-            }
-        }
-        (None, Place::Peer { endpoints, .. }) => connect_peer(leg, endpoints, ways, limits).await?,
-        (None, Place::External(external)) => external::connect_external(external, ways, limits).await?,
+    let mut upstream = match &leg.place {
+        Place::Local { address } => match ways.pool.checkout(leg, *address, limits) {
+            Some(idle) => idle,
+            None => connect_local(leg, *address, ways, limits).await?,
+        },
+        Place::Peer { endpoints, .. } => endpoints::reach(leg, endpoints, bound, ways, limits).await?,
+        Place::External(external) => endpoints::reach(leg, &external.endpoints, bound, ways, limits).await?,
     };
     let asked = permitted.into_inner();
     let invoked = asked.request.addressed;
@@ -126,7 +132,10 @@ pub async fn send(
         (Place::Local { .. } | Place::Peer { .. }, None) => Cow::Borrowed(""),
     };
     let changes = Changes { resumes: asked.last_event.is_some(), traceparent, host: &host, invoked };
-    upstream.write_request(&asked.request, changes, limits).await?;
+    upstream
+        .write_request(&asked.request, changes, limits)
+        .await
+        .inspect_err(|error| upstream.failed(error))?;
     Ok(upstream)
 }
 
@@ -144,7 +153,7 @@ pub async fn dial_declared(
         Place::Local { address } | Place::Peer { address, .. } => {
             (connect(*address, ways.namespaces.home(), limits).await?, *address)
         }
-        Place::External(external) => external::dial(external, ways, limits).await?,
+        Place::External(external) => endpoints::dial(external, &server.identity, ways, limits).await?,
     };
     Ok(Upstream::new(Io::Plain(plain), address))
 }
@@ -156,33 +165,35 @@ pub fn leg(caller: &Identity, server: &Server, tls: Option<&ServerName<'static>>
     Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone(), tls }
 }
 
-/// Connects to the agent in front of a server, at the first of its endpoints that answers. One that answers and does not
-/// prove who it is ends the search: nobody may be made to look elsewhere.
-async fn connect_peer(
+async fn connect_local(
     leg: &Leg,
-    endpoints: &[SocketAddr],
+    address: SocketAddr,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut failed = None;
-    for &address in endpoints {
-        let plain = match connect(address, ways.namespaces.home(), limits).await {
-            Ok(plain) => plain,
-            Err(error) => {
-                failed = Some(error);
-                continue;
-            }
-        };
-        let limit = limits.handshake_time_max;
-        let shaken =
-            timeout(limit, peer::connect(plain, address, &leg.caller, &leg.server, ways.svids)).await;
-        let mutual = shaken
-            .map_err(|_| ForwardError::HandshakeTimeout { address, limit })?
-            .map_err(|cause| ForwardError::Peer { address, cause })?;
-        ways.tethers.hold(&mutual.tether);
-        return Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address));
+    let plain = connect(address, ways.namespaces.home(), limits).await?;
+    let upstream = Upstream::new(Io::Plain(plain), address);
+    match &leg.tls {
+        Some(name) => upstream.secured(name, ways.connectors, limits).await,
+        None => Ok(upstream),
     }
-    Err(failed.unwrap_or(ForwardError::Nowhere))
+}
+
+/// Connects to the agent in front of a server, at one of its endpoints.
+async fn connect_peer(
+    leg: &Leg,
+    address: SocketAddr,
+    ways: &Ways<'_>,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    let plain = connect(address, ways.namespaces.home(), limits).await?;
+    let limit = limits.handshake_time_max;
+    let shaken = timeout(limit, peer::connect(plain, address, &leg.caller, &leg.server, ways.svids)).await;
+    let mutual = shaken
+        .map_err(|_| ForwardError::HandshakeTimeout { address, limit })?
+        .map_err(|cause| ForwardError::Peer { address, cause })?;
+    ways.tethers.hold(&mutual.tether);
+    Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address))
 }
 
 /// A socket stays in the namespace that it is made in.
@@ -200,7 +211,30 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
 
 impl Upstream {
     fn new(io: Io, address: SocketAddr) -> Self {
-        Self { io, speaking: false, buffer: Buffer::default(), address, cut: false }
+        Self { io, speaking: false, buffer: Buffer::default(), address, cut: false, busy: None, binds: false }
+    }
+
+    /// Which of the server's endpoints it goes to, where there may be several.
+    #[must_use]
+    pub fn replica(&self) -> Option<SocketAddr> {
+        self.binds.then_some(self.address)
+    }
+
+    /// The server has answered. Who stands in for one that is away is as good as away; 503 is also what one caller is told
+    /// that asks too much.
+    pub fn answered(&self, status: u16) {
+        match (&self.busy, status) {
+            (None, _) => {}
+            (Some(_), 502 | 504) => self.failed(&format_args!("status {status}")),
+            (Some(busy), _) => busy.replica().succeeded(),
+        }
+    }
+
+    /// The server has not answered, and not for its client's sake.
+    pub fn failed(&self, reason: &dyn std::fmt::Display) {
+        if let Some(busy) = &self.busy {
+            busy.replica().failed(reason, Instant::now());
+        }
     }
 
     /// Writes a request with exactly one framing, head and body in one system call.

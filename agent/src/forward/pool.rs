@@ -49,11 +49,12 @@ pub struct IdleFault {
 }
 
 impl Pool {
-    /// A connection that is still quiet and open.
-    pub fn checkout(&self, leg: &Leg, limits: &Limits) -> Option<Upstream> {
+    /// A connection to an address that is still quiet and open.
+    pub fn checkout(&self, leg: &Leg, address: SocketAddr, limits: &Limits) -> Option<Upstream> {
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.get_mut(leg)?;
-        while let Some(mut idle) = waiting.pop() {
+        while let Some(place) = waiting.iter().rposition(|idle| idle.upstream.address == address) {
+            let mut idle = waiting.remove(place);
             if !idle.is_good(limits) {
                 continue;
             }
@@ -77,7 +78,8 @@ impl Pool {
     }
 
     /// Takes a connection back whose last reply ended where it should.
-    pub fn checkin(&self, leg: Leg, upstream: Upstream, limits: &Limits) {
+    pub fn checkin(&self, leg: Leg, mut upstream: Upstream, limits: &Limits) {
+        upstream.busy = None;
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.entry(leg).or_default();
         if waiting.len() < limits.upstream_idle_count_max {

@@ -10,12 +10,14 @@ mod owner;
 mod resolver;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use toolgate_core::decision::Endpoint;
 
 use crate::limits::{Limit, Limits};
 
@@ -34,7 +36,9 @@ pub enum NameError {
         limit: Duration,
     },
     /// DNS says so.
-    #[error("`{name}` has no address: {cause}; correct the `url`, or add the name to `/etc/hosts` or DNS")]
+    #[error(
+        "`{name}` has no address: {cause}; correct the `url` or the endpoint, or add the name to `/etc/hosts` or DNS"
+    )]
     Missing {
         /// The name.
         name: Box<str>,
@@ -57,13 +61,71 @@ pub enum NameError {
     },
 }
 
+/// What is asked of name servers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Question {
+    /// The addresses of a name (A, AAAA).
+    Addresses(Arc<str>),
+    /// Where a service is (SRV, RFC 2782), and the addresses of that.
+    Service(Arc<str>),
+}
+
+impl Question {
+    /// What is asked for an endpoint; `None`: it is known.
+    #[must_use]
+    pub fn of(endpoint: &Endpoint) -> Option<Self> {
+        match endpoint {
+            Endpoint::Address(_) => None,
+            Endpoint::Name { name, .. } => Some(Self::Addresses(name.clone())),
+            Endpoint::Service(name) => Some(Self::Service(name.clone())),
+        }
+    }
+
+    /// The name that it is about.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Addresses(name) | Self::Service(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One place that a name leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// Of a service: less is tried before more.
+    pub priority: u16,
+    /// The address.
+    pub ip: IpAddr,
+    /// Of a service: its port.
+    pub port: Option<u16>,
+}
+
+impl Found {
+    /// With the port that is meant where none was found.
+    #[must_use]
+    pub fn at(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(port))
+    }
+
+    fn shown(self) -> String {
+        self.port.map_or_else(|| self.ip.to_string(), |port| SocketAddr::new(self.ip, port).to_string())
+    }
+}
+
 /// What is known of a name.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// Its addresses, at most `addresses_per_name_max`: of the last answer, or of one before if the last was none.
-    pub addresses: Vec<IpAddr>,
-    /// The same with those that it had before: who has asked earlier may still use them.
-    pub lately: Vec<(IpAddr, Instant)>,
+    /// Where it leads, at most `addresses_per_name_max`: by the last answer, or by one before if the last was none.
+    pub found: Vec<Found>,
+    /// The same with those of answers before: who has asked earlier may still go there.
+    pub lately: Vec<(Found, Instant)>,
     /// Addresses of the last answer that are not used, being more than the limit.
     pub beyond: usize,
     /// Why the last look has failed.
@@ -72,7 +134,7 @@ pub struct Known {
     is_looked_up: bool,
 }
 
-type All = HashMap<Box<str>, Arc<Known>>;
+type All = HashMap<Question, Arc<Known>>;
 
 struct Published {
     known: ArcSwap<All>,
@@ -82,7 +144,7 @@ struct Published {
 /// The names of this node.
 pub struct Names {
     published: Arc<Published>,
-    wanted: watch::Sender<BTreeSet<Box<str>>>,
+    wanted: watch::Sender<BTreeSet<Question>>,
     is_started: Mutex<bool>,
     limits: Limits,
 }
@@ -96,8 +158,8 @@ impl Names {
         Self { published: Arc::new(published), wanted, is_started: Mutex::new(false), limits: limits.clone() }
     }
 
-    /// These names are looked up from now on, others no more.
-    pub fn follow(&self, names: BTreeSet<Box<str>>) {
+    /// These are asked from now on, others no more.
+    pub fn follow(&self, names: BTreeSet<Question>) {
         let mut is_started = self.is_started.lock().unwrap_or_else(PoisonError::into_inner);
         if names.is_empty() && !*is_started {
             return;
@@ -123,11 +185,11 @@ impl Names {
         }
     }
 
-    /// The addresses of a name; waits for the first look at it.
+    /// What is known of a name; waits for the first look at it.
     ///
     /// # Errors
     /// [`NameError`].
-    pub async fn addresses(&self, name: &str) -> Result<Arc<Known>, NameError> {
+    pub async fn answer(&self, name: &Question) -> Result<Arc<Known>, NameError> {
         if let Some(known) = self.known(name).filter(|known| known.is_looked_up) {
             return found(known);
         }
@@ -139,17 +201,17 @@ impl Names {
                     return found(known);
                 }
                 if changed.changed().await.is_err() {
-                    return Err(NameError::Ended { name: name.into() });
+                    return Err(NameError::Ended { name: name.name().into() });
                 }
             }
         };
-        let slow = |_| NameError::Slow { name: name.into(), limit };
+        let slow = |_| NameError::Slow { name: name.name().into(), limit };
         crate::deadline::timeout(limit, waiting).await.map_err(slow)?
     }
 
     /// What is known of a name now.
     #[must_use]
-    pub fn known(&self, name: &str) -> Option<Arc<Known>> {
+    pub fn known(&self, name: &Question) -> Option<Arc<Known>> {
         self.published.known.load().get(name).cloned()
     }
 
@@ -160,9 +222,37 @@ impl Names {
     }
 }
 
+/// Where names lead now, in words, for who checks a configuration; nothing without names.
+///
+/// # Errors
+/// No runtime can be had.
+pub fn look(questions: BTreeSet<Question>, limits: &Limits) -> std::io::Result<String> {
+    if questions.is_empty() {
+        return Ok(String::new());
+    }
+    let names = Names::new(limits);
+    names.follow(questions.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut lines = vec!["names:".to_owned()];
+    for question in questions {
+        lines.push(match runtime.block_on(names.answer(&question)) {
+            Ok(known) => {
+                let all: Vec<String> = known.found.iter().map(|found| found.shown()).collect();
+                let beyond = match known.beyond {
+                    0 => String::new(),
+                    beyond => format!(", and {beyond} more that are not used ({})", Limit::AddressesPerName),
+                };
+                format!("  {question} leads to {}{beyond}", all.join(", "))
+            }
+            Err(error) => format!("  {error}"),
+        });
+    }
+    Ok(lines.join("\n") + "\n")
+}
+
 fn found(known: Arc<Known>) -> Result<Arc<Known>, NameError> {
     match &known.error {
-        Some(error) if known.addresses.is_empty() => Err(error.clone()),
+        Some(error) if known.found.is_empty() => Err(error.clone()),
         Some(_) | None => Ok(known),
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::resolver::{Answer, resolve};
-use super::{All, Known, NameError, Published};
+use super::{All, Known, NameError, Published, Question};
 use crate::limits::Limits;
 
 /// How often it is looked whether the host's own files have changed, where names are followed.
@@ -22,7 +22,7 @@ const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 pub(super) fn start(
     published: Arc<Published>,
-    wanted: watch::Receiver<BTreeSet<Box<str>>>,
+    wanted: watch::Receiver<BTreeSet<Question>>,
     limits: &Limits,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -31,12 +31,12 @@ pub(super) fn start(
     thread.spawn(move || runtime.block_on(owner.run(wanted))).map(drop)
 }
 
-type Looked = (Box<str>, Result<Answer, NameError>);
+type Looked = (Question, Result<Answer, NameError>);
 
 struct Owner {
     published: Arc<Published>,
     /// When each name is to be looked up; `None`: it is being.
-    due: HashMap<Box<str>, Option<Instant>>,
+    due: HashMap<Question, Option<Instant>>,
     files: [Option<(u64, i64, i64)>; 2],
     limits: Limits,
 }
@@ -51,7 +51,7 @@ fn files() -> [Option<(u64, i64, i64)>; 2] {
 
 impl Owner {
     /// Until nobody wants a name any more.
-    async fn run(mut self, mut wanted: watch::Receiver<BTreeSet<Box<str>>>) {
+    async fn run(mut self, mut wanted: watch::Receiver<BTreeSet<Question>>) {
         let mut looking = JoinSet::new();
         let mut tick = tokio::time::interval(FILES_EVERY);
         self.take(&wanted.borrow_and_update().clone());
@@ -84,7 +84,7 @@ impl Owner {
     }
 
     /// Follows these names, and those of them at once that are new.
-    fn take(&mut self, names: &BTreeSet<Box<str>>) {
+    fn take(&mut self, names: &BTreeSet<Question>) {
         self.due.retain(|name, _| names.contains(name));
         for name in names {
             self.due.entry(name.clone()).or_insert_with(|| Some(Instant::now()));
@@ -133,8 +133,11 @@ impl Owner {
             return;
         }
         match &after.error {
-            Some(error) => tracing::warn!(%error, kept = after.addresses.len(), "a Server's name"),
-            None => tracing::info!(%name, addresses = ?after.addresses, beyond = after.beyond, "resolved"),
+            Some(error) => tracing::warn!(%error, kept = after.found.len(), "a Server's name"),
+            None => {
+                let addresses: Vec<String> = after.found.iter().map(|found| found.ip.to_string()).collect();
+                tracing::info!(%name, addresses = addresses.join(" "), beyond = after.beyond, "resolved");
+            }
         }
         self.publish(|known| drop(known.insert(name, Arc::new(after))));
     }
@@ -158,31 +161,30 @@ impl Known {
         self.is_looked_up = true;
         let max = limits.addresses_per_name_max;
         match looked {
-            Ok(Answer { mut addresses, .. }) => {
-                self.beyond = addresses.len().saturating_sub(max);
-                addresses.truncate(max);
-                self.lately.retain(|(one, _)| !addresses.contains(one));
-                let fresh = addresses.iter().map(|one| (*one, now));
+            Ok(Answer { mut found, .. }) => {
+                self.beyond = found.len().saturating_sub(max);
+                found.truncate(max);
+                self.lately.retain(|(one, _)| !found.contains(one));
+                let fresh = found.iter().map(|one| (*one, now));
                 self.lately = fresh.chain(self.lately).collect();
-                (self.addresses, self.error) = (addresses, None);
+                (self.found, self.error) = (found, None);
             }
             Err(error) => self.error = Some(error),
         }
         self.lately.retain(|(_, seen)| now.duration_since(*seen) < limits.name_stale_max);
         self.lately.truncate(2 * max);
         let lately = &self.lately;
-        self.addresses.retain(|address| lately.iter().any(|(one, _)| one == address));
+        self.found.retain(|found| lately.iter().any(|(one, _)| one == found));
         self
     }
 
     /// Whether it leads to the same, in whatever order: name servers rotate their answers.
     fn is_as(&self, other: &Self) -> bool {
-        let sorted =
-            |addresses: &mut dyn Iterator<Item = std::net::IpAddr>| addresses.collect::<BTreeSet<_>>();
-        let lately = |known: &Self| sorted(&mut known.lately.iter().map(|(address, _)| *address));
+        let found = |known: &Self| known.found.iter().copied().collect::<BTreeSet<_>>();
+        let lately = |known: &Self| known.lately.iter().map(|(found, _)| *found).collect::<BTreeSet<_>>();
         self.beyond == other.beyond
             && self.error == other.error
-            && sorted(&mut self.addresses.iter().copied()) == sorted(&mut other.addresses.iter().copied())
+            && found(self) == found(other)
             && lately(self) == lately(other)
     }
 }
@@ -191,9 +193,13 @@ impl Known {
 mod tests {
     use super::*;
 
+    fn found(ip: &str) -> super::super::Found {
+        super::super::Found { priority: 0, ip: ip.parse().unwrap(), port: None }
+    }
+
     fn answer(addresses: &[&str]) -> Result<Answer, NameError> {
-        let addresses = addresses.iter().map(|one| one.parse().unwrap()).collect();
-        Ok(Answer { addresses, ttl: Some(Duration::from_secs(1)) })
+        let found = addresses.iter().map(|one| found(one)).collect();
+        Ok(Answer { found, ttl: Some(Duration::from_secs(1)) })
     }
 
     fn failure() -> Result<Answer, NameError> {
@@ -207,11 +213,11 @@ mod tests {
         let stale = start + limits.name_stale_max;
         let first = Known::default().after(answer(&["192.0.2.1", "192.0.2.2"]), start, &limits);
         let failing = first.after(failure(), stale - Duration::from_millis(1), &limits);
-        assert_eq!((failing.addresses.len(), failing.error.is_some()), (2, true));
+        assert_eq!((failing.found.len(), failing.error.is_some()), (2, true));
         let over = failing.after(failure(), stale, &limits);
-        assert!(over.addresses.is_empty() && over.lately.is_empty());
+        assert!(over.found.is_empty() && over.lately.is_empty());
         let back = over.after(answer(&["192.0.2.3"]), stale, &limits);
-        assert_eq!((back.addresses.len(), back.error), (1, None));
+        assert_eq!((back.found.len(), back.error), (1, None));
     }
 
     #[test]
@@ -221,7 +227,7 @@ mod tests {
         let later = start + Duration::from_secs(60);
         let first = Known::default().after(answer(&["192.0.2.1"]), start, &limits);
         let second = first.clone().after(answer(&["192.0.2.2"]), later, &limits);
-        assert_eq!(second.addresses, ["192.0.2.2".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(second.found, [found("192.0.2.2")]);
         assert_eq!(second.lately.len(), 2);
         assert!(!first.is_as(&second));
         let third = second.after(answer(&["192.0.2.2"]), start + limits.name_stale_max, &limits);
@@ -237,7 +243,7 @@ mod tests {
         for part in 0..4 {
             let turned = [&many[250 * part..], &many[..250 * part]].concat();
             known = known.after(answer(&turned), Instant::now(), &limits);
-            assert_eq!(known.addresses.len(), limits.addresses_per_name_max);
+            assert_eq!(known.found.len(), limits.addresses_per_name_max);
             assert_eq!(known.beyond, 1000 - limits.addresses_per_name_max);
         }
         assert_eq!(known.lately.len(), 2 * limits.addresses_per_name_max);

@@ -10,6 +10,7 @@ use super::Turn;
 use crate::bindings::{Found, Kind};
 use crate::endpoints::Paired;
 use crate::events::Owes;
+use crate::forward::{Bound, BoundBy};
 use crate::given::Between;
 use crate::parse::Asked;
 use crate::record::Entry;
@@ -32,9 +33,15 @@ pub(super) struct Named {
     /// What the server asked that it answers.
     question: Option<Method>,
     is_state_unknown: bool,
+    /// Which of the server's endpoints has what it is about.
+    bound: Option<Bound>,
 }
 
 impl Named {
+    pub(super) fn bound(&self) -> Option<Bound> {
+        self.bound
+    }
+
     pub(super) fn ids(&self) -> Ids<'_> {
         let &Self { session, revision, task, event, endpoint, question, is_state_unknown, .. } = self;
         let tool = self.tool.as_deref();
@@ -64,8 +71,10 @@ impl Turn<'_> {
         let find = |kind, id: &str| bindings.used_by(kind, caller, &server.identity, id, now);
         let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default();
         let given = &self.worker.node.given;
-        let Found { whose, revision, .. } = session;
-        let mut named = Named { session: whose, revision, ..Named::default() };
+        let Found { whose, revision, replica, .. } = session;
+        let bound_by = |by| move |address| Bound { address, by };
+        let bound = replica.map(bound_by(BoundBy::Session));
+        let mut named = Named { session: whose, revision, bound, ..Named::default() };
         let endpoint = match server.transport {
             Transport::Sse => asked.message().map(|_| asked.request.head.target),
             Transport::Streamable => None,
@@ -73,6 +82,8 @@ impl Turn<'_> {
         if let Some(endpoint) = endpoint {
             (named.endpoint, named.paired) =
                 self.worker.node.endpoints.used_by(caller, &server.identity, endpoint);
+            let replica = named.paired.as_ref().and_then(|paired| paired.replica());
+            named.bound = replica.map(bound_by(BoundBy::Stream));
         }
         let task_id = match asked.message() {
             Some(Message::Request(call) | Message::Notification(call)) => {
@@ -88,8 +99,9 @@ impl Turn<'_> {
             }
             None => None,
         };
-        let Found { whose, tool, .. } = task_id.map(|id| find(Kind::Task, &id)).unwrap_or_default();
+        let Found { whose, tool, replica, .. } = task_id.map(|id| find(Kind::Task, &id)).unwrap_or_default();
         (named.task, named.tool) = (whose, tool);
+        named.bound = named.bound.or(replica.map(bound_by(BoundBy::Task)));
         if let Some(tool) = &named.tool {
             entry.tool(tool);
         }

@@ -23,6 +23,7 @@ use crate::forward::{self, ForwardError, Upstream};
 use crate::identify::{Origin, Source};
 use crate::inspect::Name;
 use crate::limits::Limits;
+use crate::names::Question;
 use crate::parse::{Client, Stream};
 use crate::record::Entry;
 
@@ -106,7 +107,8 @@ fn leads_to_external(resources: &Resources, captured: &Captured, node: &Node) ->
         match &external.host {
             Host::Address(address) => *address == ip,
             Host::Name(name) => {
-                node.names.known(name).is_some_and(|known| known.lately.iter().any(|(one, _)| *one == ip))
+                let known = node.names.known(&Question::Addresses(name.clone()));
+                known.is_some_and(|known| known.lately.iter().any(|(found, _)| found.ip == ip))
             }
         }
     })

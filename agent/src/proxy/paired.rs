@@ -112,7 +112,7 @@ impl Turn<'_> {
                 Ok(stream) => stream,
                 Err(exceeded) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             };
-            return match self.sent(permitted, target, &leg, watch, entry).await {
+            return match self.sent(permitted, target, (&leg, None), watch, entry).await {
                 Ok(upstream) => Outcome::Opened { upstream, leg, stream },
                 Err(error) => Outcome::Unsent { error, expected, awaited: None },
             };
@@ -131,7 +131,7 @@ impl Turn<'_> {
             Ok(awaited) => awaited,
             Err(answer) => return Outcome::Answered(answer),
         };
-        match self.sent(permitted, target, &leg, watch, entry).await {
+        match self.sent(permitted, target, (&leg, named.bound()), watch, entry).await {
             Ok(upstream) => Outcome::Sent { upstream, leg, expected, awaited },
             Err(error) => Outcome::Unsent { error, expected, awaited },
         }
@@ -252,6 +252,7 @@ impl Turn<'_> {
                 owed: Owed::Elsewhere,
                 pins: None,
                 bindings: &node.bindings,
+                replica: upstream.replica(),
                 expected: &accepted,
                 pages: None,
                 view: Cell::default(),
@@ -305,7 +306,7 @@ impl Turn<'_> {
     ) -> Flow {
         let (node, Target { server, ends }) = (&*self.worker.node, target);
         entry.opened(); // and the end of the agent waits for it, which has it end
-        let open = node.endpoints.open(&leg.caller, &server.identity);
+        let open = node.endpoints.open(&leg.caller, &server.identity, upstream.replica());
         let (findings, of_answer) = (Findings::default(), Findings::default());
         let pinned = PinExchange { pins: &node.pins, findings: &of_answer };
         let with = PairedExchange {
@@ -325,6 +326,7 @@ impl Turn<'_> {
                 owed: expected.owed(),
                 pins: None,
                 bindings: &node.bindings,
+                replica: upstream.replica(),
                 expected: &expected,
                 pages: None,
                 view: Cell::default(),

@@ -23,6 +23,7 @@ pub use shown::PinExchange;
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ use toolgate_core::mcp::json::{self, Value};
 use toolgate_core::mcp::{self, Envelope, Input, Owed, Revision};
 use toolgate_core::policy::Ends;
 
-use crate::bindings::Bindings;
+use crate::bindings::{Bindings, Giving};
 use crate::body::Body;
 use crate::buffer::BLOCK_BYTES;
 use crate::config::Resources;
@@ -86,6 +87,8 @@ pub struct McpExchange<'a> {
     pub pins: Option<PinExchange<'a>>,
     /// Where the ids that it gives are bound to the caller.
     pub bindings: &'a Bindings,
+    /// Which of the server's endpoints they are of, where there are several.
+    pub replica: Option<SocketAddr>,
     /// What the request asked for, and in which session.
     pub expected: &'a Expected,
     /// The pages that were asked for in the caller's place; `None`: none can be.
@@ -174,6 +177,12 @@ pub async fn stream<S: Stream>(
 }
 
 impl McpExchange<'_> {
+    /// What is given to the caller now.
+    fn giving(&self) -> Giving<'_> {
+        let Self { caller, server, replica, .. } = self;
+        Giving { caller, server: &server.identity, replica: *replica, now: Instant::now() }
+    }
+
     /// Keeps the revision in which the server opens a session, by its answer to `initialize`.
     fn agreed(&self, reply: Value<'_>, opened: Option<&str>) -> Result<(), Fault> {
         const KEY: &str = "protocolVersion";
@@ -207,7 +216,12 @@ struct Reply<'r, 'e, S> {
 
 impl<S: Stream> Reply<'_, '_, S> {
     async fn run(&mut self) -> Result<(u16, bool), Fault> {
-        self.wait_for_head().await?;
+        if let Err(fault) = self.wait_for_head().await {
+            if !matches!(fault, Fault::ClientLeft) {
+                self.upstream.failed(&fault);
+            }
+            return Err(fault);
+        }
         let parsed = http1::response_head(
             self.upstream.buffer.bytes(),
             self.exchange.http_method,
@@ -216,6 +230,7 @@ impl<S: Stream> Reply<'_, '_, S> {
         let Some(head) = parsed else { return Err(server_left()) };
         let (head_bytes, status, keep_alive, framing) =
             (head.bytes, head.status, head.keep_alive, head.framing);
+        self.upstream.answered(status);
         if self.exchange.ends_http(status) {
             self.client.out.vec().extend_from_slice(&self.upstream.buffer.bytes()[..head_bytes]);
             self.upstream.buffer.consume(head_bytes);
@@ -313,7 +328,7 @@ impl<S: Stream> Reply<'_, '_, S> {
         if !mcp.expected.initialize {
             return Ok(());
         }
-        let bound = mcp.bindings.bind_session(mcp.caller, &mcp.server.identity, id, Instant::now());
+        let bound = mcp.bindings.bind_session(mcp.giving(), id);
         *opened = Some(id.into());
         if bound { Ok(()) } else { Err(Fault::Session) }
     }

@@ -17,8 +17,7 @@ impl McpExchange<'_> {
         }
         let Some(tool) = self.expected.tool() else { return Ok(()) };
         for id in task::given(reply) {
-            let now = Instant::now();
-            if !self.bindings.bind_task(self.caller, &self.server.identity, &id, tool, now) {
+            if !self.bindings.bind_task(self.giving(), &id, tool) {
                 return Err(Fault::Task);
             }
         }

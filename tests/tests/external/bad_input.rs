@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use toolgate_tests::scene::{call, is_result, text};
-use toolgate_tests::{Agent, Setup, wait};
+use toolgate_tests::{Agent, Setup, netns, wait};
 
 use crate::stage::{IMPATIENT, NAME, Outside, PUBLIC, reader};
 
@@ -61,7 +61,10 @@ fn a_name_server_that_says_nothing_holds_nobody_up_for_long() -> Result<()> {
 #[test]
 fn of_a_thousand_addresses_a_few_are_used() -> Result<()> {
     let mut outside = Outside::new()?;
-    let server = outside.server(PUBLIC[0], 80)?;
+    // All of them are there.
+    outside.netns.run(&["ip", "route", "add", "local", "20.0.0.0/16", "dev", "lo"])?;
+    netns::run(&["ip", "route", "add", "20.0.0.0/16", "via", &outside.inside().to_string()])?;
+    let server = outside.server(Ipv4Addr::UNSPECIFIED, 80)?;
     let many = (0..=254).flat_map(|b| (1..=4).map(move |a| IpAddr::V4(Ipv4Addr::new(20, 0, a, b))));
     let addresses: Vec<IpAddr> = std::iter::once(PUBLIC[0].into()).chain(many).take(1000).collect();
     outside.dns.has(NAME, &addresses, 60);

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod bad_input;
+mod replicas;
 mod stage;
 mod tls;
 mod where_it_is;

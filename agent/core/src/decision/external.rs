@@ -1,8 +1,9 @@
 //! A server that no agent stands in front of, as its URL names it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::Endpoint;
 use super::server::{literal, split_port};
 use crate::workload::Sha256;
 
@@ -14,7 +15,7 @@ const HTTPS_PORT: u16 = 443;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Host {
     /// In lower case, without a dot at its end.
-    Name(Box<str>),
+    Name(Arc<str>),
     /// Canonical: IPv4 is IPv4.
     Address(IpAddr),
 }
@@ -37,6 +38,14 @@ impl Host {
             last.bytes().all(|b| b.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x");
         let is_name = name.len() <= 253 && name.split('.').all(is_label) && !is_number;
         is_name.then(|| Self::Name(name.to_ascii_lowercase().into()))
+    }
+
+    /// Where it is.
+    fn at(&self, port: u16) -> Endpoint {
+        match self {
+            Self::Name(name) => Endpoint::Name { name: name.clone(), port },
+            Self::Address(address) => Endpoint::Address(SocketAddr::new(*address, port)),
+        }
     }
 
     /// Whether a text names the same: a header's host without port, or a name in TLS.
@@ -81,12 +90,14 @@ pub struct External {
     pub http_port: Option<u16>,
     /// What `Host` says to it.
     pub authority: Box<str>,
+    /// Where it is dialled.
+    pub endpoints: Arc<[Endpoint]>,
     /// It may be at addresses that are no public ones.
     pub allow_private: bool,
 }
 
 impl External {
-    /// One of a URL's parts.
+    /// One of a URL's parts, which is where its host is.
     #[must_use]
     pub fn new(
         host: Host,
@@ -95,10 +106,31 @@ impl External {
         http_port: Option<u16>,
         allow_private: bool,
     ) -> Self {
+        let endpoint = host.at(port);
         let default = if tls.is_some() { HTTPS_PORT } else { HTTP_PORT };
         let authority = if port == default { host.to_string() } else { format!("{host}:{port}") };
         let http_port = if tls.is_some() { http_port } else { Some(port) };
-        Self { host, port, tls, http_port, authority: authority.into(), allow_private }
+        Self {
+            host,
+            port,
+            tls,
+            http_port,
+            authority: authority.into(),
+            endpoints: [endpoint].into(),
+            allow_private,
+        }
+    }
+
+    /// The same that is elsewhere.
+    #[must_use]
+    pub fn at(self, endpoints: Arc<[Endpoint]>) -> Self {
+        Self { endpoints, ..self }
+    }
+
+    /// Whether it is dialled elsewhere than at its own host and port.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        *self.endpoints != [self.host.at(self.port)]
     }
 
     /// The ports that its clients connect to.

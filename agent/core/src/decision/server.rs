@@ -38,11 +38,49 @@ pub enum Place {
     Peer {
         /// Where callers connect to.
         address: SocketAddr,
-        /// Where that agent is.
-        endpoints: Arc<[SocketAddr]>,
+        /// Where that agent is; of several, each has a replica of the server.
+        endpoints: Arc<[Endpoint]>,
     },
     /// Behind none: it is known by its URL.
     External(Arc<External>),
+}
+
+/// Where a server, or the agent in front of it, may be: one replica, or as many as the name has addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// There.
+    Address(SocketAddr),
+    /// At the addresses of a name.
+    Name {
+        /// In lower case, without a dot at its end.
+        name: Arc<str>,
+        /// At this port.
+        port: u16,
+    },
+    /// Where the SRV records of a name say (RFC 2782).
+    Service(Arc<str>),
+}
+
+impl Endpoint {
+    /// Its port; `None`: a service's records say it.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Address(address) => Some(address.port()),
+            Self::Name { port, .. } => Some(*port),
+            Self::Service(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { name, port } => write!(f, "{name}:{port}"),
+            Self::Service(name) => write!(f, "srv:{name}"),
+        }
+    }
 }
 
 /// What becomes of TLS to a server, whose content nobody reads here.
@@ -102,6 +140,16 @@ impl Server {
         match &self.place {
             Place::Local { address } | Place::Peer { address, .. } => Some(*address),
             Place::External(_) => None,
+        }
+    }
+
+    /// Where it may be, but for the one address of a local one.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        match &self.place {
+            Place::Local { .. } => &[],
+            Place::Peer { endpoints, .. } => endpoints,
+            Place::External(external) => &external.endpoints,
         }
     }
 

@@ -183,6 +183,15 @@ fn servers_that_are_refused() {
             &["4:52 `endpoints` is empty", "4:64 what a server offers is pinned at its own end"],
         ),
         (
+            "Server\nmetadata: { name: s }\nspec: { external: { url: \"https://a.example/mcp\", endpoints: [\"10.0.0.2:443\", \"srv:b..example\", \"b.example\", \"B.example.:443\", \"b.example:443\"] } }\n",
+            &[
+                "4:63 `10.0.0.2` is no public address (private)",
+                "4:79 `b..example` is no name of a service",
+                "4:97 `b.example` is no address with a port",
+                "4:128 this is named twice",
+            ],
+        ),
+        (
             "Server\nmetadata: { name: s }\nspec: { peer: { address: \"10.0.0.2:80\", endpoints: [x] } }\n",
             &["4:53 `x` is no address with a port"],
         ),

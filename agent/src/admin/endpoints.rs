@@ -1,0 +1,109 @@
+//! The endpoints of servers, as an operator is shown them.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use serde::Serialize;
+use toolgate_core::decision::{Place, Server};
+
+use crate::app::Node;
+use crate::forward::{candidates_now, refusal};
+use crate::names::Question;
+use crate::replicas::State;
+
+/// One endpoint, or a name that leads nowhere.
+#[derive(Serialize)]
+pub(super) struct Endpoint {
+    address: String,
+    /// `well`, `left_out`, `tried`, `refused` or `unresolved`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds_left: Option<u64>,
+    /// Calls that it has not answered yet, where a server has several.
+    outstanding: usize,
+    ejections: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// All of a server that is not local.
+pub(super) fn all(server: &Server, node: &Node) -> Vec<Endpoint> {
+    let plain = |address: String, state| Endpoint {
+        address,
+        state,
+        seconds_left: None,
+        outstanding: 0,
+        ejections: 0,
+        reason: None,
+    };
+    let now = Instant::now();
+    let mut all = Vec::new();
+    for candidate in candidates_now(server.endpoints(), &node.names) {
+        let address = candidate.address;
+        let refused = match &server.place {
+            Place::External(external) => refusal(external, address, &node.namespaces),
+            Place::Local { .. } | Place::Peer { .. } => None,
+        };
+        let mut one = plain(address.to_string(), if refused.is_some() { "refused" } else { "well" });
+        one.reason = refused.map(|why| why.to_string());
+        if let Some(replica) = node.replicas.at(&server.identity, address) {
+            let shown = replica.shown(now);
+            (one.outstanding, one.ejections) = (shown.outstanding, shown.ejections);
+            one.reason = one.reason.or(shown.reason.map(|reason| reason.to_string()));
+            match shown.state {
+                State::Well => {}
+                State::Ejected { left } => {
+                    (one.state, one.seconds_left) = ("left_out", Some(left.as_secs()));
+                }
+                State::Probed => one.state = "tried",
+            }
+        }
+        all.push(one);
+    }
+    for question in server.endpoints().iter().filter_map(Question::of) {
+        let known = node.names.known(&question);
+        if let Some(error) = known.as_ref().and_then(|known| known.error.as_ref()) {
+            let reason = Some(error.to_string());
+            all.push(Endpoint { reason, ..plain(question.to_string(), "unresolved") });
+        }
+        let beyond = known.map_or(0, |known| known.beyond);
+        if beyond > 0 {
+            let reason = Some(format!("{beyond} more addresses are not used (addresses_per_name_max)"));
+            all.push(Endpoint { reason, ..plain(question.to_string(), "refused") });
+        }
+    }
+    all
+}
+
+/// Of servers that are not local.
+pub(super) fn metrics(out: &mut String, node: &Node) {
+    let resources = node.resources.load();
+    let servers = resources.servers.iter().filter(|server| !server.endpoints().is_empty());
+    let all: Vec<_> = servers.map(|server| (&server.identity, all(server, node))).collect();
+    if all.is_empty() {
+        return;
+    }
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "# HELP toolgate_endpoint_up Endpoints of servers that are called\n# TYPE toolgate_endpoint_up gauge"
+    );
+    for (server, endpoints) in &all {
+        for Endpoint { address, state, .. } in endpoints {
+            let up = u8::from(*state == "well");
+            let _ = writeln!(out, "toolgate_endpoint_up{{target=\"{server}\",endpoint=\"{address}\"}} {up}");
+        }
+    }
+    let _ = writeln!(
+        out,
+        "# HELP toolgate_endpoint_ejections_total How often endpoints were left out for failing\n# TYPE toolgate_endpoint_ejections_total counter"
+    );
+    for (server, endpoints) in &all {
+        for Endpoint { address, ejections, .. } in endpoints {
+            let _ = writeln!(
+                out,
+                "toolgate_endpoint_ejections_total{{target=\"{server}\",endpoint=\"{address}\"}} {ejections}"
+            );
+        }
+    }
+}
