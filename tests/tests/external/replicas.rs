@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use toolgate_tests::scene::{call, initialize, is_result, text};
+use toolgate_tests::http::Reply;
+use toolgate_tests::scene::{call, initialize, is_result, message, text};
 use toolgate_tests::{Agent, Connection, Peer, Server, Setup, wait};
 
 use crate::stage::{IMPATIENT, NAME, Outside, PUBLIC, reader};
@@ -24,12 +25,12 @@ fn two(outside: &Outside) -> Result<[Server; 2]> {
 fn opened(connection: &mut Connection) -> Result<(usize, String)> {
     connection.request("POST", "", &initialize())?;
     let reply = connection.reply()?;
-    let id = toolgate_tests::http::header(&reply.head, "mcp-session-id").context("no session")?.to_owned();
+    let id = reply.header("mcp-session-id").context("no session")?;
     let which = usize::from(id.trim_start_matches("session-").parse::<usize>()? >= 100);
     Ok((which, format!("Mcp-Session-Id: {id}\r\n")))
 }
 
-fn in_session(connection: &mut Connection, session: &str) -> Result<toolgate_tests::http::Reply> {
+fn in_session(connection: &mut Connection, session: &str) -> Result<Reply> {
     connection.request("POST", session, &call(1, "echo", &json!({})))?;
     connection.reply()
 }
@@ -63,6 +64,33 @@ fn calls_are_spread_and_a_session_stays_where_it_was_made() -> Result<()> {
     for (which, session) in sessions.iter().cycle().take(30) {
         assert!(is_result(&in_session(&mut connection, session)?)?);
         servers[*which].request()?;
+        assert!(servers[1 - which].requests_now().is_empty(), "it moved");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_task_is_asked_for_where_it_was_made() -> Result<()> {
+    let mut outside = Outside::new()?;
+    let servers = two(&outside)?;
+    for (which, server) in servers.iter().enumerate() {
+        let task = json!({ "task": { "taskId": format!("task-{which}"), "status": "working" } });
+        server.answers("tools/call", "task", &task);
+    }
+    let agent = outside.agent(HTTP, Setup::default())?;
+    let (_caller, mut connection) = reader(&agent, PUBLIC[0], 80)?;
+    let mut made = [false; 2];
+    wait::until("a task in each server", || {
+        connection.request("POST", "X-Variant: task\r\n", &call(1, "echo", &json!({})))?;
+        let reply = connection.reply()?.message()?;
+        made[usize::from(text(&reply, "result/task/taskId") == "task-1")] = true;
+        Ok((made == [true; 2]).then_some(()))
+    })?;
+    servers.iter().for_each(|server| drop(server.requests_now()));
+    for which in [0, 1].into_iter().cycle().take(20) {
+        let asked = message(2, "tasks/get", &json!({ "taskId": format!("task-{which}") }));
+        assert!(is_result(&connection.post(&asked)?)?);
+        servers[which].request()?;
         assert!(servers[1 - which].requests_now().is_empty(), "it moved");
     }
     Ok(())
