@@ -15,7 +15,7 @@ use crate::replicas::State;
 #[derive(Serialize)]
 pub(super) struct Endpoint {
     address: String,
-    /// `well`, `left_out`, `tried`, `refused` or `unresolved`.
+    /// `well`, `left_out`, `tried`, `refused` or `unresolved`; `only`: the only one, whose health nobody needs; `uncalled` yet.
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds_left: Option<u64>,
@@ -38,20 +38,24 @@ pub(super) fn all(server: &Server, node: &Node) -> Vec<Endpoint> {
     };
     let now = Instant::now();
     let mut all = Vec::new();
-    for candidate in candidates_now(server.endpoints(), &node.names) {
+    let candidates = candidates_now(server.endpoints(), &node.names);
+    let is_only = candidates.len() == 1;
+    let unwatched = if is_only { "only" } else { "uncalled" };
+    for candidate in candidates {
         let address = candidate.address;
         let refused = match &server.place {
             Place::External(external) => refusal(external, address, &node.namespaces),
             Place::Local { .. } | Place::Peer { .. } => None,
         };
-        let mut one = plain(address.to_string(), if refused.is_some() { "refused" } else { "well" });
+        let mut one = plain(address.to_string(), if refused.is_some() { "refused" } else { unwatched });
         one.reason = refused.map(|why| why.to_string());
-        if let Some(replica) = node.replicas.at(&server.identity, address) {
+        let watched = node.replicas.at(&server.identity, address).filter(|_| refused.is_none() && !is_only);
+        if let Some(replica) = watched {
             let shown = replica.shown(now);
             (one.outstanding, one.ejections) = (shown.outstanding, shown.ejections);
             one.reason = one.reason.or(shown.reason.map(|reason| reason.to_string()));
             match shown.state {
-                State::Well => {}
+                State::Well => one.state = "well",
                 State::Ejected { left } => {
                     (one.state, one.seconds_left) = ("left_out", Some(left.as_secs()));
                 }
@@ -86,10 +90,13 @@ pub(super) fn metrics(out: &mut String, node: &Node) {
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "# HELP toolgate_endpoint_up Endpoints of servers that are called\n# TYPE toolgate_endpoint_up gauge"
+        "# HELP toolgate_endpoint_up Whether endpoints of servers with several answer, as calls tell\n# TYPE toolgate_endpoint_up gauge"
     );
     for (server, endpoints) in &all {
         for Endpoint { address, state, .. } in endpoints {
+            if matches!(*state, "only" | "uncalled") {
+                continue;
+            }
             let up = u8::from(*state == "well");
             let _ = writeln!(out, "toolgate_endpoint_up{{target=\"{server}\",endpoint=\"{address}\"}} {up}");
         }

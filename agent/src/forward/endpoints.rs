@@ -10,12 +10,11 @@ use toolgate_core::decision::{Endpoint, External, Place};
 use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 
-use super::external::{connect_external, refusal};
+use super::external::connect_external;
 use super::{ForwardError, Leg, Upstream, Ways, connect_local, connect_peer, external};
 use crate::limits::Limits;
 use crate::names::{Known, NameError, Names, Question};
-use crate::netns::Namespaces;
-use crate::replicas::{Candidate, Candidates, Order, Replica};
+use crate::replicas::{Candidate, Candidates, Replica};
 
 /// How many endpoints are tried for one request.
 const TRIES: usize = 3;
@@ -63,7 +62,7 @@ pub(super) async fn reach(
     if let ([Endpoint::Address(address)], None) = (endpoints, bound) {
         return at(leg, *address, ways, limits).await;
     }
-    let candidates = candidates(leg, endpoints, ways).await?;
+    let candidates = lookup(endpoints, ways.names).await?;
     let mut upstream = match (bound, candidates.as_slice()) {
         (None, [only]) => at(leg, only.address, ways, limits).await?,
         (Some(Bound { address, .. }), [only]) if only.address == address => {
@@ -82,15 +81,33 @@ async fn reach_any(
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    let mut failed = None;
-    for replica in order(ways, &leg.server, candidates) {
-        match try_at(leg, &replica, ways, limits).await {
-            Ok(upstream) => return Ok(upstream),
-            Err(error) if error.tells_of_endpoint() => failed = Some(error),
+    let reach = async |replica: &Arc<Replica>| try_at(leg, replica, ways, limits).await;
+    first_that_answers(&leg.server, candidates, ways, reach).await
+}
+
+/// An address that is none for the server is passed over, however many there are.
+async fn first_that_answers<T>(
+    server: &Identity,
+    candidates: &[Candidate],
+    ways: &Ways<'_>,
+    reach: impl AsyncFn(&Arc<Replica>) -> Result<T, ForwardError>,
+) -> Result<T, ForwardError> {
+    let (mut refused, mut failed, mut tries) = (None, None, 0);
+    for replica in ways.replicas.order(server, candidates, Instant::now()) {
+        match reach(&replica).await {
+            Ok(reached) => return Ok(reached),
+            Err(error @ ForwardError::Refused { .. }) => refused = Some(error),
+            Err(error) if error.tells_of_endpoint() => {
+                failed = Some(error);
+                tries += 1;
+            }
             Err(error) => return Err(error),
         }
+        if tries == TRIES {
+            break;
+        }
     }
-    Err(failed.unwrap_or(ForwardError::Nowhere))
+    Err(failed.or(refused).unwrap_or(ForwardError::Nowhere))
 }
 
 /// Nothing is sent elsewhere in silence: another endpoint does not have what the request is about. One that does not answer is
@@ -129,11 +146,6 @@ fn may_be_former(leg: &Leg, endpoints: &[Endpoint], address: SocketAddr, ways: &
     is_proven && endpoints.iter().any(had)
 }
 
-fn order(ways: &Ways<'_>, server: &Identity, candidates: &[Candidate]) -> impl Iterator<Item = Arc<Replica>> {
-    let order: Order = ways.replicas.order(server, candidates, Instant::now());
-    order.into_iter().take(TRIES)
-}
-
 /// A connection to an endpoint of several, which is busy with it from now on.
 async fn try_at(
     leg: &Leg,
@@ -148,26 +160,27 @@ async fn try_at(
             Ok(upstream)
         }
         Err(error) => {
-            if error.is_endpoints_fault() {
-                replica.failed(&error, Instant::now());
-            }
+            error.tell(replica);
             Err(error)
         }
     }
 }
 
 /// A connection to an address: one that waits, or a new one.
-async fn at(
+pub(super) async fn at(
     leg: &Leg,
     address: SocketAddr,
     ways: &Ways<'_>,
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
-    match (ways.pool.checkout(leg, address, limits), &leg.place) {
-        (Some(idle), _) => Ok(idle),
-        (None, Place::Local { .. }) => connect_local(leg, address, ways, limits).await,
-        (None, Place::Peer { .. }) => connect_peer(leg, address, ways, limits).await,
-        (None, Place::External(external)) => connect_external(external, address, ways, limits).await,
+    if let Some(idle) = ways.pool.checkout(leg, address, limits) {
+        return Ok(idle);
+    }
+    // Elsewhere: what a handshake needs would be room in each request.
+    match &leg.place {
+        Place::Local { .. } => Box::pin(connect_local(leg, address, ways, limits)).await,
+        Place::Peer { .. } => Box::pin(connect_peer(leg, address, ways, limits)).await,
+        Place::External(external) => Box::pin(connect_external(external, address, ways, limits)).await,
     }
 }
 
@@ -179,56 +192,17 @@ pub(super) async fn dial(
     limits: &Limits,
 ) -> Result<(TcpStream, SocketAddr), ForwardError> {
     let candidates = lookup(&external.endpoints, ways.names).await?;
-    let candidates = good(candidates, external, ways.namespaces)?;
     if let [only] = candidates.as_slice() {
         let plain = external::dial(external, only.address, ways, limits).await?;
         return Ok((plain, only.address));
     }
-    let mut failed = None;
-    for replica in order(ways, server, &candidates) {
+    let reach = async |replica: &Arc<Replica>| {
         // Until it is connected: what is said then, and when it ends, tells nothing here.
         let _busy = replica.busy();
-        match external::dial(external, replica.address, ways, limits).await {
-            Ok(plain) => return Ok((plain, replica.address)),
-            Err(error) => {
-                if error.is_endpoints_fault() {
-                    replica.failed(&error, Instant::now());
-                }
-                failed = Some(error);
-            }
-        }
-    }
-    Err(failed.unwrap_or(ForwardError::Nowhere))
-}
-
-async fn candidates(leg: &Leg, endpoints: &[Endpoint], ways: &Ways<'_>) -> Result<Candidates, ForwardError> {
-    let all = lookup(endpoints, ways.names).await?;
-    match &leg.place {
-        Place::Local { .. } | Place::Peer { .. } => Ok(all),
-        Place::External(external) => good(all, external, ways.namespaces),
-    }
-}
-
-/// Those that an external server may have.
-fn good(
-    mut all: Candidates,
-    external: &External,
-    namespaces: &Namespaces,
-) -> Result<Candidates, ForwardError> {
-    let mut refused = None;
-    all.retain(|one| match refusal(external, one.address, namespaces) {
-        None => true,
-        Some(why) => {
-            refused = Some((one.address, why));
-            false
-        }
-    });
-    match refused {
-        Some((address, why)) if all.is_empty() => {
-            Err(ForwardError::Refused { server: external.to_string().into(), address, why })
-        }
-        Some(_) | None => Ok(all),
-    }
+        let dialled = external::dial(external, replica.address, ways, limits).await;
+        dialled.map(|plain| (plain, replica.address)).inspect_err(|error| error.tell(replica))
+    };
+    first_that_answers(server, &candidates, ways, reach).await
 }
 
 /// All that these endpoints lead to; of the names, those that lead anywhere.
@@ -283,6 +257,13 @@ impl ForwardError {
             Self::ReplicaGone { address, by, cause: Some(Box::new(self)) }
         } else {
             self
+        }
+    }
+
+    /// Keeps what it tells of an endpoint.
+    fn tell(&self, replica: &Replica) {
+        if self.is_endpoints_fault() {
+            replica.failed(self, Instant::now());
         }
     }
 

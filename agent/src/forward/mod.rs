@@ -117,10 +117,7 @@ pub async fn send(
     limits: &Limits,
 ) -> Result<Upstream, ForwardError> {
     let mut upstream = match &leg.place {
-        Place::Local { address } => match ways.pool.checkout(leg, *address, limits) {
-            Some(idle) => idle,
-            None => connect_local(leg, *address, ways, limits).await?,
-        },
+        Place::Local { address } => endpoints::at(leg, *address, ways, limits).await?,
         Place::Peer { endpoints, .. } => endpoints::reach(leg, endpoints, bound, ways, limits).await?,
         Place::External(external) => endpoints::reach(leg, &external.endpoints, bound, ways, limits).await?,
     };
