@@ -63,7 +63,7 @@ fn of_a_thousand_addresses_a_few_are_used() -> Result<()> {
     let mut outside = Outside::new()?;
     // All of them are there.
     outside.netns.run(&["ip", "route", "add", "local", "20.0.0.0/16", "dev", "lo"])?;
-    netns::run(&["ip", "route", "add", "20.0.0.0/16", "via", &outside.inside().to_string()])?;
+    netns::run(&["ip", "route", "replace", "20.0.0.0/16", "via", &outside.inside().to_string()])?;
     let server = outside.server(Ipv4Addr::UNSPECIFIED, 80)?;
     let many = (0..=254).flat_map(|b| (1..=4).map(move |a| IpAddr::V4(Ipv4Addr::new(20, 0, a, b))));
     let addresses: Vec<IpAddr> = std::iter::once(PUBLIC[0].into()).chain(many).take(1000).collect();
