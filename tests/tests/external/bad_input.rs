@@ -26,9 +26,10 @@ fn a_name_that_does_not_resolve_is_said_so() -> Result<()> {
     let mut outside = Outside::new()?;
     let agent = outside.agent(HTTP, Setup::default())?;
     let detail = detail(&agent, "name_unresolved")?;
-    for words in
-        ["`docs.example.com` has no address: Non-Existent Domain", "correct the `url`, or add the name to"]
-    {
+    for words in [
+        "`docs.example.com` has no address: Non-Existent Domain",
+        "correct the `url` or the endpoint, or add the name to",
+    ] {
         assert!(detail.contains(words), "{detail}");
     }
     Ok(())

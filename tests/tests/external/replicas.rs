@@ -163,7 +163,7 @@ fn a_session_stays_where_its_server_proves_itself_though_the_name_leads_elsewher
 fn an_endpoint_that_fails_is_left_out_and_comes_back() -> Result<()> {
     let mut outside = Outside::new()?;
     outside.dns.has(NAME, &[PUBLIC[0].into(), PUBLIC[1].into()], 60);
-    let server = outside.server(PUBLIC[0], 80)?;
+    let _server = outside.server(PUBLIC[0], 80)?;
     let agent = outside.agent(HTTP, Setup { limits: "{ upstream_idle_max: 1ms }", ..Setup::default() })?;
     let (_caller, mut connection) = reader(&agent, PUBLIC[0], 80)?;
     wait::until("that the endpoint without a server is left out", || {
