@@ -4,6 +4,7 @@ mod attacks;
 mod clocks;
 mod direct;
 mod hosts;
+mod impostors;
 mod life;
 mod outages;
 
