@@ -43,8 +43,10 @@ impl Verdict {
 /// Who sent the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// The caller, to a server.
+    /// A caller on this node, to a server.
     Outbound,
+    /// A caller on another node, by its agent, to a server here.
+    Inbound,
     /// A server, to its caller.
     FromServer,
 }
@@ -55,6 +57,7 @@ impl Direction {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
             Self::FromServer => "from_server",
         }
     }
@@ -153,6 +156,10 @@ impl Line {
         generation: u64,
         place: Held,
     ) -> Self {
+        let direction = match origin.source {
+            Source::Process(_) => Direction::Outbound,
+            Source::Peer(_) => Direction::Inbound,
+        };
         Self {
             id,
             trace,
@@ -161,7 +168,7 @@ impl Line {
             generation,
             phase: Phase::Whole,
             labels: Labels {
-                direction: Direction::Outbound,
+                direction,
                 caller: None,
                 target: None,
                 method: "unread",

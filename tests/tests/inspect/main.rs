@@ -4,6 +4,7 @@
 mod attacks;
 mod keys;
 mod reading;
+mod reload;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

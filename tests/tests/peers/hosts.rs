@@ -55,7 +55,7 @@ impl Hosts {
 }
 
 /// What the agent of callers is told of the server at `address`, behind the agent at `peer`.
-fn declared(address: SocketAddr, peer: SocketAddr) -> String {
+pub(crate) fn declared(address: SocketAddr, peer: SocketAddr) -> String {
     format!(
         "apiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: docs }}\n\
          spec: {{ peer: {{ address: \"{address}\", endpoints: [\"{peer}\"] }} }}\n"

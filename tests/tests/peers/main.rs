@@ -4,6 +4,7 @@ mod attacks;
 mod clocks;
 mod direct;
 mod hosts;
+mod impostors;
 mod life;
 mod outages;
 
@@ -44,9 +45,12 @@ fn a_caller_on_one_host_calls_a_server_on_the_other() -> Result<()> {
     for line in &there {
         assert_eq!(text(line, "caller/spiffe_id"), "spiffe://example.org/ns/default/reader");
         assert!(line.pointer("/caller/pid").is_none(), "{line}");
+        assert_eq!(text(line, "direction"), "inbound", "{line}");
     }
     let here = decided(&hosts.callers.agent, 2)?;
     assert!(here.iter().all(|line| text(line, "decision") == "permit"), "{here:#?}");
+    assert!(here.iter().all(|line| text(line, "direction") == "outbound"), "{here:#?}");
+    hosts.servers.counts("toolgate_requests_total", &["direction=\"inbound\""], 2.0)?;
     let traces =
         |lines: &[Value]| lines.iter().map(|line| text(line, "trace_id").to_owned()).collect::<Vec<_>>();
     assert_eq!(traces(&here), traces(&there), "both agents' lines are of one trace");
