@@ -26,6 +26,7 @@ enum Said {
 
 thread_local! {
     static SAID: Cell<Said> = const { Cell::new(Said::Outside) };
+    static IS_BUSY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Until the timer is first needed.
@@ -42,6 +43,11 @@ pin_project_lite::pin_project! {
     }
 }
 
+/// Whether a connection of this thread had something to do since this was last asked.
+pub fn was_busy() -> bool {
+    IS_BUSY.take()
+}
+
 /// Does all of a connection's work, whose waits ([`timeout`]) share one timer. Each poll must reach all waits that are
 /// going on: `select!` and plain `await` do, a set that polls only what was woken does not.
 ///
@@ -56,6 +62,7 @@ impl<F: Future> Future for Connection<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
+        IS_BUSY.set(true);
         loop {
             let outside = SAID.replace(Said::Nothing);
             let polled = this.work.as_mut().poll(cx);

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use socket2::SockRef;
 use toolgate_tests::scene::{call, message, resources, text};
-use toolgate_tests::{Agent, Connection, Peer, Setup, wait};
+use toolgate_tests::{Agent, Connection, Peer, Server, Setup, wait};
 
 const LIMITS: &str = "{ memory_bytes_max: 2MiB, memory_per_cgroup_bytes_max: 1MiB, body_bytes_max: 512KiB, \
                       reply_bytes_max: 256KiB, event_bytes_max: 512KiB }";
@@ -14,6 +14,8 @@ const AT_ONCE: usize = 12;
 const UNREAD_BYTES: usize = 8 << 20;
 /// Of such a client.
 const RECEIVE_BYTES: usize = 16 << 10;
+/// So many take all ways of a call.
+const CALLS: usize = 100;
 
 struct Row {
     name: &'static str,
@@ -80,6 +82,35 @@ fn check(agent: &Agent, peer: &Peer, row: &Row) -> Result<()> {
         text(line, "reason") == "overload" && text(line, "detail").contains("`memory_per_cgroup_bytes_max`")
     };
     agent.audit_until("a refusal", |lines| lines.iter().any(told)).map(drop)
+}
+
+fn resident_kib(agent: &Agent) -> Result<usize> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.process().id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.trim().trim_end_matches(" kB").parse().context("no number")
+}
+
+#[test]
+fn who_is_not_asked_any_more_gives_memory_back() -> Result<()> {
+    let server = Server::start()?;
+    let resources = resources(server.address);
+    let agent = Agent::start(Setup { resources: &resources, ..Setup::default() })?;
+    let ready = resident_kib(&agent)?;
+    let mut caller = agent.caller("reader")?;
+    let mut client = caller.http(server.address)?;
+    for _ in 0..CALLS {
+        client.request("POST", "", &call(1, "search", &json!({ "query": "x" })))?;
+        client.reply()?;
+    }
+    let busy = resident_kib(&agent)?;
+    ensure!(busy > ready, "calls took no memory: {ready} KiB, then {busy}");
+    let most = ready + (busy - ready) / 2;
+    let given_back = || Ok((resident_kib(&agent)? <= most).then_some(()));
+    wait::until("half of what calls took to be given back", given_back)?;
+    // The connection that was idle meanwhile goes on.
+    client.request("POST", "", &call(1, "search", &json!({ "query": "x" })))?;
+    ensure!(client.reply()?.status == 200);
+    Ok(())
 }
 
 #[test]

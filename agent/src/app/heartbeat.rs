@@ -39,6 +39,7 @@ impl Tick {
 pub struct Pulse {
     workers: Mutex<Vec<(Tick, u64)>>,
     missing: AtomicBool,
+    busy: AtomicBool,
 }
 
 impl Pulse {
@@ -47,6 +48,16 @@ impl Pulse {
         let tick = Tick::default();
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).push((tick.clone(), 0));
         tick
+    }
+
+    /// A worker had something to do for a connection.
+    pub(super) fn worked(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether some worker had, since this was last asked.
+    pub(super) fn was_busy(&self) -> bool {
+        self.busy.swap(false, Ordering::Relaxed)
     }
 
     /// Whether every worker made progress since this was last true.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as watched};
@@ -391,11 +391,16 @@ async fn read_log(kernel: &Kernel) {
     std::future::pending().await
 }
 
-/// What is to be looked at now and then: stale records, empty `exec` cgroups, bypasses.
+/// What is to be looked at now and then: stale records, empty `exec` cgroups, bypasses, memory that nobody needs.
 async fn chores(node: &Node, kernel: &Kernel) {
     let mut every = tokio::time::interval(CHORES_EVERY);
+    let mut rest = memory::Rest::new(Instant::now());
     loop {
         every.tick().await;
+        if rest.is_due(node.pulse.was_busy(), Instant::now(), memory::resident_bytes()) {
+            memory::give_back();
+            rest.gave_back(Instant::now(), memory::resident_bytes());
+        }
         node.bypasses.look(kernel, &node.record);
         match kernel.sweep() {
             Ok(0) => {}

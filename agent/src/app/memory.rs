@@ -1,9 +1,52 @@
-//! What only the start needed is given back.
+//! What only the start needed is given back, and what calls needed once nobody calls any more.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-/// Frees what the start has used: its heap (the kernel's types, the configuration as text), and the pages of the program that it
-/// alone has touched. They are the file's, and come again from the page cache when they are needed.
+use nix::unistd::{SysconfVar, sysconf};
+
+/// How long nothing must have gone through a connection, and how long it is at least from one time to the next.
+const QUIET_MIN: Duration = Duration::from_secs(10);
+/// What is less is not worth the page faults of the next call.
+const GROWN_BYTES_MIN: usize = 2 << 20;
+
+/// When memory is to be given back again: calls, canaries and sweeps bring pages of the program back, and nothing else takes
+/// them away. The kernel maps a whole large folio, where its page cache has one, for each page that is touched (Linux 6.18).
+pub(super) struct Rest {
+    since: Instant,
+    kept_bytes: usize,
+}
+
+impl Rest {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, kept_bytes: 0 }
+    }
+
+    /// Whether it is now; `is_busy`: a connection had something to do since this was last asked.
+    pub(super) fn is_due(&mut self, is_busy: bool, now: Instant, resident_bytes: usize) -> bool {
+        if is_busy {
+            self.since = now;
+        }
+        self.kept_bytes = self.kept_bytes.min(resident_bytes);
+        now.duration_since(self.since) >= QUIET_MIN && resident_bytes - self.kept_bytes >= GROWN_BYTES_MIN
+    }
+
+    /// It was given back, all but so much.
+    pub(super) fn gave_back(&mut self, now: Instant, resident_bytes: usize) {
+        (self.since, self.kept_bytes) = (now, resident_bytes);
+    }
+}
+
+/// What is resident of this process; 0 where that cannot be told.
+pub(super) fn resident_bytes() -> usize {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: usize = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    pages * page.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
+}
+
+/// Frees what was used and is no more: heap (of the start: the kernel's types, the configuration as text), and the pages of the
+/// program. They are the file's, stay in the page cache, and come again from there when they are needed.
 pub(super) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) is given no memory of ours, and may be called at any time.
@@ -48,6 +91,35 @@ fn of_file(line: &str) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_given_back_where_it_grew_and_nobody_calls() {
+        const MIB: usize = 1 << 20;
+        let begun = Instant::now();
+        let mut rest = Rest::new(begun);
+        // (seconds, busy, MiB resident, whether it is given back, what is left then)
+        let table = [
+            (9, false, 14, false, 14),
+            (10, false, 14, true, 6),
+            (19, false, 14, false, 14),
+            (20, false, 7, false, 7),
+            (60, false, 8, true, 7),
+            (69, true, 14, false, 14),
+            (78, true, 14, false, 14),
+            (87, false, 14, false, 14),
+            (88, false, 14, true, 7),
+            (100, false, 4, false, 4),
+            (101, false, 6, true, 4),
+        ];
+        for (seconds, is_busy, mib, expected, left) in table {
+            let now = begun + Duration::from_secs(seconds);
+            let is_due = rest.is_due(is_busy, now, mib * MIB);
+            assert_eq!(is_due, expected, "after {seconds} s");
+            if is_due {
+                rest.gave_back(now, left * MIB);
+            }
+        }
+    }
 
     #[test]
     fn only_what_a_file_says_again_is_dropped() {

@@ -173,6 +173,9 @@ impl Worker {
                 _ = sweep.tick() => self.pool.sweep(limits),
                 _ = tick.tick() => {
                     progress.made();
+                    if deadline::was_busy() {
+                        self.node.pulse.worked();
+                    }
                     self.end_untrusted();
                 }
                 Ok(()) = trusted.changed() => self.end_untrusted(),

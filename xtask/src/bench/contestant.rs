@@ -36,6 +36,8 @@ pub(super) struct Contestant {
     /// Its processes; none is `direct`.
     pub(super) processes: Vec<u32>,
     pub(super) idle_mib: f64,
+    /// After a minute of which nothing was asked; `None`: nobody waited for it.
+    pub(super) rested_mib: Option<f64>,
     hops: Vec<Hop>,
 }
 
@@ -64,7 +66,8 @@ impl Contestant {
     pub(super) fn direct(upstream: SocketAddr) -> Self {
         let (processes, idle_mib, hops) = (Vec::new(), 0.0, Vec::new());
         let (captured, app_id) = (false, None);
-        Self { name: "direct", address: upstream, captured, app_id, processes, idle_mib, hops }
+        let rested_mib = None;
+        Self { name: "direct", address: upstream, captured, app_id, processes, idle_mib, rested_mib, hops }
     }
 
     /// Starts the hops of a peer, the first of which the load connects to; the last comes first.
@@ -92,6 +95,7 @@ impl Contestant {
             app_id: Some(app_id),
             processes: self.processes.clone(),
             idle_mib: self.idle_mib,
+            rested_mib: self.rested_mib,
             hops: Vec::new(),
         }
     }
@@ -102,7 +106,14 @@ impl Contestant {
             processes.extend(settled(hop.process.id())?);
         }
         let idle_mib = usage::resident_mib(&processes)?;
-        Ok(Self { name, address, captured, app_id: None, processes, idle_mib, hops })
+        let (app_id, rested_mib) = (None, None);
+        Ok(Self { name, address, captured, app_id, processes, idle_mib, rested_mib, hops })
+    }
+
+    /// Looks again what it uses, now that nothing was asked for a while.
+    pub(super) fn rested(&mut self) -> Result<()> {
+        self.rested_mib = Some(usage::resident_mib(&self.processes)?);
+        Ok(())
     }
 
     /// Empties the audit files, which would grow to gigabytes.

@@ -188,6 +188,8 @@ fn goals(rows: &[Row], gates: &Gates) -> String {
     if let Some(row) = rows.iter().find(|row| row.contestant == "toolgate" && gates.is_alone) {
         let what = "memory of the idle agent, MiB".to_owned();
         goals.push(Goal { what, value: row.idle_mib, limit: 12.0, at_most: true });
+        let what = "memory after a minute without calls, MiB".to_owned();
+        goals.extend(row.rested_mib.map(|value| Goal { what, value, limit: 12.0, at_most: true }));
     }
     let mut text = "\n| goal | measured | gate | |\n| --- | --- | --- | --- |\n".to_owned();
     for goal in &goals {
@@ -229,6 +231,7 @@ pub(super) fn json(rows: &[Row], gates: &Gates) -> Result<String> {
                 "rps_ratio": ratio(row, direct, |s| s.per_second),
                 "cpu_us_per_request": middle(row, |s| s.cpu_us),
                 "rss_idle_mib": row.idle_mib,
+                "rss_rested_mib": row.rested_mib,
                 "rss_load_mib": middle(row, |s| s.load_mib),
                 "rounds": row.samples.len(),
             }))

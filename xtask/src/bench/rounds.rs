@@ -1,5 +1,7 @@
 //! The rounds: every contestant in every case, one after another, again and again.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 
 use super::Wanted;
@@ -8,12 +10,15 @@ use super::lineup::lineup;
 use super::report::{self, Gates};
 use super::stage::{CALLERS, Case, Sample, Stage};
 use crate::leftovers::Leftovers;
+use crate::process::not_interrupted;
 use crate::workspace::say;
 
 const SMALL: usize = 300;
 const LARGE: usize = 64 * 1024;
 /// Connections at once where it is not one.
 const MANY: usize = 64;
+/// How long nothing is asked before the memory of who rests is read.
+const REST_SECONDS: u64 = 60;
 
 /// How often and how long.
 pub(super) struct Plan {
@@ -58,12 +63,27 @@ pub(super) struct Row {
     pub(super) contestant: &'static str,
     pub(super) case: Case,
     pub(super) idle_mib: f64,
+    pub(super) rested_mib: Option<f64>,
     pub(super) samples: Vec<Sample>,
+}
+
+/// Leaves them alone: memory is not what it was when they were ready.
+fn rest() -> Result<()> {
+    say(format_args!("nothing is asked for {REST_SECONDS} s"));
+    for _ in 0..REST_SECONDS {
+        not_interrupted()?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    Ok(())
 }
 
 /// Starts the contestants, measures, and tells.
 pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Leftovers) -> Result<()> {
-    let contestants: Vec<Contestant> = lineup(stage, wanted, leftovers)?;
+    let mut contestants: Vec<Contestant> = lineup(stage, wanted, leftovers)?;
+    if !wanted.quick {
+        rest()?;
+        contestants.iter_mut().try_for_each(Contestant::rested)?;
+    }
     let gates = if wanted.two_hops { Gates::TWO_HOPS } else { Gates::ONE_HOP };
     let plan = Plan::of(wanted);
     let mut rows: Vec<Row> = Vec::new();
@@ -72,6 +92,7 @@ pub(super) fn rounds(stage: &mut Stage<'_>, wanted: &Wanted, leftovers: &mut Lef
             contestant: contestant.name,
             case,
             idle_mib: contestant.idle_mib,
+            rested_mib: contestant.rested_mib,
             samples: Vec::new(),
         }));
     }
