@@ -1,5 +1,6 @@
 //! The endpoints of servers, as an operator is shown them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Instant;
 
@@ -64,17 +65,18 @@ pub(super) fn all(server: &Server, node: &Node) -> Vec<Endpoint> {
         }
         all.push(one);
     }
-    for question in server.endpoints().iter().filter_map(Question::of) {
-        let known = node.names.known(&question);
-        if let Some(error) = known.as_ref().and_then(|known| known.error.as_ref()) {
-            let reason = Some(error.to_string());
-            all.push(Endpoint { reason, ..plain(question.to_string(), "unresolved") });
-        }
-        let beyond = known.map_or(0, |known| known.beyond);
-        if beyond > 0 {
-            let reason = Some(format!("{beyond} more addresses are not used (addresses_per_name_max)"));
-            all.push(Endpoint { reason, ..plain(question.to_string(), "refused") });
-        }
+    // Each once: a name may stand there with several ports.
+    let questions: BTreeSet<Question> = server.endpoints().iter().filter_map(Question::of).collect();
+    for question in questions {
+        let Some(known) = node.names.known(&question) else { continue };
+        let (state, reason) = match (&known.error, known.beyond) {
+            (Some(error), _) => ("unresolved", error.to_string()),
+            (None, 0) => continue,
+            (None, beyond) => {
+                ("refused", format!("{beyond} more addresses are not used (addresses_per_name_max)"))
+            }
+        };
+        all.push(Endpoint { reason: Some(reason), ..plain(question.to_string(), state) });
     }
     all
 }

@@ -92,7 +92,10 @@ impl Question {
 
 impl fmt::Display for Question {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Addresses(name) => f.write_str(name),
+            Self::Service(name) => write!(f, "srv:{name}"),
+        }
     }
 }
 

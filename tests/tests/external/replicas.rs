@@ -49,6 +49,29 @@ fn shown(agent: &Agent, ip: Ipv4Addr) -> Result<Value> {
 }
 
 #[test]
+fn a_name_that_leads_nowhere_is_shown_once_whatever_its_ports() -> Result<()> {
+    let mut outside = Outside::new()?;
+    outside.dns.has(NAME, &[PUBLIC[0].into()], 60);
+    let url = "{ url: \"http://docs.example.com/mcp\", endpoints: [\"docs.example.com:80\", \"gone.example.com:80\", \
+               \"gone.example.com:81\", \"srv:gone.example.com\"] }";
+    let agent = outside.agent(url, Setup::default())?;
+    let mut told: Vec<_> = wait::until("both names to be known to lead nowhere", || {
+        let all = endpoints(&agent)?;
+        let nowhere = all.iter().filter(|one| text(one, "state") == "unresolved");
+        let nowhere: Vec<_> = nowhere.map(|one| text(one, "address").to_owned()).collect();
+        Ok((nowhere.len() > 1).then_some(nowhere))
+    })?;
+    told.sort();
+    assert_eq!(told, ["gone.example.com", "srv:gone.example.com"]);
+    let metrics = agent.metrics()?;
+    let series: Vec<_> =
+        metrics.lines().filter_map(|line| line.split_once("} ").map(|(one, _)| one)).collect();
+    let twice = series.iter().find(|one| series.iter().filter(|other| other == one).count() > 1);
+    assert_eq!(twice, None);
+    Ok(())
+}
+
+#[test]
 fn calls_are_spread_and_a_session_stays_where_it_was_made() -> Result<()> {
     let mut outside = Outside::new()?;
     let servers = two(&outside)?;

@@ -2,6 +2,7 @@
 //! SVIDs from such a socket.
 
 mod nested;
+mod streams;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
