@@ -120,6 +120,28 @@ fn a_client_that_leaves_is_noticed_by_the_server() -> Result<()> {
     Ok(())
 }
 
+/// SDKs leave as soon as they have what they asked for.
+#[test]
+fn a_client_that_leaves_with_its_answer_has_been_served() -> Result<()> {
+    let event = json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "" } });
+    let result = json!({ "jsonrpc": "2.0", "id": 1, "result": { "content": [] } });
+    for (last, reason) in [(&event, "client_left"), (&result, "permitted")] {
+        let scene = Scene::set()?;
+        let (_caller, mut connection) = scene.reader()?;
+        connection.request("POST", "", &call(1, "stream", &json!({})))?;
+        let streaming = scene.server.request()?.connection;
+        connection.head()?;
+        scene.server.send_event(last)?;
+        connection.event()?;
+        scene.server.send_raw(b"data: of the next")?;
+        drop(connection);
+        assert_eq!(scene.server.left()?, streaming);
+        let line = scene.agent.audit(1)?.remove(0);
+        assert_eq!((text(&line, "tool"), text(&line, "reason")), ("stream", reason), "{last}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_caller_that_dies_is_noticed_by_the_server() -> Result<()> {
     let mut server = SdkServer::start()?;

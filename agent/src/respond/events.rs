@@ -34,6 +34,11 @@ impl<S: Stream> Reply<'_, '_, S> {
         let mut answered = false;
         let passed = self.each_event(body, &mut answered).await;
         let Err(fault) = passed else { return Ok(()) };
+        // Who has its answer may leave: SDKs do not wait for the end of the stream that it came in.
+        if self.has_answer && matches!(fault, Fault::ClientLeft) {
+            self.abandoned = true;
+            return Ok(());
+        }
         // What came before goes on, unless all can be told by the status.
         if fault.is_refusal() && (answered || self.client.seen != Seen::Nothing) && self.flush().await.is_ok()
         {
@@ -66,6 +71,7 @@ impl<S: Stream> Reply<'_, '_, S> {
                 }
             } else if consumed == 0 {
                 self.client.flush(held.capacity()).await?;
+                self.has_answer = *answered;
                 // What the client was slow to take is no longer held.
                 self.client.charge.release();
                 self.client.charge.at_least(held.capacity())?;
@@ -111,7 +117,7 @@ impl<S: Stream> Reply<'_, '_, S> {
         let left = until.get_or_insert(now + self.exchange.limits.linger_time_max).duration_since(now);
         let more = if left.is_zero() { None } else { timeout(left, self.more(BLOCK_BYTES)).await.ok() };
         let Some(more) = more else {
-            self.upstream.cut = true;
+            self.abandoned = true;
             return Ok(false);
         };
         if more? || body.end() { Ok(true) } else { Err(server_left()) }

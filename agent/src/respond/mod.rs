@@ -156,15 +156,16 @@ pub async fn stream<S: Stream>(
 ) -> Result<Replied, Broken> {
     let has_begun = exchange.begun.get();
     let client = ToClient::new(client, exchange.limits, if has_begun { Seen::Part } else { Seen::Nothing });
-    let mut reply = Reply { upstream, client, exchange, opened: None, next: None };
+    let mut reply =
+        Reply { upstream, client, exchange, opened: None, next: None, has_answer: false, abandoned: false };
     let run = reply.run().await;
     let bytes = reply.client.bytes;
     match run {
         Ok((status, keep_alive)) => {
             let upgraded = exchange.ends_http(status);
-            let whole = keep_alive && !reply.upstream.cut && reply.upstream.buffer.is_empty();
-            let reusable = upgraded || whole;
-            let beyond = if upgraded { 0 } else { reply.upstream.buffer.bytes().len() };
+            let is_cut = reply.upstream.cut || reply.abandoned;
+            let reusable = upgraded || (keep_alive && !is_cut && reply.upstream.buffer.is_empty());
+            let beyond = if upgraded || reply.abandoned { 0 } else { reply.upstream.buffer.bytes().len() };
             Ok(Replied { status, bytes, reusable, beyond, next: reply.next })
         }
         Err(fault) => {
@@ -212,6 +213,10 @@ struct Reply<'r, 'e, S> {
     opened: Option<Box<str>>,
     /// Where the list goes on of which it shows nothing.
     next: Option<Next>,
+    /// The client got the answer that it waits for, in a stream.
+    has_answer: bool,
+    /// The server's stream goes on, and nobody waits for the rest.
+    abandoned: bool,
 }
 
 impl<S: Stream> Reply<'_, '_, S> {
