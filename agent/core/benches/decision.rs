@@ -59,8 +59,8 @@ fn rule(name: String, caller: &str, server: &str, tool: &str) -> Rule {
     }
 }
 
-/// The rule that permits is the last.
-fn policies(crowd: Crowd, rules: usize) -> Policies {
+/// The rule that permits is the last. As in an agent, policies and calls have the server from one resource.
+fn policies(crowd: Crowd, rules: usize, server: &Identity) -> Policies {
     let other = |n: usize| {
         let name = format!("crowd/{n}");
         match crowd {
@@ -71,7 +71,7 @@ fn policies(crowd: Crowd, rules: usize) -> Policies {
     };
     let mut all: Vec<_> = (1..rules).map(other).collect();
     all.push(rule("docs/search".to_owned(), "caller", "docs", "search"));
-    let mut servers = vec![identity("docs")];
+    let mut servers = vec![server.clone()];
     if matches!(crowd, Crowd::Servers) {
         servers.extend((1..rules).map(|n| identity(&format!("server-{n}"))));
     }
@@ -106,7 +106,7 @@ fn decision(criterion: &mut Criterion) {
         ("rules_of_other_callers", Crowd::Callers, &[1, 100, 1_000, 10_000]),
     ] {
         for &size in sizes {
-            let policies = policies(crowd, size);
+            let policies = policies(crowd, size, &server.identity);
             assert!(run(&policies, &message), "{name}/{size}");
             group.bench_function(format!("{name}/{size}"), |b| {
                 b.iter(|| run(&policies, black_box(&message)));

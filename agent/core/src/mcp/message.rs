@@ -293,13 +293,13 @@ impl<'b> Fields<'b> {
 
     #[inline(always)]
     fn member(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start) -> Step {
-        let place = if key.is(const { Name::new("jsonrpc") }) {
+        let place = if key.is(&const { Name::new("jsonrpc") }) {
             &mut self.jsonrpc
-        } else if key.is(const { Name::new("id") }) {
+        } else if key.is(&const { Name::new("id") }) {
             &mut self.id
-        } else if key.is(const { Name::new("method") }) {
+        } else if key.is(&const { Name::new("method") }) {
             &mut self.method
-        } else if key.is(const { Name::new("params") }) {
+        } else if key.is(&const { Name::new("params") }) {
             if let (at, b'{') = start {
                 parser.only(self.params.is_some(), key)?;
                 let params = parser.object(at, |parser, key, start| self.param(parser, key, start))?;
@@ -307,7 +307,7 @@ impl<'b> Fields<'b> {
                 return Ok(params.end());
             }
             &mut self.params
-        } else if key.is(const { Name::new("result") }) {
+        } else if key.is(&const { Name::new("result") }) {
             if let (at, b'{') = start {
                 parser.only(self.result.is_some(), key)?;
                 let result = parser.object(at, |parser, key, start| self.of_result(parser, key, start))?;
@@ -315,7 +315,7 @@ impl<'b> Fields<'b> {
                 return Ok(result.end());
             }
             &mut self.result
-        } else if key.is(const { Name::new("error") }) {
+        } else if key.is(&const { Name::new("error") }) {
             &mut self.error
         } else {
             return other(parser, key, start, ENVELOPE);
@@ -325,25 +325,25 @@ impl<'b> Fields<'b> {
 
     #[inline(always)]
     fn param(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start) -> Step {
-        let place = if key.is(const { Name::new("name") }) {
+        let place = if key.is(&const { Name::new("name") }) {
             &mut self.name
-        } else if key.is(const { Name::new("arguments") }) {
+        } else if key.is(&const { Name::new("arguments") }) {
             &mut self.arguments
-        } else if key.is(const { Name::new("_meta") }) {
+        } else if key.is(&const { Name::new("_meta") }) {
             parser.only(self.has_meta, key)?;
             self.has_meta = true;
             return self.meta(parser, start);
-        } else if key.is(const { Name::new("uri") }) {
+        } else if key.is(&const { Name::new("uri") }) {
             &mut self.uri
-        } else if key.is(const { Name::new("ref") }) {
+        } else if key.is(&const { Name::new("ref") }) {
             &mut self.reference
-        } else if key.is(const { Name::new("task") }) {
+        } else if key.is(&const { Name::new("task") }) {
             &mut self.task
-        } else if key.is(const { Name::new("requestState") }) {
+        } else if key.is(&const { Name::new("requestState") }) {
             &mut self.request_state
-        } else if key.is(const { Name::new("inputResponses") }) {
+        } else if key.is(&const { Name::new("inputResponses") }) {
             &mut self.responses
-        } else if key.is(const { Name::new("inputRequests") }) {
+        } else if key.is(&const { Name::new("inputRequests") }) {
             &mut self.input.requests
         } else {
             return other(parser, key, start, PARAMS);
@@ -353,12 +353,12 @@ impl<'b> Fields<'b> {
 
     #[inline(always)]
     fn of_result(&mut self, parser: &mut Parser<'b, '_>, key: Key<'b>, start: Start) -> Step {
-        let place = if key.is(const { Name::new("inputRequests") }) {
+        let place = if key.is(&const { Name::new("inputRequests") }) {
             &mut self.input.requests
-        } else if key.is(const { Name::new("requestState") }) {
+        } else if key.is(&const { Name::new("requestState") }) {
             &mut self.input.state
         } else {
-            let names_task = key.is(const { Name::new("task") }) || key.is(const { Name::new("taskId") });
+            let names_task = key.is(&const { Name::new("task") }) || key.is(&const { Name::new("taskId") });
             self.input.names_task |= names_task;
             return other(parser, key, start, RESULT);
         };
@@ -372,7 +372,7 @@ impl<'b> Fields<'b> {
             return Err(Box::new(member(parser.value(start)?, "params._meta", "an object")));
         }
         let meta = parser.object(at, |parser, key, start| {
-            if key.is(const { Name::new(VERSION) }) {
+            if key.is(&const { Name::new(VERSION) }) {
                 return parser.once(&mut self.version, key, start);
             }
             other(parser, key, start, META)

@@ -1,9 +1,7 @@
 //! The arguments of a call against the predicates of a rule.
 
-use smallvec::{SmallVec, smallvec};
-
 use super::predicate::{Budget, Predicate, Truth, all_hold};
-use crate::mcp::json::{Kind, Value};
+use crate::mcp::json::{Kind, Name, Value};
 
 /// Which argument: a top-level name, or with a leading `/` a JSON Pointer (RFC 6901).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +93,7 @@ pub struct Arguments {
 #[derive(Debug, Clone, Default)]
 struct Named {
     whole: bool,
-    below: Vec<(String, Named)>,
+    below: Vec<(Name<Box<str>>, Named)>,
 }
 
 /// Where a key leads in the arguments of one call.
@@ -141,9 +139,15 @@ impl Arguments {
 
     /// Whether the conditions hold for these arguments; `None` = the call has none.
     pub(super) fn hold(&self, arguments: Option<Value<'_>>, budget: &mut Budget) -> Truth {
-        let mut found: Members<'_> = smallvec![Found::Absent; self.named.below.len()];
+        // Rules name few arguments: the vector is for the others.
+        let (mut few, mut many) = ([Found::Absent; 8], Vec::new());
+        let names = self.named.below.len();
+        let found = few.get_mut(..names).unwrap_or_else(|| {
+            many.resize(names, Found::Absent);
+            &mut many
+        });
         if let Some(arguments) = arguments {
-            match self.walk(arguments, &mut found, budget) {
+            match self.walk(arguments, found, budget) {
                 Walked::Whole => {}
                 Walked::LeftOut => return Truth::False,
                 Walked::Spent => return Truth::Unknown,
@@ -160,13 +164,13 @@ impl Arguments {
     }
 
     /// Finds the members that keys begin with, in one walk over all of them.
-    fn walk<'b>(&self, arguments: Value<'b>, found: &mut Members<'b>, budget: &mut Budget) -> Walked {
+    fn walk<'b>(&self, arguments: Value<'b>, found: &mut [Found<'b>], budget: &mut Budget) -> Walked {
         let closed = self.others == Others::Deny;
         if !budget.take(arguments.bytes()) {
             return if closed { Walked::LeftOut } else { Walked::Spent };
         }
-        for (name, value) in arguments.members() {
-            let own = self.named.below.iter().zip(&mut *found).find(|((named, _), _)| *named == *name);
+        for (name, value) in arguments.keyed_members() {
+            let own = self.named.below.iter().zip(&mut *found).find(|((named, _), _)| name.is(named));
             if let Some(((_, below), found)) = own {
                 if closed && below.leaves_out(value, budget) {
                     return Walked::LeftOut;
@@ -180,7 +184,9 @@ impl Arguments {
             } else if closed {
                 return Walked::LeftOut;
             }
+            let name = name.text();
             for ((named, _), found) in self.named.below.iter().zip(&mut *found) {
+                let named = named.as_str();
                 if *named != *name && folds_to(&name, named) {
                     *found = Found::Ambiguous;
                 }
@@ -196,8 +202,10 @@ fn holds(key: &Key, predicates: &[Predicate], found: Option<&Found<'_>>, budget:
         return Truth::True;
     }
     let found = match found {
-        Some(Found::Value(value)) => find(key.tokens.get(1..).unwrap_or_default(), *value, budget),
-        Some(other) => *other,
+        Some(Found::Value(value)) if key.tokens.len() > 1 => {
+            find(key.tokens.get(1..).unwrap_or_default(), *value, budget)
+        }
+        Some(found) => *found,
         None => Found::Absent,
     };
     match found {
@@ -206,9 +214,6 @@ fn holds(key: &Key, predicates: &[Predicate], found: Option<&Found<'_>>, budget:
         Found::Ambiguous | Found::Spent => Truth::Unknown,
     }
 }
-
-/// What a walk over the arguments found for each name that keys begin with.
-type Members<'b> = SmallVec<[Found<'b>; 8]>;
 
 /// How such a walk ended.
 enum Walked {
@@ -279,12 +284,12 @@ impl Named {
             self.whole = true;
             return;
         };
-        if let Some((_, below)) = self.below.iter_mut().find(|(name, _)| name == first) {
+        if let Some((_, below)) = self.below.iter_mut().find(|(name, _)| name.as_str() == first) {
             return below.add(rest);
         }
         let mut below = Self::default();
         below.add(rest);
-        self.below.push((first.clone(), below));
+        self.below.push((Name::owned(first), below));
     }
 
     /// Whether the value holds something that no key names. As deep as the longest pointer.
@@ -297,7 +302,8 @@ impl Named {
         if !budget.take(value.bytes()) {
             return true;
         }
-        let child = |name: &str| self.below.iter().find(|(named, _)| named == name).map(|(_, below)| below);
+        let child =
+            |name: &str| self.below.iter().find(|(named, _)| named.as_str() == name).map(|(_, below)| below);
         let mut left_out =
             |name: &str, value| child(name).is_none_or(|below| below.leaves_out(value, budget));
         match value.kind() {

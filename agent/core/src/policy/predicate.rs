@@ -271,6 +271,8 @@ impl Predicate {
     }
 
     /// Evaluates it on an argument, `None` = not given.
+    // By itself: in the loop over several, what each kind needs would be made ready for all.
+    #[inline(never)]
     pub(super) fn holds(&self, value: Option<Value<'_>>, budget: &mut Budget) -> Truth {
         if let Self::Absent(absent) = self {
             return Truth::from(value.is_none() == *absent);
@@ -282,12 +284,8 @@ impl Predicate {
         match self {
             Self::Equals(literal) => equals(literal, value),
             Self::In(literals) => among(literals, value),
-            Self::Prefix(prefix) => on_text(value, |text| begins(prefix, text)),
-            Self::Suffix(suffix) => on_text(value, |text| Truth::from(text.ends_with(suffix.as_str()))),
-            Self::Glob(glob) => on_text(value, |text| any_path_fits(std::slice::from_ref(glob), text)),
-            Self::Regex(regex, _) => on_text(value, |text| Truth::from(regex.is_match(text))),
-            Self::Within(directory) => {
-                on_text(value, |text| agreed(text, |_, reading| directory.contains(reading)))
+            Self::Prefix(_) | Self::Suffix(_) | Self::Glob(_) | Self::Regex(..) | Self::Within(_) => {
+                value.as_str().map_or(Truth::Unknown, |text| self.holds_for(&text))
             }
             Self::Min(min) => number(value).map_or(Truth::Unknown, |number| Truth::from(number >= *min)),
             Self::Max(max) => number(value).map_or(Truth::Unknown, |number| Truth::from(number <= *max)),
@@ -296,6 +294,27 @@ impl Predicate {
             Self::Absent(_) => Truth::Unknown,
             Self::Any(predicates) => any(predicates, value, budget),
             Self::Every(predicates) => every(predicates, value, budget),
+        }
+    }
+
+    /// Evaluates one that asks about text.
+    #[inline(never)]
+    fn holds_for(&self, text: &str) -> Truth {
+        match self {
+            Self::Prefix(prefix) => begins(prefix, text),
+            Self::Suffix(suffix) => Truth::from(text.ends_with(suffix.as_str())),
+            Self::Glob(glob) => any_path_fits(std::slice::from_ref(glob), text),
+            Self::Regex(regex, _) => Truth::from(regex.is_match(text)),
+            Self::Within(directory) => agreed(text, |_, reading| directory.contains(reading)),
+            Self::Equals(_)
+            | Self::In(_)
+            | Self::Min(_)
+            | Self::Max(_)
+            | Self::MaxLength(_)
+            | Self::Type(_)
+            | Self::Absent(_)
+            | Self::Any(_)
+            | Self::Every(_) => Truth::Unknown,
         }
     }
 }
@@ -312,6 +331,7 @@ pub(super) fn all_hold(predicates: &[Predicate], value: Option<Value<'_>>, budge
     all
 }
 
+#[inline(never)]
 fn any(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth {
     if value.kind() != Kind::Array {
         return Truth::Unknown;
@@ -326,6 +346,7 @@ fn any(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth
     found
 }
 
+#[inline(never)]
 fn every(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth {
     if value.kind() != Kind::Array {
         return Truth::Unknown;
@@ -371,13 +392,21 @@ fn begins(prefix: &str, text: &str) -> Truth {
 fn number(value: Value<'_>) -> Option<f64> {
     let text = value.number_text()?;
     // Most are short integers, which a double holds as they are.
-    if text.len() <= 9 && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().ok().map(|number: u32| f64::from(number));
+    if let Some(number) = short_integer(text) {
+        return Some(f64::from(number));
     }
     let number: f64 = text.parse().ok()?;
     (number.abs() < NUMBER_MAX).then_some(number)
 }
 
+/// Of at most nine digits, which never overflow.
+fn short_integer(text: &str) -> Option<u32> {
+    let digit =
+        |number, byte: u8| Some(number * 10 + u32::from(byte.is_ascii_digit().then_some(byte - b'0')?));
+    if text.len() > 9 { None } else { text.bytes().try_fold(0, digit) }
+}
+
+#[inline(never)]
 fn is_at_most(value: Value<'_>, max: u64) -> Truth {
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     match value.kind() {
@@ -406,6 +435,7 @@ fn equals(literal: &Literal, value: Value<'_>) -> Truth {
 }
 
 /// Of another type than every literal: cannot be told. Else a literal of another type is just another value.
+#[inline(never)]
 fn among(literals: &[Literal], value: Value<'_>) -> Truth {
     let mut among = Truth::Unknown;
     for literal in literals {
@@ -418,6 +448,7 @@ fn among(literals: &[Literal], value: Value<'_>) -> Truth {
     among
 }
 
+#[inline(never)]
 fn is_type(kind: JsonType, value: Value<'_>) -> Truth {
     match (kind, value.kind()) {
         (JsonType::Null, Kind::Null)

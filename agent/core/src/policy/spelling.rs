@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use smallvec::{SmallVec, smallvec};
+use wide::u8x16;
 
 use super::predicate::Truth;
 
@@ -55,8 +56,28 @@ const HIDES: u8 = 1;
 /// A byte that may begin an escape.
 const ESCAPES: u8 = 2;
 
-/// What bytes of the text are marked, in one look at each; most texts have one reading.
+/// What bytes of the text are marked; most texts have one reading.
+#[inline]
 fn marks(text: &str) -> u8 {
+    let (blocks, _) = text.as_bytes().as_chunks::<16>();
+    if let Some(last) = text.as_bytes().last_chunk()
+        && !blocks.iter().chain([last]).any(has_mark)
+    {
+        return 0;
+    }
+    marks_one_by_one(text)
+}
+
+/// Whether one of sixteen bytes is marked.
+#[inline(always)]
+fn has_mark(block: &[u8; 16]) -> bool {
+    let bytes = u8x16::new(*block);
+    let hides = bytes.simd_eq(u8x16::splat(b'\\')) | bytes.simd_eq(u8x16::splat(0x7f));
+    let controls = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    (hides | controls | bytes.simd_eq(u8x16::splat(b'%'))).to_bitmask() != 0
+}
+
+fn marks_one_by_one(text: &str) -> u8 {
     let mark = |byte: u8| match byte {
         b'%' => ESCAPES,
         b'\\' | 0x00..0x20 | 0x7f => HIDES,

@@ -52,8 +52,8 @@ pub(crate) struct Key<'b> {
 
 /// A key that is looked for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Name {
-    text: &'static str,
+pub(crate) struct Name<T = &'static str> {
+    text: T,
     head: u64,
 }
 
@@ -63,21 +63,39 @@ impl Name {
     }
 }
 
+impl Name<Box<str>> {
+    pub(crate) fn owned(text: &str) -> Self {
+        Self { text: text.into(), head: text::head(text.as_bytes()) }
+    }
+}
+
+impl<T: AsRef<str>> Name<T> {
+    pub(crate) fn as_str(&self) -> &str {
+        self.text.as_ref()
+    }
+}
+
 impl<'b> Key<'b> {
     /// As it stands in the text. Sliced only when it is wanted: most keys are only compared.
     pub(super) fn raw(self) -> &'b str {
         self.text.get(self.offset..self.end).unwrap_or_default()
     }
 
+    /// Whether it is this one, whose head nobody has at hand.
+    #[inline]
+    pub(super) fn is_text(self, text: &str) -> bool {
+        if self.escaped { self.text() == text } else { self.raw() == text }
+    }
+
     /// Whether it is this one.
     #[inline(always)]
-    pub(crate) fn is(self, name: Name) -> bool {
-        let Name { text, head } = name;
+    pub(crate) fn is<T: AsRef<str>>(self, name: &Name<T>) -> bool {
+        let text = name.as_str();
         if self.escaped {
             return self.text() == text;
         }
         let raw = || self.text.as_bytes().get(self.offset..self.end).unwrap_or_default();
-        self.head == head
+        self.head == name.head
             && self.end - self.offset == text.len()
             && (text.len() <= 8 || raw() == text.as_bytes())
     }

@@ -13,7 +13,8 @@ mod view;
 pub use error::Malformed;
 pub use keys::Scratch;
 
-pub(super) use keys::{Key, Name};
+pub(super) use keys::Key;
+pub(crate) use keys::Name;
 pub(super) use parser::{Parser, Start, Step};
 
 use std::borrow::Cow;
@@ -72,7 +73,7 @@ impl<'b> Value<'b> {
 impl<'b> Key<'b> {
     /// The key, unescaped; borrowed unless it has escapes.
     #[inline(never)]
-    pub(super) fn text(self) -> Cow<'b, str> {
+    pub(crate) fn text(self) -> Cow<'b, str> {
         if self.escaped { text::unescape(self.raw()) } else { Cow::Borrowed(self.raw()) }
     }
 

@@ -1,6 +1,6 @@
 //! A lazy view of a validated text. Nothing is checked again; what cannot be in such a text ends the iteration.
 
-use super::{Kind, Value, text};
+use super::{Key, Kind, Value, text};
 use std::borrow::Cow;
 
 impl<'b> Value<'b> {
@@ -70,7 +70,7 @@ impl<'b> Value<'b> {
 
     /// An object's members in order, keys unescaped; nothing for other kinds.
     pub fn members(self) -> impl Iterator<Item = (Cow<'b, str>, Value<'b>)> {
-        self.raw_members().map(|(key, value)| (key.text(), value))
+        self.keyed_members().map(|(key, value)| (key.text(), value))
     }
 
     /// An array's elements in order; nothing for other kinds.
@@ -82,9 +82,7 @@ impl<'b> Value<'b> {
     /// The member of that key.
     #[must_use]
     pub fn get(self, key: &str) -> Option<Value<'b>> {
-        self.raw_members()
-            .find(|(one, _)| one.raw == key || (one.escaped && one.text() == key))
-            .map(|(_, value)| value)
+        self.keyed_members().find(|(one, _)| one.is_text(key)).map(|(_, value)| value)
     }
 
     /// The value that an RFC 6901 pointer names, this one being the root.
@@ -107,25 +105,14 @@ impl<'b> Value<'b> {
     /// Whether a member's key differs from `key` only in case, so that a lenient reader takes it for `key`.
     #[must_use]
     pub fn collides(self, key: &str) -> bool {
-        self.raw_members().any(|(one, _)| text::collide(&one.text(), key))
+        self.keyed_members().any(|(one, _)| text::collide(&one.text(), key))
     }
 
-    fn raw_members(self) -> impl Iterator<Item = (RawKey<'b>, Value<'b>)> {
+    /// An object's members in order; nothing for other kinds.
+    #[inline]
+    pub(crate) fn keyed_members(self) -> impl Iterator<Item = (Key<'b>, Value<'b>)> {
         let mut cursor = Cursor::inside(self, Kind::Object);
         std::iter::from_fn(move || cursor.member())
-    }
-}
-
-/// A key as it stands in the text.
-#[derive(Clone, Copy)]
-struct RawKey<'b> {
-    raw: &'b str,
-    escaped: bool,
-}
-
-impl<'b> RawKey<'b> {
-    fn text(self) -> Cow<'b, str> {
-        if self.escaped { text::unescape(self.raw) } else { Cow::Borrowed(self.raw) }
     }
 }
 
@@ -137,6 +124,19 @@ fn closing_quote(text: &[u8], at: usize) -> (usize, bool) {
         Some(b'\\') => (plain + string_bytes(text.get(plain..).unwrap_or_default()), true),
         Some(_) | None => (plain, false),
     }
+}
+
+/// The key whose content begins at a place.
+#[inline(always)]
+fn key_at(text: &str, offset: usize) -> Key<'_> {
+    let bytes = text.as_bytes();
+    if let Some(front) = text::front(bytes, offset)
+        && bytes.get(offset + front.bytes) == Some(&b'"')
+    {
+        return Key { text, head: front.head, offset, end: offset + front.bytes, escaped: false };
+    }
+    let (end, escaped) = closing_quote(bytes, offset);
+    Key { text, head: text::head(bytes.get(offset..end).unwrap_or_default()), offset, end, escaped }
 }
 
 /// How many bytes a string goes on before its closing quote.
@@ -152,79 +152,91 @@ pub(super) fn string_bytes(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// A place between the members or elements of a container.
+/// A place between the members or elements of a container. Passed on piece by piece, in registers: a value that is put
+/// together in memory and copied at once has to wait for its pieces.
 struct Cursor<'b> {
     whole: &'b str,
-    /// The text up to the container's end.
-    bytes: &'b [u8],
     at: usize,
 }
 
 impl<'b> Cursor<'b> {
-    /// Behind the opening bracket; at the end where the value is of another kind.
+    /// Behind the opening bracket; at the text's end where the value is of another kind.
+    #[inline(always)]
     fn inside(value: Value<'b>, kind: Kind) -> Self {
-        let at = if value.kind() == kind { value.start + 1 } else { value.end };
-        let bytes = value.whole.as_bytes().get(..value.end).unwrap_or_default();
-        Self { whole: value.whole, bytes, at }
-    }
-
-    fn peek(&self) -> Option<u8> {
-        self.bytes.get(self.at).copied()
+        let at = if value.kind() == kind { value.start + 1 } else { value.whole.len() };
+        Self { whole: value.whole, at }
     }
 
     #[inline(always)]
+    fn peek(&self) -> Option<u8> {
+        self.whole.as_bytes().get(self.at).copied()
+    }
+
+    /// Most texts have one byte between two values.
+    #[inline(always)]
     fn separators(&mut self) {
-        while let Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') = self.peek() {
-            self.at += 1;
+        self.at += usize::from(matches!(self.peek(), Some(b',' | b':')));
+        if self.peek().is_some_and(|byte| byte <= b' ') {
+            self.at = behind_separators(self.whole.as_bytes(), self.at);
         }
     }
 
-    #[inline]
-    fn member(&mut self) -> Option<(RawKey<'b>, Value<'b>)> {
+    #[inline(always)]
+    fn member(&mut self) -> Option<(Key<'b>, Value<'b>)> {
         self.separators();
         if self.peek()? != b'"' {
             return None;
         }
-        let start = self.at + 1;
-        let (end, escaped) = closing_quote(self.whole.as_bytes(), start);
-        let raw = self.whole.get(start..end)?;
-        self.at = end + 1;
-        Some((RawKey { raw, escaped }, self.element()?))
+        let key = key_at(self.whole, self.at + 1);
+        self.at = key.end + 1;
+        Some((key, self.element()?))
     }
 
-    #[inline]
+    #[inline(always)]
     fn element(&mut self) -> Option<Value<'b>> {
         self.separators();
         let start = self.at;
-        match self.peek()? {
-            b'"' => self.at = closing_quote(self.whole.as_bytes(), start + 1).0 + 1,
-            b'{' | b'[' => self.container(),
-            b'}' | b']' => return None,
-            _ => self.scalar(),
+        if let b'}' | b']' = self.peek()? {
+            return None;
         }
+        self.at = behind(self.whole.as_bytes(), start);
         Some(Value::new(self.whole, start, self.at))
     }
+}
 
-    #[inline]
-    fn scalar(&mut self) {
-        while let Some(byte) = self.peek()
-            && !matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}')
-        {
-            self.at += 1;
+#[inline(never)]
+fn behind_separators(text: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\n' | b'\r' | b'\t' | b',' | b':') = text.get(at) {
+        at += 1;
+    }
+    at
+}
+
+/// The place behind the value that begins at one.
+#[inline(never)]
+fn behind(text: &[u8], at: usize) -> usize {
+    match text.get(at) {
+        Some(b'"') => closing_quote(text, at + 1).0 + 1,
+        Some(b'{' | b'[') => behind_container(text, at),
+        Some(_) | None => {
+            let ends = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | b',' | b']' | b'}');
+            let rest = text.get(at..).unwrap_or_default();
+            at + rest.iter().position(ends).unwrap_or(rest.len())
         }
     }
+}
 
-    fn container(&mut self) {
-        let mut depth = 0_usize;
-        while let Some(byte) = self.peek() {
-            self.at += 1;
-            match byte {
-                b'"' => self.at = closing_quote(self.whole.as_bytes(), self.at).0 + 1,
-                b'{' | b'[' => depth += 1,
-                b'}' | b']' if depth <= 1 => return,
-                b'}' | b']' => depth -= 1,
-                _ => {}
-            }
+fn behind_container(text: &[u8], mut at: usize) -> usize {
+    let mut depth = 0_usize;
+    while let Some(byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at = closing_quote(text, at).0 + 1,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth <= 1 => break,
+            b'}' | b']' => depth -= 1,
+            _ => {}
         }
     }
+    at
 }
