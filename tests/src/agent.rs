@@ -257,7 +257,11 @@ impl Agent {
     pub fn write_resources(&self, resources: &str) -> Result<()> {
         let folder = self.config().join("resources");
         let fresh = folder.join(".all.yaml.fresh");
-        fs::write(&fresh, resources).context("cannot write the resources")?;
+        let mut options = OpenOptions::new();
+        // There may be keys in it.
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh);
+        file.and_then(|mut file| file.write_all(resources.as_bytes()))
+            .context("cannot write the resources")?;
         fs::rename(&fresh, folder.join("all.yaml")).context("cannot rename the resources")
     }
 

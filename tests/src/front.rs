@@ -6,11 +6,14 @@ use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context as _, Result, anyhow};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData as _,
 };
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use sha2::Digest as _;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +25,16 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its certificate.
     pub pem: String,
+}
+
+/// The years of a certificate that is good whenever the test runs.
+const ALWAYS: [i32; 2] = [2000, 4000];
+
+/// What clients must prove.
+#[derive(Clone, Copy)]
+enum Asks {
+    Nothing,
+    ForCertificate,
 }
 
 /// A certificate with its key.
@@ -58,22 +71,45 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), pem })
     }
 
+    /// The certificate of a client, and its key, in PEM.
+    ///
+    /// # Errors
+    /// No key can be made.
+    pub fn client(&self, name: &str) -> Result<[String; 2]> {
+        let (certificate, key) = self.certify(name, ALWAYS)?;
+        Ok([certificate.pem(), key.serialize_pem()])
+    }
+
+    fn certify(&self, name: &str, years: [i32; 2]) -> Result<(Certificate, KeyPair)> {
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        [params.not_before, params.not_after] = years.map(|year| rcgen::date_time_ymd(year, 1, 1));
+        let key = KeyPair::generate()?;
+        Ok((params.signed_by(&key, &self.issuer)?, key))
+    }
+
     fn issue(
         &self,
         name: &str,
         years: [i32; 2],
         versions: &[&'static rustls::SupportedProtocolVersion],
+        asks: Asks,
     ) -> Result<Shown> {
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        [params.not_before, params.not_after] = years.map(|year| rcgen::date_time_ymd(year, 1, 1));
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
+        let (certificate, key) = self.certify(name, years)?;
         let digest = sha2::Sha256::digest(key.subject_public_key_info());
         let pin = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let clients = match asks {
+            Asks::Nothing => WebPkiClientVerifier::no_client_auth(),
+            Asks::ForCertificate => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes())?)?;
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?
+            }
+        };
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(vec![certificate.der().clone()], key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Shown { config: Arc::new(config), pin })
@@ -86,7 +122,21 @@ impl Front {
     /// # Errors
     /// The address is not to be had.
     pub fn at(address: SocketAddr, server: SocketAddr, authority: &Authority, name: &str) -> Result<Self> {
-        Self::with(address, server, &authority.issue(name, [2000, 4000], rustls::ALL_VERSIONS)?)
+        Self::with(address, server, &authority.issue(name, ALWAYS, rustls::ALL_VERSIONS, Asks::Nothing)?)
+    }
+
+    /// The same for clients that show a certificate of that authority.
+    ///
+    /// # Errors
+    /// The address is not to be had.
+    pub fn asking(
+        address: SocketAddr,
+        server: SocketAddr,
+        authority: &Authority,
+        name: &str,
+    ) -> Result<Self> {
+        let shown = authority.issue(name, ALWAYS, rustls::ALL_VERSIONS, Asks::ForCertificate)?;
+        Self::with(address, server, &shown)
     }
 
     /// The same with a certificate that is over.
@@ -99,7 +149,11 @@ impl Front {
         authority: &Authority,
         name: &str,
     ) -> Result<Self> {
-        Self::with(address, server, &authority.issue(name, [2000, 2001], rustls::ALL_VERSIONS)?)
+        Self::with(
+            address,
+            server,
+            &authority.issue(name, [2000, 2001], rustls::ALL_VERSIONS, Asks::Nothing)?,
+        )
     }
 
     /// The same with TLS 1.2 alone.
@@ -107,7 +161,11 @@ impl Front {
     /// # Errors
     /// The address is not to be had.
     pub fn tls12(address: SocketAddr, server: SocketAddr, authority: &Authority, name: &str) -> Result<Self> {
-        Self::with(address, server, &authority.issue(name, [2000, 4000], &[&rustls::version::TLS12])?)
+        Self::with(
+            address,
+            server,
+            &authority.issue(name, ALWAYS, &[&rustls::version::TLS12], Asks::Nothing)?,
+        )
     }
 
     fn with(address: SocketAddr, server: SocketAddr, shown: &Shown) -> Result<Self> {

@@ -9,7 +9,7 @@ mod passage;
 mod server;
 mod tls;
 
-pub use self::external::{External, Host, Proof};
+pub use self::external::{ClientCertificate, External, Host, Proof};
 pub use self::host::is_named_by;
 pub use self::ids::{Ids, Use};
 pub use self::passage::{

@@ -28,6 +28,7 @@ pub mod identity;
 pub mod mcp;
 pub mod pin;
 pub mod policy;
+pub mod secret;
 pub mod spiffe;
 pub mod tls;
 pub mod trace;

@@ -1,7 +1,7 @@
 //! Chunked bodies in pieces of any size, and what leaves the agent.
 
 use toolgate_core::http1::{
-    CHUNK_END, Changes, ChunkedDecoder, HeadLimits, HttpError, LAST_CHUNK, Outgoing, request_head,
+    CHUNK_END, Changes, ChunkedDecoder, HeadLimits, HttpError, LAST_CHUNK, Outgoing, OwnHeader, request_head,
     response_head, write_chunk_head, write_request_head, write_response_head,
 };
 
@@ -112,6 +112,30 @@ fn what_is_changed_in_a_head_is_said() {
         write_request_head(&mut out, &head, Outgoing::None, changes);
         let expected = format!("GET /mcp HTTP/1.1\r\nhost: a:1\r\n{expected}\r\n");
         assert_eq!(String::from_utf8_lossy(&out), expected);
+    }
+}
+
+#[test]
+fn a_server_gets_its_own_headers_in_the_place_of_the_callers() {
+    let own =
+        [OwnHeader::new("X-Api-Key", "own").unwrap(), OwnHeader::new("authorization", "Bearer own").unwrap()];
+    for (lines, kept) in [
+        ("", ""),
+        ("X-Other: 1\r\n", "X-Other: 1\r\n"),
+        ("X-API-KEY: 1\r\nX-Api-Keys: 2\r\nx_api_key: 3\r\nx-api_key: 4\r\n", "X-Api-Keys: 2\r\n"),
+        ("Authorization: Bearer caller\r\nauthorization: x\r\nA: 1\r\n", "A: 1\r\n"),
+        // What a caller says of its connection does not take them away.
+        ("Connection: x-api-key\r\nX-Api-Key: 1\r\n", ""),
+    ] {
+        let text = format!("POST /mcp?a HTTP/1.1\r\nhost: a:1\r\n{lines}\r\n");
+        let head = request_head(text.as_bytes(), &HeadLimits::default()).expect("valid").expect("complete");
+        let changes = Changes { base: "/v1", own: &own, ..Changes::default() };
+        let mut out = Vec::new();
+        write_request_head(&mut out, &head, Outgoing::None, changes);
+        let expected = format!(
+            "POST /v1/mcp?a HTTP/1.1\r\nhost: a:1\r\n{kept}X-Api-Key: own\r\nauthorization: Bearer own\r\n\r\n"
+        );
+        assert_eq!(String::from_utf8_lossy(&out), expected, "{lines:?}");
     }
 }
 

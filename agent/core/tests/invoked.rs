@@ -159,6 +159,7 @@ fn what_only_addresses_does_not_go_on() {
             Changes { invoked: Some(found.addressed), host: "127.0.0.1:8000", ..Changes::default() };
         let mut out = Vec::new();
         write_request_head(&mut out, &found.head, Outgoing::None, changes);
+        assert!(found.addressed.by_app_id());
         let authorization = if kept { &*authorization } else { "" };
         let expected = format!(
             "GET /v1.0/invoke/a/method/mcp HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: */*\r\nX-Own: 1\r\n{authorization}\r\n"

@@ -5,6 +5,7 @@ use std::fmt::{Display, Write as _};
 use toolgate_core::decision::{
     Enforcement, Excluded, External, Opaque, Place, Server, TlsRule, Transport, Undeclared, Unrecognised,
 };
+use toolgate_core::http1::OwnHeader;
 use toolgate_core::mcp::ServerAsks;
 use toolgate_core::pin::{HiddenCharacters, Mode, Pinning};
 use toolgate_core::policy::{
@@ -199,13 +200,20 @@ fn outside(external: &External) -> String {
                 let _ = write!(text, ", clients speak plain HTTP to it at port {port}, which goes on in TLS");
             }
             if proof.roots.is_some() {
-                text.push_str(", proven by the certificates of its ca_file alone");
+                text.push_str(", proven by the certificates that it names alone");
             }
             if !proof.pins.is_empty() {
                 text.push_str(", by one of the keys in its pins");
             }
+            if proof.shown.is_some() {
+                text.push_str(", shown a certificate if it asks for one");
+            }
         }
         (None, _) => text.push_str(", without TLS"),
+    }
+    if !external.own_headers.is_empty() {
+        let _ =
+            write!(text, ", with {} in every request", and(external.own_headers.iter().map(OwnHeader::name)));
     }
     if external.is_elsewhere() {
         let _ = write!(text, ", dialled at {}", listed(external.endpoints.iter(), "or"));

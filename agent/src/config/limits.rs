@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn read_text(text: &str) -> (Limits, Vec<String>) {
-        let source = Source { file: "x.yaml".into(), text: text.to_owned() };
+        let source = Source { file: "x.yaml".into(), text: text.to_owned(), mode: 0o600 };
         let file: AgentFile = source.parse(text).unwrap();
         let (mut limits, mut findings) = (Limits::default(), Findings::default());
         read(&source, &file.limits.unwrap().value, &mut limits, &mut findings);

@@ -9,8 +9,10 @@
 
 mod agent;
 mod callers;
+mod certificates;
 mod content;
 mod diagnostic;
+mod endpoint;
 mod explain;
 mod identity;
 mod limits;

@@ -3,15 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde_saphyr::Spanned;
 use toolgate_core::address;
 use toolgate_core::decision::{Endpoint, External, Host, Opaque, Place, Proof, Server, Transport};
-use toolgate_core::workload::Sha256;
 
+use super::certificates::{read_certificate_files, read_pin, read_roots};
 use super::diagnostic::Diagnostic;
-use super::schema::{EndpointSpec, ExternalSpec, Metadata, PeerSpec, ServerSpec};
+use super::endpoint;
+use super::schema::{ExternalSpec, Metadata, Outside, PeerSpec, ServerSpec};
 use super::source::Source;
 use super::words::{self, Findings};
 
@@ -19,8 +18,6 @@ use super::words::{self, Findings};
 const PEER_PORT: u16 = 15008;
 /// The most endpoints of one server.
 const ENDPOINTS_MAX: usize = 64;
-/// The most bytes of a `ca_file`.
-const ROOTS_BYTES_MAX: u64 = 1 << 20;
 
 /// Where a Server is.
 pub(super) struct Found {
@@ -48,8 +45,10 @@ pub(super) fn read_place(
         ));
         return None;
     }
-    if let Some(external) = &spec.external {
-        return read_external(source, spec, external, findings);
+    match spec.external.as_ref().map(|external| (external, &external.value)) {
+        None => {}
+        Some((at, Outside::Ours(external))) => return read_external(source, spec, (at, external), findings),
+        Some((_, Outside::Daprs(endpoint))) => return endpoint::read(source, metadata, endpoint, findings),
     }
     let (given, address) = match (&spec.local, &spec.peer) {
         (Some(local), _) => {
@@ -145,7 +144,7 @@ fn read_endpoint(source: &Source, word: &Spanned<String>) -> Result<Endpoint, Di
 fn read_external(
     source: &Source,
     spec: &ServerSpec,
-    external: &Spanned<ExternalSpec>,
+    (at, external): (&Spanned<Outside>, &ExternalSpec),
     findings: &mut Findings,
 ) -> Option<Found> {
     if let Some(word) = &spec.path {
@@ -156,13 +155,14 @@ fn read_external(
         let fault = source.error(word, "an external server has the name in its `url` alone");
         findings.push(fault.help("leave `hosts` out"));
     }
-    let Some(word) = &external.value.url else {
-        let fault = source.error(external, "`url` is missing");
+    let Some(word) = &external.url else {
+        let fault = source.error(at, "`url` is missing");
         findings.push(fault.help("add `url: https://docs.example.com/mcp`, as its owner says it"));
         return None;
     };
     let url = findings.keep(Url::read(source, word))?;
-    let ExternalSpec { http_port, allow_private, ca_file, pins, endpoints, .. } = &external.value;
+    let ExternalSpec { http_port, allow_private, ca_file, pins, endpoints, .. } = external;
+    let ExternalSpec { certificate_file, key_file, .. } = external;
     let allow_private = allow_private.as_ref().is_some_and(|allow| allow.value);
     let public = |at: &Spanned<String>, literal: IpAddr| {
         let special = address::special(literal).filter(|_| !allow_private)?;
@@ -180,20 +180,22 @@ fn read_external(
         let roots = ca_file.as_ref().and_then(|word| findings.keep(read_roots(source, word)));
         let pins = pins.iter().flat_map(|list| &list.value);
         let pins = pins.filter_map(|word| findings.keep(read_pin(source, word))).collect();
-        Some(Proof { roots, pins })
+        let shown = read_certificate_files(source, certificate_file, key_file, findings);
+        Some(Proof { roots, pins, shown })
     } else {
         let of_tls = [
             ("http_port", http_port.as_ref().map(|word| word.referenced)),
             ("ca_file", ca_file.as_ref().map(|word| word.referenced)),
             ("pins", pins.as_ref().map(|word| word.referenced)),
+            ("certificate_file", certificate_file.as_ref().map(|word| word.referenced)),
+            ("key_file", key_file.as_ref().map(|word| word.referenced)),
             ("opaque", spec.opaque.as_ref().map(|word| word.referenced)),
         ];
         for (name, at) in of_tls.into_iter().filter_map(|(name, at)| Some((name, at?))) {
             let fault = source.error_at(at, format!("`{name}` says nothing where the `url` is `http`"));
             findings.push(fault.help("leave it out, or write an `https` URL"));
         }
-        let warning = source.error(word, "what is said to this server can be read and changed on its way");
-        findings.push(warning.warning().help("write an `https` URL if the server has one"));
+        findings.push(in_the_clear(source, word));
         None
     };
     let http_port = http_port.as_ref().map(|port| port.value);
@@ -209,45 +211,22 @@ fn read_external(
     Some(Found { place: Place::External(Arc::new(place)), path: Some(url.path) })
 }
 
-/// The Server that Dapr's HTTPEndpoint comes to: external, with the MCP path that Dapr's clients call.
-pub(super) fn of_endpoint(
-    source: &Source,
-    metadata: &Metadata,
-    spec: EndpointSpec,
-) -> Result<ServerSpec, Diagnostic> {
-    for (name, later) in [("headers", &spec.headers), ("clientTLS", &spec.client_tls)] {
-        if let Some(word) = later {
-            return Err(words::later(source, word, name));
-        }
-    }
-    let Some(word) = spec.base_url else {
-        let fault = source.error(&metadata.name, "`baseUrl` is missing");
-        return Err(fault.help("add `baseUrl: https://api.example.com`"));
-    };
-    let base = word.value.strip_suffix('/').unwrap_or(&word.value);
-    if base.split_once("://").is_some_and(|(_, rest)| rest.contains(['/', '?', '#'])) {
-        let fault = source.error(&word, format!("`{base}` has a path, which is not built yet"));
-        return Err(
-            fault.help("declare a `Server` with `external: { url: .. }`, and call that by its App ID")
-        );
-    }
-    let url = Spanned { value: format!("{base}/mcp"), ..word.clone() };
-    let (referenced, defined) = (word.referenced, word.defined);
-    let value = ExternalSpec { url: Some(url), ..ExternalSpec::default() };
-    let external = Some(Spanned { value, referenced, defined });
-    Ok(ServerSpec { external, ..ServerSpec::default() })
+/// A warning of an `http` URL.
+pub(super) fn in_the_clear(source: &Source, word: &Spanned<String>) -> Diagnostic {
+    let warning = source.error(word, "what is said to this server can be read and changed on its way");
+    warning.warning().help("write an `https` URL if the server has one")
 }
 
 /// What a server's URL says.
-struct Url {
-    is_https: bool,
-    host: Host,
-    port: u16,
-    path: String,
+pub(super) struct Url {
+    pub(super) is_https: bool,
+    pub(super) host: Host,
+    pub(super) port: u16,
+    pub(super) path: String,
 }
 
 impl Url {
-    fn read(source: &Source, word: &Spanned<String>) -> Result<Self, Diagnostic> {
+    pub(super) fn read(source: &Source, word: &Spanned<String>) -> Result<Self, Diagnostic> {
         let text = &word.value;
         let fault =
             |message: &str, help: &str| Err(source.error(word, format!("`{text}` {message}")).help(help));
@@ -279,38 +258,10 @@ impl Url {
     }
 }
 
-/// The certificates of a file, each of which may sign.
-pub(super) fn read_roots(source: &Source, word: &Spanned<String>) -> Result<Arc<[Box<[u8]>]>, Diagnostic> {
-    let path = words::file_path(source, word)?;
-    let fault = |what: String| source.error(word, what).help("name a file of CA certificates in PEM");
-    let length = std::fs::metadata(&path).map_err(|error| fault(format!("cannot read it: {error}")))?.len();
-    if length > ROOTS_BYTES_MAX {
-        return Err(fault(format!("it has {length} bytes, more than {ROOTS_BYTES_MAX}")));
-    }
-    let text = std::fs::read(&path).map_err(|error| fault(format!("cannot read it: {error}")))?;
-    let mut roots = Vec::new();
-    for root in CertificateDer::pem_slice_iter(&text) {
-        let root = root.map_err(|error| fault(format!("it is no PEM: {error}")))?;
-        webpki::anchor_from_trusted_cert(&root)
-            .map_err(|error| fault(format!("certificate {} is none: {error}", roots.len() + 1)))?;
-        roots.push(root.as_ref().into());
-    }
-    if roots.is_empty() { Err(fault("there is no certificate in it".to_owned())) } else { Ok(roots.into()) }
-}
-
-fn read_pin(source: &Source, word: &Spanned<String>) -> Result<Sha256, Diagnostic> {
-    Sha256::from_hex(&word.value).ok_or_else(|| {
-        let fault = source.error(word, "a pin is the SHA-256 of a public key: 64 digits");
-        fault.help(
-            "`openssl x509 -in CERT -noout -pubkey | openssl pkey -pubin -outform der | sha256sum` shows it",
-        )
-    })
-}
-
 /// Two servers of one host and port are told apart by their paths: every message must have one.
 pub(super) fn told_apart(
     source: &Source,
-    spec: &Spanned<ExternalSpec>,
+    spec: &Spanned<Outside>,
     server: &Server,
     others: &[Arc<Server>],
 ) -> Result<(), Diagnostic> {

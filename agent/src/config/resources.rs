@@ -17,6 +17,7 @@ use super::agent::AgentConfig;
 use super::callers::{read_agents, read_workloads};
 use super::content::{read_opaque, read_pinning};
 use super::diagnostic::{Diagnostic, Severity};
+use super::endpoint;
 use super::place;
 use super::policies::read_policy;
 use super::schema::{Given, Head, Metadata, PolicySpec, Resource, ServerSpec, WorkloadSpec};
@@ -269,8 +270,7 @@ impl<'s> Kinds<'s> {
             "Workload" => self.workloads.push(placed(source, source.parse(document)?)),
             "Server" => self.servers.push(placed(source, source.parse(document)?)),
             "HTTPEndpoint" => {
-                let Placed { metadata, spec, .. } = placed(source, source.parse(document)?);
-                let spec = place::of_endpoint(source, &metadata, spec)?;
+                let (metadata, spec) = endpoint::server(source, source.parse(document)?)?;
                 self.servers.push(Placed { source, metadata, spec });
             }
             _ => self.policies.push(placed(source, source.parse(document)?)),

@@ -17,15 +17,18 @@ fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Res
     T::deserialize(deserializer).map(Some)
 }
 
-/// A struct of keys that may all be left out, unknown ones refused.
+/// A struct of keys that may all be left out, unknown ones refused. `as`: how the file has it.
 macro_rules! keys {
-    ($($(#[doc = $doc:literal])+ struct $name:ident { $($field:ident: $type:ty,)+ })+) => {
+    ($($(#[doc = $doc:literal])+ struct $name:ident { $($field:ident $(as $key:literal)?: $type:ty,)+ })+) => {
         $(
             $(#[doc = $doc])+
             #[derive(Debug, Default, serde::Deserialize)]
             #[serde(deny_unknown_fields)]
             pub(super) struct $name {
-                $(#[serde(default, deserialize_with = "given")] pub(super) $field: $type,)+
+                $(
+                    #[serde(default, deserialize_with = "given" $(, rename = $key)?)]
+                    pub(super) $field: $type,
+                )+
             }
         )+
     };
@@ -125,7 +128,7 @@ keys! {
         app_id: Given<String>,
         local: Given<LocalSpec>,
         peer: Given<PeerSpec>,
-        external: Given<ExternalSpec>,
+        external: Given<Outside>,
         hosts: Option<Vec<Spanned<String>>>,
         path: Given<String>,
         transport: Given<String>,
@@ -156,7 +159,38 @@ keys! {
         allow_private: Given<bool>,
         ca_file: Given<String>,
         pins: Given<Vec<Spanned<String>>>,
+        certificate_file: Given<String>,
+        key_file: Given<String>,
         endpoints: Given<Vec<Spanned<String>>>,
+    }
+
+    /// One of `headers:`
+    struct HeaderSpec {
+        name: Given<String>,
+        value: Given<String>,
+        secret_key_ref as "secretKeyRef": Later,
+        env_ref as "envRef": Later,
+    }
+
+    /// A text of `clientTLS:`
+    struct TextSpec {
+        value: Given<String>,
+        secret_key_ref as "secretKeyRef": Later,
+    }
+
+    /// `clientTLS:`
+    struct ClientTlsSpec {
+        root_ca as "rootCA": Given<TextSpec>,
+        certificate: Given<TextSpec>,
+        private_key as "privateKey": Given<TextSpec>,
+        renegotiation: Given<String>,
+    }
+
+    /// `spec:` of Dapr's HTTPEndpoint.
+    struct EndpointSpec {
+        base_url as "baseUrl": Given<String>,
+        headers: Given<Vec<Spanned<HeaderSpec>>>,
+        client_tls as "clientTLS": Given<ClientTlsSpec>,
     }
 
     /// `spec:` of a Policy.
@@ -203,16 +237,18 @@ keys! {
     }
 }
 
-/// `spec:` of Dapr's HTTPEndpoint.
-#[derive(Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct EndpointSpec {
-    #[serde(rename = "baseUrl", default, deserialize_with = "given")]
-    pub(super) base_url: Given<String>,
-    #[serde(default, deserialize_with = "given")]
-    pub(super) headers: Later,
-    #[serde(rename = "clientTLS", default, deserialize_with = "given")]
-    pub(super) client_tls: Later,
+/// A server without an agent, as a Server has it or as Dapr does.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "gone as soon as the resources are read")]
+pub(super) enum Outside {
+    Ours(ExternalSpec),
+    Daprs(EndpointSpec),
+}
+
+impl<'de> Deserialize<'de> for Outside {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        ExternalSpec::deserialize(deserializer).map(Self::Ours)
+    }
 }
 
 /// What says how to read the rest of a resource.
@@ -234,6 +270,23 @@ pub(super) struct Resource<S> {
     pub(super) kind: String,
     pub(super) metadata: Metadata,
     pub(super) spec: S,
+}
+
+/// A resource of one of Dapr's kinds.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DaprResource<S> {
+    #[serde(rename = "apiVersion")]
+    #[expect(dead_code, reason = "read as part of the head; named here so that it is no unknown key")]
+    pub(super) api_version: String,
+    #[expect(dead_code, reason = "read as part of the head; named here so that it is no unknown key")]
+    pub(super) kind: String,
+    pub(super) metadata: Metadata,
+    pub(super) spec: Spanned<S>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) auth: Later,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) scopes: Later,
 }
 
 /// `metadata:`

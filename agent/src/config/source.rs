@@ -1,5 +1,6 @@
 //! YAML text: documents, locations, and the parser's errors in this project's words.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -15,20 +16,22 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub(super) struct Source {
     pub(super) file: PathBuf,
     pub(super) text: String,
+    /// The permissions of the file.
+    pub(super) mode: u32,
 }
 
 impl Source {
     pub(super) fn read(file: &Path) -> Result<Self, Diagnostic> {
         let fault = |message: String| Diagnostic::of_file(file, message);
-        let length =
-            std::fs::metadata(file).map_err(|error| fault(format!("cannot read it: {error}")))?.len();
+        let metadata = std::fs::metadata(file).map_err(|error| fault(format!("cannot read it: {error}")))?;
+        let (length, mode) = (metadata.len(), metadata.permissions().mode());
         if length > FILE_BYTES_MAX {
             let message = format!("{length} bytes are more than the {FILE_BYTES_MAX} of one file");
             return Err(fault(message).help("split it into several files"));
         }
         let text =
             std::fs::read_to_string(file).map_err(|error| fault(format!("cannot read it: {error}")))?;
-        Ok(Self { file: file.to_owned(), text })
+        Ok(Self { file: file.to_owned(), text, mode })
     }
 
     /// The YAML documents, each with as many empty lines before it as keep its line numbers right.
@@ -199,7 +202,7 @@ mod tests {
             ("---\r\na: 1\r\n", &["   \r\na: 1\r\n\n"]),
         ];
         for (text, expected) in table {
-            let source = Source { file: "x.yaml".into(), text: (*text).to_owned() };
+            let source = Source { file: "x.yaml".into(), text: (*text).to_owned(), mode: 0o600 };
             assert_eq!(source.documents(), *expected, "{text:?}");
         }
     }

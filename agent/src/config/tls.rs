@@ -8,8 +8,8 @@ use serde_saphyr::Spanned;
 use toolgate_core::decision::{Excluded, TlsRule};
 
 use super::agent::Capture;
+use super::certificates::read_roots;
 use super::diagnostic::Diagnostic;
-use super::place::read_roots;
 use super::schema::{CaptureFile, Given};
 use super::source::Source;
 use super::words::{Findings, choice};

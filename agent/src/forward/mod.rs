@@ -33,7 +33,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::AsyncWrite as _;
 use tokio::net::{TcpSocket, TcpStream};
 use toolgate_core::decision::{Passage, Permitted, Place, Server};
-use toolgate_core::http1::{self, Changes, Outgoing};
+use toolgate_core::http1::{self, Changes, Outgoing, OwnHeader};
 use toolgate_core::identity::Identity;
 
 use crate::buffer::{BLOCK_BYTES, Buffer, Scratch};
@@ -123,12 +123,13 @@ pub async fn send(
     };
     let asked = permitted.into_inner();
     let invoked = asked.request.addressed;
-    let host = match (&leg.place, invoked) {
-        (Place::External(external), _) => Cow::Borrowed(&*external.authority),
-        (Place::Local { .. } | Place::Peer { .. }, Some(_)) => Cow::Owned(server.host()),
-        (Place::Local { .. } | Place::Peer { .. }, None) => Cow::Borrowed(""),
+    let (host, own): (_, &[OwnHeader]) = match (&leg.place, invoked) {
+        (Place::External(external), _) => (Cow::Borrowed(&*external.authority), &external.own_headers),
+        (Place::Local { .. } | Place::Peer { .. }, Some(_)) => (Cow::Owned(server.host()), &[]),
+        (Place::Local { .. } | Place::Peer { .. }, None) => (Cow::Borrowed(""), &[]),
     };
-    let changes = Changes { resumes: asked.last_event.is_some(), traceparent, host: &host, invoked };
+    let (resumes, base) = (asked.last_event.is_some(), server.base(invoked));
+    let changes = Changes { resumes, traceparent, host: &host, invoked, base, own };
     upstream
         .write_request(&asked.request, changes, limits)
         .await
@@ -269,7 +270,8 @@ impl Upstream {
             }
             polled
         });
-        let count = filled.await?;
+        let filled = filled.await;
+        let count = if let Io::Tls(_) = io { filled.map_err(tls::of_certificate)? } else { filled? };
         *speaking = true;
         Ok(count)
     }

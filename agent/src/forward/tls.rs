@@ -6,14 +6,14 @@ use std::{fmt, io};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
 use sha2::Digest as _;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
-use toolgate_core::decision::{External, Host, Proof};
+use toolgate_core::decision::{ClientCertificate, External, Host, Proof};
 use toolgate_core::workload::Sha256;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -60,6 +60,30 @@ fn advice(cause: &io::Error) -> &'static str {
         )) => "; the server needs a new one, or this host's clock is wrong",
         Some(Error::InvalidMessage(_)) => "; does it speak TLS at this port?",
         Some(_) | None => "",
+    }
+}
+
+/// What a server says of the certificate that it was shown, or was not: in TLS 1.3 that comes when all else stands.
+pub(super) fn of_certificate(error: io::Error) -> io::Error {
+    use rustls::AlertDescription as Alert;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match inner {
+        Some(Error::AlertReceived(
+            Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::DecryptError
+            | Alert::AccessDenied,
+        )) => {
+            let advice = "the server asks who speaks: name what its owner gave by `certificate_file` and `key_file`, or an \
+                          HTTPEndpoint's `clientTLS`";
+            io::Error::new(error.kind(), format!("{error}; {advice}"))
+        }
+        Some(_) | None => error,
     }
 }
 
@@ -168,21 +192,31 @@ impl Upstream {
 fn inspected_config(roots: &[Box<[u8]>]) -> Result<ClientConfig, Error> {
     let roots: Vec<_> = roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
     let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(roots, provider())?;
-    speaking_to(Arc::new(verifier))
+    speaking_to(Arc::new(verifier), None)
 }
 
 fn client_config(proof: &Proof) -> Result<ClientConfig, Error> {
     let verifier = Pinned { pins: Arc::clone(&proof.pins), inner: verifier(proof)? };
-    speaking_to(Arc::new(verifier))
+    speaking_to(Arc::new(verifier), proof.shown.as_deref())
 }
 
-/// HTTP/1.1 to those alone whom this believes.
-fn speaking_to(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+/// HTTP/1.1 to those alone whom this believes. `shown`: to those of them that ask who speaks.
+fn speaking_to(
+    verifier: Arc<dyn ServerCertVerifier>,
+    shown: Option<&ClientCertificate>,
+) -> Result<ClientConfig, Error> {
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match shown {
+        None => config.with_no_client_auth(),
+        Some(ClientCertificate { chain, key }) => {
+            let chain = chain.iter().map(|one| CertificateDer::from(one.to_vec())).collect();
+            let key = PrivateKeyDer::try_from(key.reveal().to_vec());
+            config.with_client_auth_cert(chain, key.map_err(|why| Error::General(why.to_owned()))?)?
+        }
+    };
     config.alpn_protocols = vec![HTTP_1_1.to_vec()];
     Ok(config)
 }

@@ -227,7 +227,7 @@ pub fn asked<'b>(request: Request<'b>, server: &Server, limits: &Limits) -> Resu
     let what = match head.method {
         // Its endpoint may be anywhere.
         "POST" if !is_streamable => What::Message(message(&request, server.transport, limits)?),
-        _ if head.path != server.path => What::OtherPath,
+        _ if server.path.strip_prefix(server.base(request.addressed)) != Some(head.path) => What::OtherPath,
         "POST" => What::Message(message(&request, server.transport, limits)?),
         "GET" if upgrades_to(head, "websocket") => {
             return Err(Refused::http(

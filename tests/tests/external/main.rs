@@ -2,6 +2,7 @@
 
 mod attacks;
 mod bad_input;
+mod http_endpoint;
 mod opaque;
 mod replicas;
 mod stage;

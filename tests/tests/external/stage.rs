@@ -96,6 +96,19 @@ impl Outside {
         resources(([127, 0, 0, 1], 1).into()).replace(local, &format!("  external: {external}\n"))
     }
 
+    /// The same as Dapr's HTTPEndpoint, and more Servers that the same callers may call.
+    pub(crate) fn endpoint(&self, spec: &str, others: &[(&str, &str)]) -> String {
+        let ours = "apiVersion: toolgate/v1\nkind: Server\nmetadata: { name: docs }\nspec:\n  external: {}\n";
+        let daprs = "apiVersion: dapr.io/v1alpha1\nkind: HTTPEndpoint\nmetadata: { name: docs }\n";
+        let mut all = self.resources("{}").replace(ours, &format!("{daprs}spec: {spec}\n"));
+        for (name, url) in others {
+            all = all.replace("servers: [docs]", &format!("servers: [docs, {name}]"));
+            all += &format!("---\napiVersion: toolgate/v1\nkind: Server\nmetadata: {{ name: {name} }}\n");
+            all += &format!("spec: {{ external: {{ url: \"{url}\" }} }}\n");
+        }
+        all
+    }
+
     fn own_files(&self) -> [String; 2] {
         ["resolv.conf", "hosts"].map(|name| self.files.path().join(name).display().to_string())
     }

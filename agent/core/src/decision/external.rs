@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::Endpoint;
 use super::server::{literal, split_port};
+use crate::http1::OwnHeader;
+use crate::secret::Secret;
 use crate::workload::Sha256;
 
 /// Of `http` (RFC 9110 section 4.2.1), and of `https` (4.2.2).
@@ -75,6 +77,17 @@ pub struct Proof {
     pub roots: Option<Arc<[Box<[u8]>]>>,
     /// SHA-256 of the public keys (SubjectPublicKeyInfo) of which its certificate must have one; empty: any.
     pub pins: Arc<[Sha256]>,
+    /// What the agent shows to a server that asks who it is; `None`: nothing.
+    pub shown: Option<Arc<ClientCertificate>>,
+}
+
+/// A certificate by which the agent is known to a server, and what proves that it is its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// It, and those that lead to whom the server believes (DER).
+    pub chain: Box<[Box<[u8]>]>,
+    /// Its key (DER: PKCS #8, PKCS #1 or SEC1).
+    pub key: Secret,
 }
 
 /// Where such a server is, and what is asked of it.
@@ -94,6 +107,10 @@ pub struct External {
     pub endpoints: Arc<[Endpoint]>,
     /// It may be at addresses that are no public ones.
     pub allow_private: bool,
+    /// What stands before the path of a call by App ID: that of Dapr's `baseUrl`, without a slash at its end.
+    pub base: Box<str>,
+    /// What it gets with every request.
+    pub own_headers: Arc<[OwnHeader]>,
 }
 
 impl External {
@@ -118,6 +135,8 @@ impl External {
             authority: authority.into(),
             endpoints: [endpoint].into(),
             allow_private,
+            base: Box::default(),
+            own_headers: Arc::default(),
         }
     }
 

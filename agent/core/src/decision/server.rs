@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::External;
+use crate::http1::Addressed;
 use crate::identity::Identity;
 use crate::pin::Pinning;
 use crate::policy::Ends;
@@ -160,6 +161,13 @@ impl Server {
             Place::External(external) => Some(external),
             Place::Local { .. } | Place::Peer { .. } => None,
         }
+    }
+
+    /// What stands before the path of a request that came this way.
+    #[must_use]
+    pub fn base(&self, addressed: Option<Addressed>) -> &str {
+        let external = self.external().filter(|_| addressed.is_some_and(Addressed::by_app_id));
+        external.map_or("", |external| &external.base)
     }
 
     /// Whether a Host header names this server. A web page that had its own name resolve to this address is told

@@ -240,7 +240,7 @@ impl<'b> Headers<'b> {
 }
 
 /// Whether all bytes are visible ASCII or spaces.
-fn is_visible(value: &[u8]) -> bool {
+pub(super) fn is_visible(value: &[u8]) -> bool {
     let (eights, rest) = value.as_chunks::<8>();
     let mut last = [b' '; 8];
     last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);

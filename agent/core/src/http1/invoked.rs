@@ -29,9 +29,17 @@ pub struct Invoked<'b> {
 pub struct Addressed {
     /// Its `Authorization` says no more than whom it is for.
     by_credentials: bool,
+    /// The text that names the app is a URL, so that the path is the whole one.
+    by_url: bool,
 }
 
 impl Addressed {
+    /// Whether the server is named by its App ID, which may stand for a part of the path too.
+    #[must_use]
+    pub fn by_app_id(self) -> bool {
+        !self.by_url
+    }
+
     /// Whether that header ends here.
     pub(super) fn ends(self, name: Name) -> bool {
         matches!(name, Name::Host | Name::DaprAppId | Name::DaprApiToken)
@@ -46,7 +54,7 @@ impl Addressed {
 pub fn invoked<'b>(head: &RequestHead<'b>) -> Result<Option<Invoked<'b>>, HttpError> {
     let by_header = head.headers.only(Name::DaprAppId)?.filter(|app| !app.is_empty());
     let by_credentials = head.headers.only(Name::Authorization)?.and_then(credentials);
-    let addressed = Addressed { by_credentials: by_credentials.is_some() };
+    let has_credentials = by_credentials.is_some();
     let (app, target) = match (by_header.map(Cow::Borrowed).or(by_credentials.map(Cow::Owned)), head.target) {
         (Some(app), whole) => (app, whole),
         (None, whole) => match target::by_path(whole) {
@@ -55,6 +63,8 @@ pub fn invoked<'b>(head: &RequestHead<'b>) -> Result<Option<Invoked<'b>>, HttpEr
         },
     };
     let (path, query) = target::split(head.method, target)?;
+    let by_url = matches!(App::of(&app), Some(App::Url { .. }));
+    let addressed = Addressed { by_credentials: has_credentials, by_url };
     Ok(Some(Invoked { app, head: RequestHead { target, path, query, ..head.clone() }, addressed }))
 }
 

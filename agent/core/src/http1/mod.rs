@@ -10,6 +10,7 @@ mod headers;
 mod invoked;
 mod kept;
 mod name;
+mod own;
 mod target;
 mod write;
 
@@ -23,6 +24,7 @@ pub use headers::{HEADERS_MAX, Header, Headers};
 pub use invoked::{Addressed, App, Invoked, invoked};
 pub use kept::KeptHead;
 pub use name::Name;
+pub use own::{OwnHeader, OwnHeaderError};
 pub use target::{Authority, split as split_target};
 pub use write::{
     CHUNK_END, Changes, LAST_CHUNK, Outgoing, write_chunk_head, write_request_head, write_response_head,

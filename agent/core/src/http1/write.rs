@@ -4,6 +4,7 @@ use super::head::{RequestHead, ResponseHead};
 use super::headers::{Headers, Line};
 use super::invoked::Addressed;
 use super::name::Name;
+use super::own::OwnHeader;
 use std::ops::Range;
 
 /// Between a chunk's data and the next chunk's size.
@@ -33,6 +34,10 @@ pub struct Changes<'t> {
     pub host: &'t str,
     /// It was addressed by App ID, and how: what only addresses does not go on.
     pub invoked: Option<Addressed>,
+    /// What stands before its target at the server; empty: nothing.
+    pub base: &'t str,
+    /// What the server gets in the place of the caller's headers of those names.
+    pub own: &'t [OwnHeader],
 }
 
 /// Appends the head of a request as it leaves the agent: method, target and headers byte for byte in order, without
@@ -44,15 +49,16 @@ pub fn write_request_head(
     framing: Outgoing,
     changes: Changes<'_>,
 ) {
-    let Changes { resumes, traceparent, host, invoked } = changes;
-    let is_dropped = |name| {
+    let Changes { resumes, traceparent, host, invoked, base, own } = changes;
+    let is_dropped = |name, written: &[u8]| {
         matches!(name, Name::NotForwarded | Name::Expect)
             || (name == Name::LastEventId && !resumes)
             || (name == Name::Traceparent && !traceparent.is_empty())
             || (name == Name::Host && !host.is_empty())
             || invoked.is_some_and(|addressed| addressed.ends(name))
+            || own.iter().any(|own| own.is(written))
     };
-    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+    for part in [head.method, " ", base, head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     if !host.is_empty() {
@@ -61,6 +67,7 @@ pub fn write_request_head(
         }
     }
     headers(out, &head.headers, is_dropped);
+    own.iter().for_each(|own| own.write(out));
     out.extend_from_slice(traceparent.as_bytes());
     end(out, framing);
 }
@@ -73,7 +80,7 @@ pub fn write_response_head(out: &mut Vec<u8>, head: &ResponseHead<'_>, framing: 
     out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
-    headers(out, &head.headers, |_name| false);
+    headers(out, &head.headers, |_name, _written| false);
     if close {
         out.extend_from_slice(b"Connection: close\r\n");
     }
@@ -90,7 +97,7 @@ pub fn write_chunk_head(out: &mut Vec<u8>, bytes: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, is_dropped: impl Fn(Name) -> bool) {
+fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, is_dropped: impl Fn(Name, &[u8]) -> bool) {
     // Collecting what Connection names costs more than asking each time: most heads name `keep-alive` or nothing.
     let names_some = headers.connection().any(|token| !token.eq_ignore_ascii_case(b"keep-alive"));
     let is_named =
@@ -103,7 +110,7 @@ fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, is_dropped: impl Fn(Name) -
         out.extend_from_slice(head.get(run).unwrap_or_default());
     };
     for Line { name, value, known, plain } in headers.lines() {
-        if known.ends_here() || is_dropped(known) || is_named(name) {
+        if known.ends_here() || is_dropped(known, name) || is_named(name) {
             continue;
         }
         match plain {

@@ -262,33 +262,3 @@ fn policies_that_are_refused() {
     ];
     check(&owned(table, of_kind), refused);
 }
-
-#[test]
-fn an_endpoint_of_daprs_is_an_external_server() {
-    let endpoint = |spec: &str| {
-        format!("apiVersion: dapr.io/v1alpha1\nkind: HTTPEndpoint\nmetadata: {{ name: api }}\nspec: {spec}\n")
-    };
-    let resources = compile(&endpoint("{ baseUrl: \"https://api.example.com:8443/\" }")).unwrap();
-    let server = &resources.servers[0];
-    let url = server.external().map(ToString::to_string);
-    assert_eq!((server.identity.app_id(), &*server.path), ("api", "/mcp"));
-    assert_eq!(url.as_deref(), Some("https://api.example.com:8443"));
-    let table: &[(&str, &[&str])] = &[
-        ("{}", &["3:19 `baseUrl` is missing"]),
-        ("{ baseUrl: api.example.com }", &["4:18 `api.example.com/mcp` is no URL of a server"]),
-        ("{ baseUrl: \"https://api.example.com/v1\" }", &["4:18 `https://api.example.com/v1` has a path"]),
-        (
-            "{ baseUrl: \"https://api.example.com\", headers: [{ name: a, value: b }] }",
-            &["4:54 `headers` is designed but not built yet"],
-        ),
-        (
-            "{ baseUrl: \"https://api.example.com\", clientTLS: {} }",
-            &["4:56 `clientTLS` is designed but not built yet"],
-        ),
-        ("{ baseUrl: \"https://127.0.0.1\" }", &["4:18 `127.0.0.1` is no public address"]),
-        ("{ url: \"https://api.example.com\" }", &["4:9 unknown key `url`"]),
-    ];
-    check(&owned(table, endpoint), refused);
-    let ours = endpoint("{ baseUrl: \"https://a.example\" }").replace("dapr.io/v1alpha1", "toolgate/v1");
-    check(&[(ours, vec!["1:13 no version `toolgate/v1` of `HTTPEndpoint`".to_owned()])], refused);
-}

@@ -1,6 +1,7 @@
 //! Every error that a file can cause, with its place, and what good files become.
 
 mod agent_file;
+mod endpoint;
 mod kinds;
 mod rules;
 
@@ -17,7 +18,7 @@ use super::*;
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
 fn source(text: &str) -> Source {
-    Source { file: "x.yaml".into(), text: text.to_owned() }
+    Source { file: "x.yaml".into(), text: text.to_owned(), mode: 0o600 }
 }
 
 fn compile(text: &str) -> Result<Resources, Vec<Diagnostic>> {
