@@ -1,5 +1,6 @@
 //! `toolgate ca`: the authority as its operator sees it, and as OpenSSL does.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -152,6 +153,17 @@ fn openssl_text(der: &[u8]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// The files of a folder, as they are.
+fn everything(folder: &Path) -> Result<BTreeMap<PathBuf, (u32, Vec<u8>)>> {
+    let files = fs::read_dir(folder)?.map(|file| {
+        let path = file?.path();
+        let mode = fs::metadata(&path)?.mode();
+        let content = fs::read(&path)?;
+        Ok((path, (mode, content)))
+    });
+    files.collect()
+}
+
 #[test]
 fn an_agent_does_not_start_on_an_authority_that_is_not_its_own() -> Result<()> {
     let _turn = Host::turn()?;
@@ -170,7 +182,9 @@ fn an_agent_does_not_start_on_an_authority_that_is_not_its_own() -> Result<()> {
     };
     let agent = AgentConfig { store: store.path().to_owned(), ..AgentConfig::default() };
     drop(Authority::open(authority_plan(&agent), SystemTime::now())?);
+    let before = everything(&folder)?;
     let ended = Agent::refused(&begin("other.org")?, "")?;
+    ensure!(everything(&folder)? == before, "another trust domain's: something was written");
     ensure!(
         ended.said.contains("is of trust domain `example.org`, and `trust_domain` says `other.org`"),
         "{}",
@@ -186,7 +200,9 @@ fn an_agent_does_not_start_on_an_authority_that_is_not_its_own() -> Result<()> {
     for (name, damage, expected) in table {
         let key = key(&folder).with_context(|| (*name).to_owned())?;
         damage(&key)?;
+        let before = everything(&folder)?;
         let ended = Agent::refused(&begin("example.org")?, "")?;
+        ensure!(everything(&folder)? == before, "{name}: something was written");
         ensure!(!ended.status.success() && ended.said.contains(expected), "{name}: {}", ended.said);
         ensure!(ended.said.contains(&key.display().to_string()), "{name}: {}", ended.said);
         let _ = fs::remove_file(&key);

@@ -26,7 +26,7 @@ use super::wire::{
     BODY_BYTES_MAX, JOIN, JWT, JwtRequest, NODE_PATH, RENEW, RenewRequest, SVID, SvidRequest, TRUST,
 };
 use crate::record::Recorder;
-use crate::svid::{NodeAsk, Peer, PeerVerifier, SvidError, Svids, provider, shown_by, verify};
+use crate::svid::{NodeAsk, Peer, PeerVerifier, SvidError, Svids, VerifyError, provider, shown_by, verify};
 
 /// Connections at once; one more is closed.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -107,11 +107,12 @@ impl Listener {
         }
         let own = self.svids.own().await?;
         let svids = self.svids.clone();
-        // Who it is, each answer looks at.
-        let verifier = PeerVerifier::new(move |chain, role, now| {
-            let proven = verify(chain, &svids.trust(), role, now).map(drop);
-            proven.map_err(|error| rustls::Error::General(error.to_string()))
-        });
+        // Who it is, each answer looks at, and whether it was revoked: then it is told so, and not merely cut off.
+        let verifier =
+            PeerVerifier::new(move |chain, role, now| match verify(chain, &svids.trust(), role, now) {
+                Ok(_) | Err(VerifyError::Revoked { .. }) => Ok(()),
+                Err(error) => Err(rustls::Error::General(error.to_string())),
+            });
         let failed = |cause: rustls::Error| SvidError::Tls { cause: cause.to_string() };
         let mut tls = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])

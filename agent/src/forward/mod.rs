@@ -270,8 +270,7 @@ impl Upstream {
             }
             polled
         });
-        let filled = filled.await;
-        let count = if let Io::Tls(_) = io { filled.map_err(tls::of_certificate)? } else { filled? };
+        let count = filled.await.map_err(|error| tls::of_certificate(error, io))?;
         *speaking = true;
         Ok(count)
     }

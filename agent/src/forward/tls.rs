@@ -64,7 +64,7 @@ fn advice(cause: &io::Error) -> &'static str {
 }
 
 /// What a server says of the certificate that it was shown, or was not: in TLS 1.3 that comes when all else stands.
-pub(super) fn of_certificate(error: io::Error) -> io::Error {
+pub(super) fn of_certificate(error: io::Error, io: &Io) -> io::Error {
     use rustls::AlertDescription as Alert;
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
@@ -79,8 +79,16 @@ pub(super) fn of_certificate(error: io::Error) -> io::Error {
             | Alert::DecryptError
             | Alert::AccessDenied,
         )) => {
-            let advice = "the server asks who speaks: name what its owner gave by `certificate_file` and `key_file`, or an \
-                          HTTPEndpoint's `clientTLS`";
+            let advice = match io {
+                Io::Mutual(_) => {
+                    "the agent there does not believe the caller's SVID: was this node revoked, has it another authority, or is a \
+                     clock wrong?"
+                }
+                Io::Plain(_) | Io::Tls(_) => {
+                    "the server asks who speaks: name what its owner gave by `certificate_file` and `key_file`, or an \
+                     HTTPEndpoint's `clientTLS`"
+                }
+            };
             io::Error::new(error.kind(), format!("{error}; {advice}"))
         }
         Some(_) | None => error,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use toolgate_core::identity::Identity;
 
+use super::join::JoinError;
 use super::source::{NodeAsk, Operation, Own, Source};
 use super::workload_api::Given;
 use super::{Held, Known, Published, Svid, SvidError, Trust};
@@ -199,6 +200,10 @@ impl Owner {
                 }
             }
             Err(error) => {
+                // An authority that says no has said it of what processes of this node have, too: they are looked at again.
+                if let SvidError::Join(JoinError::Refused { .. }) = &error {
+                    self.held.clear();
+                }
                 self.tell_failing(Some(&error));
                 // It may have joined before something failed.
                 self.publish_trust();

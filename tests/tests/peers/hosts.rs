@@ -94,12 +94,17 @@ impl<S> Hosts<S> {
 
     /// `toolgate ca WORDS` of the authority.
     pub(crate) fn ca(&self, words: &[&str]) -> Result<Value> {
-        let mut command = toolgate();
-        command.arg("ca").args(words).args(["--json", "--config"]).arg(self.servers.config());
-        let output = command.output()?;
-        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        ca(&self.servers, words)
     }
+}
+
+/// `toolgate ca WORDS` of an authority.
+pub(crate) fn ca(authority: &Agent, words: &[&str]) -> Result<Value> {
+    let mut command = toolgate();
+    command.arg("ca").args(words).args(["--json", "--config"]).arg(authority.config());
+    let output = command.output()?;
+    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// A host with a server, one with callers, and an authority that both have joined on a third.
@@ -131,7 +136,8 @@ impl Apart {
         let servers = Node::start(of_servers, setup)?;
         let (of_node, token_of_node) =
             (declared(address, peer), token(&authority, "callers", "reader,writer")?);
-        let setup = Setup { resources: &of_node, token: &token_of_node, ..Setup::default() };
+        let workload_api = true;
+        let setup = Setup { resources: &of_node, token: &token_of_node, workload_api, ..Setup::default() };
         let callers = Node::start(of_callers, setup)?;
         Ok(Self { callers, servers, _server: server, address, authority })
     }

@@ -1,15 +1,16 @@
 //! What becomes of calls between hosts while certificates, agents and trust come and go.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use toolgate_tests::scene::{call, is_result, text};
-use toolgate_tests::wait;
+use toolgate_tests::{Agent, Connection, Process, fixture, packages, wait};
 
-use crate::hosts::{Hosts, decided};
+use crate::hosts::{Apart, Hosts, ca, decided};
 
 /// Calls at the pace of 200 a second for this long unless `TOOLGATE_ROTATION_SECONDS` says otherwise.
 const SECONDS: u64 = 40;
@@ -38,7 +39,7 @@ fn no_call_fails_while_everything_rotates() -> Result<()> {
         // Some on connections of their own.
         if calls % 97 == 96 {
             let stream = caller.connect(hosts.address)?.stream;
-            connection = toolgate_tests::Connection::new(stream, hosts.address)?;
+            connection = Connection::new(stream, hosts.address)?;
         }
         let reply = connection.post(&call(calls, "echo", &json!({ "message": "x" })))?;
         if !is_result(&reply)? {
@@ -86,4 +87,57 @@ fn who_is_revoked_is_cut_off_and_gets_nowhere_any_more() -> Result<()> {
     })?;
     ensure!(refused.status >= 500, "{}", refused.text());
     Ok(())
+}
+
+/// A process of a node, which has asked for the SVID of its Workload.
+struct Asks {
+    process: Process,
+    read: usize,
+}
+
+impl Asks {
+    fn start(mut prefix: Command, program: &[&str], node: &Agent) -> Result<Self> {
+        let socket = node.config().join("workload.sock");
+        Ok(Self { process: Process::start(prefix.args(program).arg(socket))?, read: 0 })
+    }
+
+    /// Says it, and waits for those words.
+    fn hears(&mut self, line: &str, words: &str) -> Result<()> {
+        self.process.say(line)?;
+        let (at, _) = self.process.line_from(self.read, words)?;
+        self.read = at + 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_node_that_is_revoked_is_believed_by_no_other_and_gives_nothing_out() -> Result<()> {
+    let apart = Apart::of_lives("")?;
+    let callers = &apart.callers;
+    let (frames, client) = (fixture("workload_api_streams.py"), fixture("spiffe_client.py"));
+    let (frames, client) = (frames.display().to_string(), client.display().to_string());
+    let python = packages("spiffe/bin/python")?.display().to_string();
+    let mut stream = Asks::start(callers.exec("reader"), &["python3", &frames], &callers.agent)?;
+    stream.hears("connect", "told open")?;
+    stream.hears("ask 1", "told answered")?;
+    let mut asks = Asks::start(callers.exec("reader"), &[&python, &client], &callers.agent)?;
+    asks.hears("svid", "spiffe://example.org/ns/default/reader")?;
+    let mut caller = callers.caller("reader")?;
+    let mut open = Connection::new(caller.connect(apart.address)?.stream, apart.address)?;
+    open.request("GET", "Accept: text/event-stream\r\n", b"")?;
+    ensure!(open.head()?.status == 200);
+
+    ca(&apart.authority, &["revoke", "callers"])?;
+    // Its own processes get nothing more, though their SVIDs are hours from their half life.
+    stream.hears("end 1", "told ended")?;
+    asks.hears("svid", "no identity issued")?;
+    asks.hears("jwt docs", "no identity issued")?;
+    // The other node has heard of it too.
+    ensure!(!matches!(open.event(), Ok(Some(event)) if !event.contains("error")), "the stream goes on");
+    wait::until("a refusal", || {
+        let mut connection = Connection::new(caller.connect(apart.address)?.stream, apart.address)?;
+        Ok((connection.post(&call(1, "echo", &json!({})))?.status >= 500).then_some(()))
+    })?;
+    let is_failed = |line: &Value| text(line, "detail").contains("was this node revoked");
+    callers.agent.audit_until("the call that failed", |lines| lines.iter().any(is_failed)).map(drop)
 }

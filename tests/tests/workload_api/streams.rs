@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 use toolgate_tests::scene::text;
-use toolgate_tests::{Agent, Cgroup, Process, Setup, fixture, netns, wait};
+use toolgate_tests::{Agent, Cgroup, Process, Setup, fixture, netns, toolgate, wait};
 
 use super::{Client, socket};
 
@@ -110,5 +110,21 @@ fn the_next_agent_serves_who_had_a_stream_of_the_one_before() -> Result<()> {
     ensure!(told.get("ids") == Some(&json!([ID])), "{told}");
     let told = client.ask("svid")?;
     ensure!(told.get("ids") == Some(&json!([ID])), "{told}");
+    Ok(())
+}
+
+#[test]
+fn who_has_a_stream_gets_another_svid_for_one_that_was_revoked() -> Result<()> {
+    let reader = Cgroup::new("revoked-reader")?;
+    let resources = workloads(&[("reader", &reader)])?;
+    let agent = Agent::start(Setup { resources: &resources, workload_api: true, ..Setup::default() })?;
+    let mut client = Client::start(netns::in_cgroup(&reader), &socket(&agent))?;
+    client.process.say("stream")?;
+    let first = client.told("update")?;
+    let serial = text(&first, "serial").to_owned();
+    let revoke = toolgate().args(["ca", "revoke", &serial, "--config"]).arg(agent.config()).output()?;
+    ensure!(revoke.status.success(), "{revoke:?}");
+    let next = client.told("update")?;
+    ensure!(next.get("ids") == Some(&json!([ID])) && text(&next, "serial") != serial, "{first} {next}");
     Ok(())
 }
