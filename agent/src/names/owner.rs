@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::resolver::{Answer, resolve};
 use super::{All, Known, NameError, Published, Question};
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 
 /// How often it is looked whether the host's own files have changed, where names are followed.
 const FILES_EVERY: Duration = Duration::from_secs(5);
@@ -136,7 +136,14 @@ impl Owner {
             Some(error) => tracing::warn!(%error, kept = after.found.len(), "a Server's name"),
             None => {
                 let addresses: Vec<String> = after.found.iter().map(|found| found.ip.to_string()).collect();
-                tracing::info!(%name, addresses = addresses.join(" "), beyond = after.beyond, "resolved");
+                tracing::info!(%name, addresses = addresses.join(" "), "resolved");
+                if after.beyond > 0 {
+                    let (beyond, limit) = (after.beyond, Limit::AddressesPerName);
+                    tracing::warn!(
+                        "`{name}` has {beyond} addresses more than are used ({limit}): raise that limit, or name some of them as the \
+                         Server's `endpoints`"
+                    );
+                }
             }
         }
         self.publish(|known| drop(known.insert(name, Arc::new(after))));

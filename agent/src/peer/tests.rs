@@ -8,9 +8,11 @@ use arc_swap::ArcSwap;
 use rcgen::KeyPair;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, ServerConfig, SignatureScheme};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, NamedGroup, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -79,7 +81,7 @@ impl Scene {
         &self,
         config: ClientConfig,
         name: &str,
-    ) -> (Result<Accepted, AcceptError>, Option<HandshakeKind>) {
+    ) -> (Result<Accepted, AcceptError>, Option<(HandshakeKind, NamedGroup)>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let visiting = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (here, from) = listener.accept().await.unwrap();
@@ -91,7 +93,8 @@ impl Scene {
             Ok(mut visitor) => {
                 let _ = visitor.write_all(b"x").await;
                 let _ = tokio::time::timeout(Duration::from_millis(1), visitor.read_u8()).await;
-                visitor.get_ref().1.handshake_kind()
+                let tls = visitor.get_ref().1;
+                tls.handshake_kind().zip(tls.negotiated_key_exchange_group().map(|group| group.name()))
             }
             Err(_) => None,
         };
@@ -286,12 +289,34 @@ async fn no_session_is_resumed_whoever_has_it() {
     config.client_auth_cert_resolver = Arc::clone(&changing) as Arc<_>;
     for id in [AGENT, AGENT, other, AGENT] {
         changing.0.store(Arc::new(shown(id)));
-        let (accepted, kind) = scene.visit(config.clone(), &name).await;
+        let (accepted, shaken) = scene.visit(config.clone(), &name).await;
         assert_eq!(accepted.unwrap().caller, identity(id));
         assert!(
-            matches!(kind, Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)),
-            "{kind:?}"
+            matches!(shaken, Some((HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest, _))),
+            "{shaken:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn keys_are_exchanged_by_what_no_quantum_computer_breaks_where_both_ends_know_it() {
+    let scene = Scene::new();
+    let name = server_name(&identity(DOCS));
+    for (known, expected) in [
+        (provider().kx_groups.clone(), NamedGroup::X25519MLKEM768),
+        (vec![kx_group::X25519], NamedGroup::X25519),
+    ] {
+        let shown = Shown::issued(&scene.own, AGENT, SystemTime::now()).certified();
+        let knows = CryptoProvider { kx_groups: known, ..aws_lc_rs::default_provider() };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(knows))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Credulous))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let (_, shaken) = scene.visit(config, &name).await;
+        assert_eq!(shaken.map(|(_, group)| group), Some(expected));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -92,7 +93,7 @@ impl Outside {
     /// Those of `scene`, for an external server.
     pub(crate) fn resources(&self, external: &str) -> String {
         let local = "  local: { address: \"127.0.0.1:1\" }\n  path: /mcp\n";
-        let external = external.replace("CA", &self.files.path().join("ca.pem").display().to_string());
+        let external = external.replace("CA", &self.authority_file().display().to_string());
         resources(([127, 0, 0, 1], 1).into()).replace(local, &format!("  external: {external}\n"))
     }
 
@@ -107,6 +108,11 @@ impl Outside {
             all += &format!("spec: {{ external: {{ url: \"{url}\" }} }}\n");
         }
         all
+    }
+
+    /// The certificate of whom the servers outside are vouched for by.
+    pub(crate) fn authority_file(&self) -> PathBuf {
+        self.files.path().join("ca.pem")
     }
 
     fn own_files(&self) -> [String; 2] {

@@ -93,6 +93,22 @@ fn is_unproven(
 }
 
 #[test]
+fn whom_the_system_believes_is_believed() -> Result<()> {
+    let mut outside = Outside::new()?;
+    let (server, _front) = outside.behind_tls(PUBLIC[0])?;
+    outside.dns.has(NAME, &[PUBLIC[0].into()], 60);
+    // As OpenSSL has it, in the place of the system's own.
+    let authority = outside.authority_file().display().to_string();
+    let environment = [("SSL_CERT_FILE", authority.as_str())];
+    let external = "{ url: \"https://docs.example.com/mcp\", http_port: 80 }";
+    let agent = outside.agent(external, Setup { environment: &environment, ..Setup::default() })?;
+    let (_caller, mut connection) = reader(&agent, PUBLIC[0], 80)?;
+    assert!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?, "{:#?}", agent.audit(1)?);
+    server.request()?;
+    Ok(())
+}
+
+#[test]
 fn a_server_that_nobody_vouches_for_gets_nothing() -> Result<()> {
     let front = |outside: &Outside, at, to| Front::at(at, to, &outside.authority, NAME);
     let external = "{ url: \"https://docs.example.com/mcp\", http_port: 80 }";

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use toolgate_tests::netns::in_cgroup;
 use toolgate_tests::scene::{call, is_result, text};
-use toolgate_tests::{Caller, Cgroup, Setup, wait};
+use toolgate_tests::{Caller, Cgroup, Server, Setup, wait};
 
 use crate::stage::{IMPATIENT, NAME, Outside, PUBLIC, reader};
 
@@ -49,6 +49,20 @@ fn the_agent_goes_where_its_own_name_server_says_wherever_the_client_connected()
     assert!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
     good.request()?;
     assert_eq!(evil.requests_now().len(), 0);
+    Ok(())
+}
+
+#[test]
+fn a_name_with_an_ipv6_address_alone_leads_there() -> Result<()> {
+    let mut outside = Outside::new()?;
+    let [_, inside] = outside.netns.link6()?;
+    let server = outside.netns.within(|| Server::at(SocketAddr::new(inside, 80)))?;
+    outside.dns.has(NAME, &[inside], 60);
+    let agent = outside.agent(HTTP, Setup::default())?;
+    let mut caller = agent.caller("reader")?;
+    let mut connection = caller.http(SocketAddr::new(inside, 80))?.naming(NAME);
+    assert!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?, "{:#?}", agent.audit(1)?);
+    server.request()?;
     Ok(())
 }
 

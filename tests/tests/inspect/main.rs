@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use toolgate_tests::scene::{call, text};
-use toolgate_tests::{Agent, Authority, Front, Process, SdkServer, Server, Setup};
+use toolgate_tests::{Agent, Authority, Front, Process, SdkServer, Server, Setup, packages};
 
 /// Whom a client believes, by which variables.
 const VARIABLES: [&str; 4] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"];
@@ -86,7 +86,14 @@ enum OneShot {
     /// The servers' front would speak HTTP/2 with it, and they do not.
     CurlHttp1,
     Rustls,
+    /// Of Python.
+    Requests,
 }
+
+/// Posts its second argument to the first.
+const REQUESTS: &str = "import requests, sys
+answer = requests.post(sys.argv[1], sys.argv[2], headers={'Content-Type': 'application/json'}, timeout=20)
+print(answer.status_code, answer.reason, answer.text)";
 
 impl OneShot {
     /// What it shows of a call.
@@ -99,6 +106,9 @@ impl OneShot {
                     prefix.arg("--http1.1");
                 }
                 prefix.args(["--header", "Content-Type: application/json", "--data", &body, url]);
+            }
+            Self::Requests => {
+                prefix.arg(packages("python2/bin/python")?).args(["-c", REQUESTS, url, &body]);
             }
             Self::Rustls => {
                 prefix.arg(env!("CARGO_BIN_EXE_tls_client")).args([url, &body]);

@@ -14,7 +14,7 @@ use crate::{OneShot, Stage, believing, said, sees, told, url};
 type Start = fn(Command, &str) -> Result<SdkClient>;
 
 const SDKS: [(&str, Start); 2] = [("Python", SdkClient::start), ("TypeScript", SdkClient::typescript)];
-const ONE_SHOTS: [OneShot; 2] = [OneShot::Curl, OneShot::Rustls];
+const ONE_SHOTS: [OneShot; 3] = [OneShot::Curl, OneShot::Rustls, OneShot::Requests];
 const FIELDS: &[&str] = &["method", "target", "tool", "decision", "reason", "inspected"];
 
 #[test]
@@ -29,7 +29,7 @@ fn tls_to_a_declared_server_is_denied_unread() -> Result<()> {
         let said = client.call(prefix(), &url(&stage.docs_front), "echo")?;
         ensure!(!said.contains("echo done"), "{client:?}: {said}");
     }
-    let lines = agent.audit(4)?;
+    let lines = agent.audit(5)?;
     ensure!(
         told(&lines, "reader", FIELDS).iter().all(|line| line[3..] == ["deny", "opaque", ""]),
         "{lines:#?}"
@@ -49,7 +49,7 @@ fn tls_is_allowed_by_its_name_and_what_is_called_in_it_is_not_seen() -> Result<(
         client.call("read_file", &json!({ "path": "/x" }))?;
         ensure!(client.answer("result")? == "content of /x", "{name}");
     }
-    for client in [OneShot::CurlHttp1, OneShot::Rustls] {
+    for client in [OneShot::CurlHttp1, OneShot::Rustls, OneShot::Requests] {
         let said = client.call(prefix(), &url(&stage.docs_front), "delete_everything")?;
         sees(&said, &["200 OK", "delete_everything done"]).with_context(|| format!("{client:?}"))?;
     }
@@ -104,16 +104,17 @@ fn tls_that_is_read_is_decided_tool_by_tool() -> Result<()> {
     }
     ensure!(stage.docs.requests_now().len() == ONE_SHOTS.len(), "what was denied reached the server");
     let lines = agent.audit_until("all calls", |lines| {
-        told(lines, "reader", &["tool"]).iter().filter(|line| *line[0] == *"delete_everything").count() == 2
+        told(lines, "reader", &["tool"]).iter().filter(|line| *line[0] == *"delete_everything").count()
+            == ONE_SHOTS.len()
     })?;
     let lines = told(&lines, "reader", FIELDS);
-    for expected in [
-        ["tools/call", "sdk", "echo", "permit", "permitted", "localhost"],
-        ["tools/call", "sdk", "read_file", "deny", "no_rule", "localhost"],
-        ["tools/call", "docs", "delete_everything", "deny", "no_rule", "localhost"],
+    for (expected, clients) in [
+        (["tools/call", "sdk", "echo", "permit", "permitted", "localhost"], SDKS.len()),
+        (["tools/call", "sdk", "read_file", "deny", "no_rule", "localhost"], SDKS.len()),
+        (["tools/call", "docs", "delete_everything", "deny", "no_rule", "localhost"], ONE_SHOTS.len()),
     ] {
         let count = lines.iter().filter(|line| **line == expected).count();
-        ensure!(count == 2, "{count} of {expected:?} in {lines:#?}");
+        ensure!(count == clients, "{count} of {expected:?} in {lines:#?}");
     }
     Ok(())
 }
