@@ -1,4 +1,4 @@
-//! The official conformance suite against an rmcp server: each revision directly, then captured. Every check gives the
+//! The official conformance suite against an rmcp server: each part of it directly, then captured. Every check gives the
 //! same, and the audit tells of exactly the messages that were sent.
 
 use std::collections::BTreeMap;
@@ -20,27 +20,44 @@ const SUITE_TIME_MAX: Duration = Duration::from_secs(240);
 /// What the suite gives a scenario.
 const SCENARIO_TIME_MAX_MS: &str = "10000";
 
-/// The revisions, and how many checks each has.
-const REVISIONS: [(&str, usize); 4] =
-    [("2025-06-18", 56), ("2025-11-25", 83), ("2026-07-28", 153), (TASKS, EXTENSIONS.1)];
+/// A part of the suite.
+struct Part {
+    /// What the table calls it.
+    name: &'static str,
+    run: Runs,
+    /// How many checks it has.
+    checks: usize,
+}
 
-/// Scenarios of extensions, of which the newest revision alone has any; of tasks in 2026-07-28. All their checks together.
-const EXTENSIONS: ([&str; 9], usize) = (
-    [
-        "tasks-lifecycle",
-        "tasks-capability-negotiation",
-        "tasks-wire-fields",
-        "tasks-request-state-removal",
-        "tasks-mrtr-input",
-        "tasks-request-headers",
-        "tasks-dispatch-and-envelope",
-        "tasks-required-task-error",
-        "tasks-mrtr-composition",
-    ],
-    44,
-);
-/// What the table calls them.
-const TASKS: &str = "tasks of 2026-07-28";
+enum Runs {
+    /// All scenarios of that revision.
+    Revision(&'static str),
+    /// These of an extension, which the newest revision alone has any of.
+    Scenarios(&'static [&'static str]),
+}
+
+const PARTS: [Part; 6] = [
+    Part { name: "2025-03-26", run: Runs::Revision("2025-03-26"), checks: 3 },
+    Part { name: "2025-06-18", run: Runs::Revision("2025-06-18"), checks: 56 },
+    Part { name: "2025-11-25", run: Runs::Revision("2025-11-25"), checks: 83 },
+    Part { name: "2026-07-28", run: Runs::Revision("2026-07-28"), checks: 153 },
+    Part { name: "tasks of 2026-07-28", run: Runs::Scenarios(&TASKS), checks: 44 },
+    Part { name: "skills of 2026-07-28", run: Runs::Scenarios(&SKILLS), checks: 45 },
+];
+
+const TASKS: [&str; 9] = [
+    "tasks-lifecycle",
+    "tasks-capability-negotiation",
+    "tasks-wire-fields",
+    "tasks-request-state-removal",
+    "tasks-mrtr-input",
+    "tasks-request-headers",
+    "tasks-dispatch-and-envelope",
+    "tasks-required-task-error",
+    "tasks-mrtr-composition",
+];
+const SKILLS: [&str; 3] =
+    ["sep-2640-skills-directory", "sep-2640-skills-enumeration", "sep-2640-skills-manifest"];
 
 /// The status of each check, by scenario and check; of several with one name the second is `name#2`.
 type Checks = BTreeMap<(String, String), String>;
@@ -90,17 +107,20 @@ impl Server {
         Ok(arrived)
     }
 
-    /// Runs the suite of one revision, captured by `agent` where there is one.
-    fn asked(&mut self, revision: &str, agent: Option<&Agent>) -> Result<Run> {
-        let suite = if revision == TASKS {
-            let scenarios = EXTENSIONS.0.map(|scenario| vec!["--scenario", scenario]);
-            scenarios.iter().map(|scenario| Suite::start(self.address, scenario, agent)).collect()
-        } else {
-            Suite::start(self.address, &["--suite", "all", "--spec-version", revision], agent)
-                .map(|one| vec![one])
+    /// Runs one part of the suite, captured by `agent` where there is one.
+    fn asked(&mut self, part: &Part, agent: Option<&Agent>) -> Result<Run> {
+        let started: Result<Vec<_>> = match part.run {
+            Runs::Revision(revision) => {
+                let all = ["--suite", "all", "--spec-version", revision];
+                [all].iter().map(|what| Suite::start(self.address, what, agent)).collect()
+            }
+            Runs::Scenarios(scenarios) => {
+                let each = scenarios.iter().map(|scenario| ["--scenario", scenario]);
+                each.map(|what| Suite::start(self.address, &what, agent)).collect()
+            }
         };
         let (mut checks, mut sent) = (Checks::new(), 0);
-        for one in suite? {
+        for one in started? {
             let (more, messages) = one.end()?;
             checks.extend(more);
             sent += messages;
@@ -109,7 +129,7 @@ impl Server {
     }
 }
 
-/// A part of the suite that runs.
+/// A run of the suite's program.
 struct Suite {
     process: Process,
     folder: TempDir,
@@ -181,19 +201,20 @@ metadata: {{ name: conformance }}
 spec:
   rules:
   - {{ name: tools, effect: allow, callers: [suite], servers: [conformance], tools: [\"*\"] }}
-  - {{ name: resources, effect: allow, callers: [suite], servers: [conformance], resources: [\"test://*\", \"test://*/*/*\"] }}
+  - {{ name: resources, effect: allow, callers: [suite], servers: [conformance], resources: [\"test://*\", \"test://*/*/*\", \"skill://*/*\", \"skill://*/*/*\"] }}
   - {{ name: prompts, effect: allow, callers: [suite], servers: [conformance], prompts: [\"*\"] }}
+  - {{ name: skills, effect: allow, callers: [suite], servers: [conformance], methods: [\"skills/*\", resources/directory/read] }}
   - {{ name: asks, effect: allow, callers: [suite], servers: [conformance], server_requests: [sampling, elicitation, roots] }}
 "
     )
 }
 
-/// Compares the two runs of a revision check by check.
-fn compare(revision: &str, direct: &Checks, captured: &Checks, wrong: &mut Vec<String>) {
+/// Compares the two runs of a part check by check.
+fn compare(part: &str, direct: &Checks, captured: &Checks, wrong: &mut Vec<String>) {
     for ((scenario, check), status) in direct {
         let said = captured.get(&(scenario.clone(), check.clone())).map_or("not said", String::as_str);
         if said != status {
-            wrong.push(format!("{revision}, {scenario}, {check}: captured {said}, directly {status}"));
+            wrong.push(format!("{part}, {scenario}, {check}: captured {said}, directly {status}"));
         }
     }
 }
@@ -227,30 +248,32 @@ fn the_conformance_suite_says_the_same_captured_and_the_audit_tells_of_all_it_se
     let host = Host::turn()?;
     let mut server = Server::start()?;
     let (mut wrong, mut direct) = (Vec::new(), Vec::new());
-    for (revision, count) in REVISIONS {
-        let run = server.asked(revision, None).with_context(|| format!("{revision}, directly"))?;
+    for part in &PARTS {
+        let Part { name, checks: count, .. } = *part;
+        let run = server.asked(part, None).with_context(|| format!("{name}, directly"))?;
         let passed = run.checks.values().filter(|status| *status == "SUCCESS").count();
-        ensure!((passed, run.checks.len()) == (count, count), "{revision}, directly: {:#?}", run.checks);
+        ensure!((passed, run.checks.len()) == (count, count), "{name}, directly: {:#?}", run.checks);
         let arrived = run.arrived.values().sum::<usize>();
-        ensure!(run.sent == arrived, "{revision}: {} were sent, {arrived} arrived directly", run.sent);
+        ensure!(run.sent == arrived, "{name}: {} were sent, {arrived} arrived directly", run.sent);
         direct.push(run);
     }
     let resources = resources(server.address);
     let agent = Agent::start_in(host, Setup { resources: &resources, ..Setup::default() })?;
     let (mut sent, mut arrived) = (0, Messages::new());
     let mut table =
-        format!("{:<20} {:>6} {:>8} {:>8} {:>7}\n", "revision", "checks", "captured", "messages", "arrived");
-    for ((revision, count), direct) in REVISIONS.iter().zip(&direct) {
-        let run = server.asked(revision, Some(&agent)).with_context(|| format!("{revision}, captured"))?;
-        compare(revision, &direct.checks, &run.checks, &mut wrong);
+        format!("{:<20} {:>6} {:>8} {:>8} {:>7}\n", "part", "checks", "captured", "messages", "arrived");
+    for (part, direct) in PARTS.iter().zip(&direct) {
+        let Part { name, checks: count, .. } = *part;
+        let run = server.asked(part, Some(&agent)).with_context(|| format!("{name}, captured"))?;
+        compare(name, &direct.checks, &run.checks, &mut wrong);
         let passed = run.checks.values().filter(|status| *status == "SUCCESS").count();
         let here: usize = run.arrived.values().sum();
-        let _ = writeln!(table, "{revision:<20} {count:>6} {passed:>8} {:>8} {here:>7}", run.sent);
+        let _ = writeln!(table, "{name:<20} {count:>6} {passed:>8} {:>8} {here:>7}", run.sent);
         sent += run.sent;
         for (kind, count) in run.arrived {
             *arrived.entry(kind).or_default() += count;
         }
-        audited(&agent, sent, &arrived).with_context(|| format!("up to {revision}"))?;
+        audited(&agent, sent, &arrived).with_context(|| format!("up to {name}"))?;
     }
     // Not by `print!`, which shows only what fails.
     writeln!(std::io::stderr(), "{table}").context("cannot show the table")?;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::jobs::Job;
+use crate::skills::Outline;
 
 /// All of it.
 #[derive(Debug, Deserialize)]
@@ -16,6 +17,7 @@ pub(crate) struct Catalogue {
     pub(crate) resources: Vec<Document>,
     pub(crate) template: ResourceTemplate,
     pub(crate) prompts: Vec<Entry<Prompt>>,
+    pub(crate) skills: Vec<Outline>,
 }
 
 /// A tool or a prompt.

@@ -10,11 +10,13 @@ use rmcp::model::SetLevelRequestParams;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams,
     CompleteRequestParams, CompleteResult, CompletionInfo, GetPromptRequestParams, GetPromptResponse,
-    GetPromptResult, GetTaskParams, GetTaskResult, InputRequiredResult, ListPromptsResult,
-    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-    ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult, RequestStateCodec,
-    ServerCapabilities, ServerConfig, ServerNotification, SubscribeRequestParams, SubscriptionFilter,
-    TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams, UpdateTaskParams,
+    GetPromptResult, GetSkillRequestParams, GetSkillResult, GetTaskParams, GetTaskResult,
+    InputRequiredResult, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+    ListSkillsResult, ListToolsResult, PaginatedRequestParams, ReadResourceDirectoryRequestParams,
+    ReadResourceDirectoryResult, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult,
+    RequestStateCodec, SKILLS_EXTENSION_ID, ServerCapabilities, ServerConfig, ServerNotification,
+    SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams,
+    UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, SubscriptionContext, SubscriptionSink};
 use rmcp::task_manager::TaskManager;
@@ -24,6 +26,7 @@ use serde_json::{Map, Value, json};
 
 use crate::catalogue::{self, Catalogue, Does, List, Rounds};
 use crate::rounds::{Given, Next};
+use crate::skills;
 
 type Context = RequestContext<RoleServer>;
 
@@ -59,7 +62,7 @@ impl Handler {
                 "prompts": { "listChanged": true },
                 "resources": { "listChanged": true, "subscribe": true },
                 "tools": { "listChanged": true },
-                "extensions": { TASKS_EXTENSION_ID: {} },
+                "extensions": { TASKS_EXTENSION_ID: {}, SKILLS_EXTENSION_ID: { "directoryRead": true } },
             }))
             .context("no capabilities")?,
             subscribers: Arc::default(),
@@ -287,6 +290,33 @@ impl ServerHandler for Handler {
         };
         let result = ReadResourceResult::new(vec![contents]);
         Ok(result.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Public).into())
+    }
+
+    async fn list_skills(
+        &self,
+        page: Option<PaginatedRequestParams>,
+        _context: Context,
+    ) -> Result<ListSkillsResult, ErrorData> {
+        let list = skills::page(&self.catalogue, page)?;
+        Ok(list.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Public))
+    }
+
+    async fn get_skill(
+        &self,
+        request: GetSkillRequestParams,
+        _context: Context,
+    ) -> Result<GetSkillResult, ErrorData> {
+        let skill = GetSkillResult::new(skills::named(&self.catalogue, &request.uri)?);
+        Ok(skill.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Public))
+    }
+
+    async fn read_resource_directory(
+        &self,
+        request: ReadResourceDirectoryRequestParams,
+        _context: Context,
+    ) -> Result<ReadResourceDirectoryResult, ErrorData> {
+        let list = ListResourcesResult::with_all_items(skills::children(&self.catalogue, &request.uri)?);
+        Ok(list.with_ttl_ms(LIST_TTL_MS).with_cache_scope(CacheScope::Public))
     }
 
     async fn subscribe(&self, _request: SubscribeRequestParams, _context: Context) -> Result<(), ErrorData> {

@@ -5,6 +5,7 @@ mod catalogue;
 mod handler;
 mod jobs;
 mod rounds;
+mod skills;
 
 use std::sync::Arc;
 
