@@ -14,6 +14,7 @@ use toolgate_core::mcp::Revision;
 
 use crate::bounded::{Owned, make_room};
 use crate::events::EventIds;
+use crate::given::Given;
 use crate::limits::Limits;
 
 const SHARDS: usize = 16;
@@ -154,6 +155,8 @@ pub struct Bindings {
     tasks: Table,
     /// Ids of events have a table of their own kind.
     pub events: EventIds,
+    /// So has what its caller comes back with.
+    pub given: Given,
     hasher: RandomState,
     /// Who is told of new bindings, too: this process hands over.
     successor: RwLock<Option<Tell>>,
@@ -193,6 +196,7 @@ impl Bindings {
             sessions: Table::new(limits.sessions_max, limits.session_idle_max),
             tasks: Table::new(limits.tasks_max, limits.task_idle_max),
             events: EventIds::new(limits),
+            given: Given::new(limits.given_max, limits.given_time_max),
             hasher: RandomState::new(),
             successor: RwLock::default(),
         }

@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+use toolgate_core::decision::Use;
 use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Id, Method};
 
@@ -26,7 +28,22 @@ pub struct Between<'a> {
     pub session: Option<&'a str>,
 }
 
-type Key = [u8; 32];
+/// What digests are keyed with, and what they are.
+pub type Key = [u8; 32];
+
+/// Something on its way to another process, with the key of its digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    what: Key,
+    caller: Key,
+    method: Option<Box<str>>,
+    /// 0: it is taken.
+    count: u32,
+    age_ms: u64,
+}
+
+/// Tells another process of something.
+pub type Tell = Box<dyn Fn(Key, Passed) + Send + Sync>;
 
 struct One {
     /// Digest of the caller's names, to find its share.
@@ -50,24 +67,43 @@ impl Owned for One {
     }
 }
 
+fn passed(what: Key, one: &One) -> Passed {
+    let age_ms = u64::try_from(one.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let method = one.method.map(|method| method.as_str().into());
+    Passed { what, caller: one.caller, method, count: one.count, age_ms }
+}
+
 /// All that was given and may come back.
 pub struct Given {
     shards: [Mutex<HashMap<Key, One>>; SHARDS],
-    secret: Key,
+    /// This process's own, or that of the one which it took over from.
+    secret: OnceLock<Key>,
     shard_max: usize,
     life: Duration,
+    /// Who is told of what is given, too: this process hands over.
+    successor: RwLock<Option<Tell>>,
+}
+
+fn random_key() -> Key {
+    let random = RandomState::new();
+    let mut key = Key::default();
+    for (part, bytes) in key.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        *bytes = random.hash_one(part).to_le_bytes();
+    }
+    key
 }
 
 impl Given {
     /// Nothing yet; at most `count_max`, each for `life`.
     #[must_use]
     pub fn new(count_max: usize, life: Duration) -> Self {
-        let random = RandomState::new();
-        let mut secret = Key::default();
-        for (part, bytes) in secret.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            *bytes = random.hash_one(part).to_le_bytes();
+        Self {
+            shards: Default::default(),
+            secret: OnceLock::new(),
+            shard_max: count_max.div_ceil(SHARDS),
+            life,
+            successor: RwLock::default(),
         }
-        Self { shards: Default::default(), secret, shard_max: count_max.div_ceil(SHARDS), life }
     }
 
     /// The caller is given a request. There is always room: a caller whose servers ask without end loses its own oldest
@@ -82,8 +118,9 @@ impl Given {
         let mut shard = self.shard(&key);
         let one = shard.get_mut(&key)?;
         let method = one.method.filter(|_| now.duration_since(one.at) < self.life);
-        one.count -= 1;
-        if one.count == 0 || method.is_none() {
+        one.count = if method.is_some() { one.count - 1 } else { 0 };
+        self.tell(key, one);
+        if one.count == 0 {
             shard.remove(&key);
         }
         method
@@ -91,14 +128,69 @@ impl Given {
 
     /// The caller is given a state to go on with, as often as it likes: room is as for requests.
     pub fn gave_state(&self, caller: &Identity, server: &Identity, state: &str, now: Instant) {
-        self.put(self.digest(&["state", state], &[caller, server]), caller, None, now);
+        self.put(self.state(Some(caller), server, state), caller, None, now);
+        self.put(self.state(None, server, state), caller, None, now);
     }
 
-    /// Whether the caller has got this state from this server.
+    /// Whose state it is that `caller` goes on with at `server`.
     #[must_use]
-    pub fn has_state(&self, caller: &Identity, server: &Identity, state: &str, now: Instant) -> bool {
-        let key = self.digest(&["state", state], &[caller, server]);
-        self.shard(&key).get(&key).is_some_and(|one| now.duration_since(one.at) < self.life)
+    pub fn state_of(&self, caller: &Identity, server: &Identity, state: &str, now: Instant) -> Use {
+        let has =
+            |key: Key| self.shard(&key).get(&key).is_some_and(|one| now.duration_since(one.at) < self.life);
+        if has(self.state(Some(caller), server, state)) {
+            Use::Own
+        } else if has(self.state(None, server, state)) {
+            Use::Foreign
+        } else {
+            Use::Unknown
+        }
+    }
+
+    /// All that was given, and the key of its digests; `successor` is told of what changes from now on.
+    #[must_use]
+    pub fn export(&self, successor: Tell) -> (Key, Vec<Passed>) {
+        // Before the look at the shards: what is given in between is told twice, not never.
+        *self.successor.write().unwrap_or_else(PoisonError::into_inner) = Some(successor);
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(shard.iter().map(|(key, one)| passed(*key, one)));
+        }
+        (self.secret(), all)
+    }
+
+    /// Nobody is told any more: the successor has failed.
+    pub fn export_no_more(&self) {
+        *self.successor.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Takes over what another process has given. Before anything is given here: digests with another key are no good.
+    pub fn import(&self, secret: Key, all: &[Passed]) {
+        if *self.secret.get_or_init(|| secret) != secret {
+            return;
+        }
+        let now = Instant::now();
+        for Passed { what, caller, method, count, age_ms } in all {
+            let mut shard = self.shard(what);
+            if *count == 0 {
+                shard.remove(what);
+                continue;
+            }
+            let at = now.checked_sub(Duration::from_millis(*age_ms)).unwrap_or(now);
+            let method = method.as_deref().map(Method::from_name);
+            make_room(&mut shard, caller, self.shard_max, self.life, now);
+            shard.insert(*what, One { caller: *caller, method, count: *count, at });
+        }
+    }
+
+    fn tell(&self, key: Key, one: &One) {
+        if let Some(successor) = &*self.successor.read().unwrap_or_else(PoisonError::into_inner) {
+            successor(self.secret(), passed(key, one));
+        }
+    }
+
+    fn secret(&self) -> Key {
+        *self.secret.get_or_init(random_key)
     }
 
     fn put(&self, key: Key, caller: &Identity, method: Option<Method>, now: Instant) {
@@ -106,10 +198,12 @@ impl Given {
         let mut shard = self.shard(&key);
         if let Some(one) = shard.get_mut(&key) {
             *one = One { caller, method, count: one.count.saturating_add(1), at: now };
-            return;
+            return self.tell(key, one);
         }
         make_room(&mut shard, &caller, self.shard_max, self.life, now);
-        shard.insert(key, One { caller, method, count: 1, at: now });
+        let one = One { caller, method, count: 1, at: now };
+        self.tell(key, &one);
+        shard.insert(key, one);
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, One>> {
@@ -125,8 +219,16 @@ impl Given {
         self.digest(&[in_session, session.unwrap_or_default(), kind, id], &[caller, server])
     }
 
+    /// Of one caller's state, or of anybody's.
+    fn state(&self, caller: Option<&Identity>, server: &Identity, state: &str) -> Key {
+        match caller {
+            Some(caller) => self.digest(&["state", state], &[caller, server]),
+            None => self.digest(&["anybody's", state], &[server]),
+        }
+    }
+
     fn digest(&self, texts: &[&str], identities: &[&Identity]) -> Key {
-        let mut hasher = blake3::Hasher::new_keyed(&self.secret);
+        let mut hasher = blake3::Hasher::new_keyed(&self.secret());
         let mut add = |text: &str| {
             // With its length, so that no text goes on in the next.
             hasher.update(&(text.len() as u64).to_le_bytes());
@@ -192,18 +294,70 @@ mod tests {
         let (alice, bob, docs, mail) =
             (identity("alice"), identity("bob"), identity("docs"), identity("mail"));
         let now = Instant::now();
-        given.gave_state(&alice, &docs, "s", now);
-        for (caller, server, state, at, expected) in [
-            (&alice, &docs, "s", now, true),
-            (&alice, &docs, "s", now + LIFE / 2, true),
-            (&alice, &docs, "s", now + LIFE, false),
-            (&bob, &docs, "s", now, false),
-            (&alice, &mail, "s", now, false),
-            (&alice, &docs, "t", now, false),
-            (&alice, &docs, "", now, false),
-        ] {
-            assert_eq!(given.has_state(caller, server, state, at), expected, "{caller} {server} {state}");
+        for (caller, state) in [(&alice, "s"), (&alice, "both's"), (&bob, "both's")] {
+            given.gave_state(caller, &docs, state, now);
         }
+        for (caller, server, state, at, expected) in [
+            (&alice, &docs, "s", now, Use::Own),
+            (&alice, &docs, "s", now + LIFE / 2, Use::Own),
+            (&alice, &docs, "s", now + LIFE, Use::Unknown),
+            (&bob, &docs, "s", now, Use::Foreign),
+            (&bob, &docs, "s", now + LIFE, Use::Unknown),
+            (&alice, &mail, "s", now, Use::Unknown),
+            (&alice, &docs, "t", now, Use::Unknown),
+            (&alice, &docs, "", now, Use::Unknown),
+            (&alice, &docs, "both's", now, Use::Own),
+            (&bob, &docs, "both's", now, Use::Own),
+        ] {
+            assert_eq!(given.state_of(caller, server, state, at), expected, "{caller} {server} {state}");
+        }
+    }
+
+    #[test]
+    fn what_was_given_is_handed_over_and_what_is_taken_is_taken() {
+        let [old, new] = [(); 2].map(|()| Given::new(64 * SHARDS, LIFE));
+        let (alice, bob, docs) = (identity("alice"), identity("bob"), identity("docs"));
+        let of = |caller| Between { caller, server: &docs, session: Some("s") };
+        let now = Instant::now();
+        old.gave_state(&alice, &docs, "before", now);
+        for id in ["taken while it drains", "waits", "taken before"] {
+            old.asked(of(&alice), &string(id), Method::RootsList, now);
+        }
+        assert!(old.answered(of(&alice), &string("taken before"), now).is_some());
+        let (successor, later) = std::sync::mpsc::channel();
+        let (secret, all) = old.export(Box::new(move |secret, one| successor.send((secret, one)).unwrap()));
+        let text = serde_json::to_string(&all).unwrap();
+        new.import(secret, &serde_json::from_str::<Vec<Passed>>(&text).unwrap());
+        old.gave_state(&bob, &docs, "while it drains", now);
+        old.asked(of(&bob), &string("asked while it drains"), Method::Ping, now);
+        assert!(old.answered(of(&alice), &string("taken while it drains"), now).is_some());
+        later.try_iter().for_each(|(secret, one)| new.import(secret, &[one]));
+        for (caller, state, expected) in [
+            (&alice, "before", Use::Own),
+            (&bob, "before", Use::Foreign),
+            (&bob, "while it drains", Use::Own),
+            (&alice, "while it drains", Use::Foreign),
+            (&alice, "never", Use::Unknown),
+        ] {
+            assert_eq!(new.state_of(caller, &docs, state, now), expected, "{caller} {state}");
+        }
+        for (caller, id, expected) in [
+            (&bob, "waits", None),
+            (&alice, "waits", Some(Method::RootsList)),
+            (&alice, "waits", None),
+            (&alice, "taken before", None),
+            (&alice, "taken while it drains", None),
+            (&bob, "asked while it drains", Some(Method::Ping)),
+        ] {
+            assert_eq!(new.answered(of(caller), &string(id), now), expected, "{caller} {id}");
+        }
+        let aged: Vec<_> = all.into_iter().map(|one| Passed { age_ms: 9_000, ..one }).collect();
+        let third = Given::new(64 * SHARDS, LIFE);
+        third.import(secret, &aged);
+        let later = Instant::now() + Duration::from_secs(2);
+        assert_eq!(third.state_of(&alice, &docs, "before", later), Use::Unknown, "its age went with it");
+        third.import(random_key(), &aged);
+        assert_eq!(third.shards.iter().map(|shard| shard.lock().unwrap().len()).sum::<usize>(), aged.len());
     }
 
     /// Two stateless streams of one caller may both number from 0.

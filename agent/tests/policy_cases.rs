@@ -48,7 +48,7 @@ struct Case {
     question: Option<String>,
     /// The message goes on with a state that its caller did not get.
     #[serde(default)]
-    unknown_state: bool,
+    state: Option<String>,
     session: Option<String>,
     task: Option<String>,
     tool: Option<String>,
@@ -202,8 +202,8 @@ fn outcome(resources: &Resources, case: &Case) -> Outcome {
     let (session, task, event) = (named(&case.session), named(&case.task), named(&case.event));
     let (tool, question) = (case.tool.as_deref(), case.question.as_deref().map(Method::from_name));
     let revision = case.session_revision.as_deref().map(dated);
-    let (endpoint, is_state_unknown) = (named(&case.endpoint), case.unknown_state);
-    let ids = Ids { session, revision, task, tool, event, endpoint, question, is_state_unknown };
+    let (endpoint, state) = (named(&case.endpoint), named(&case.state));
+    let ids = Ids { session, revision, task, tool, event, endpoint, question, state };
     let nobody = case.caller_is.as_deref().map(nobody);
     let somebody = identity(&case.caller);
     let caller = nobody.as_ref().map_or(Ok(&somebody), Err);
@@ -304,6 +304,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::UnexpectedResponse
         | Reason::ServerRequest
         | Reason::UnknownState
+        | Reason::ForeignState
         | Reason::MissingCapability
         | Reason::UnknownSession
         | Reason::ForeignSession

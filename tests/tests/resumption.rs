@@ -165,6 +165,30 @@ fn a_list_that_is_owed_is_filtered_where_it_comes() -> Result<()> {
     Ok(())
 }
 
+/// The request that it answers is not kept. From its cursor on the server is asked in the caller's place as ever.
+#[test]
+fn of_a_list_whose_stream_broke_one_empty_page_is_shown() -> Result<()> {
+    let scene = Scene::set()?;
+    let mut reader = scene.caller("reader")?;
+    let session = session(&scene, &mut reader)?;
+    let page = |next: &str| json!({ "tools": [{ "name": "delete_everything" }], "nextCursor": next });
+    broken(&scene, &mut reader, &session, &message(3, "tools/list", &json!({})), "l-1")?;
+    let (mut resumed, _) = resume(&scene, &mut reader, &session, "l-1")?;
+    scene.server.send_event(&json!({ "jsonrpc": "2.0", "id": 3, "result": page("b") }))?;
+    let shown = resumed.event()?.context("no list")?;
+    assert!(shown.contains(r#""tools":[]"#) && shown.contains(r#""nextCursor":"b""#), "{shown}");
+    scene.server.answers("tools/list", "", &page("c"));
+    let mut connection = reader.http(scene.server.address)?;
+    connection.request("POST", &session, &message(4, "tools/list", &json!({ "cursor": "b" })))?;
+    let told = connection.reply()?.message()?;
+    let asked = scene.server.requests_now();
+    let cursors: Vec<_> =
+        asked.iter().map(|request| request.json()["params"]["cursor"].to_string()).collect();
+    assert_eq!(cursors, [r#""b""#, r#""c""#]);
+    assert_eq!(told["error"]["code"], json!(-31403), "a list without end is the server's fault: {told}");
+    Ok(())
+}
+
 #[test]
 fn a_task_that_is_owed_is_bound_where_it_comes() -> Result<()> {
     let scene = Scene::set()?;

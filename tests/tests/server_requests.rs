@@ -15,10 +15,9 @@ struct Asked {
 
 /// A caller with its session, and the stream that it opened there.
 struct Client {
-    _caller: Caller,
+    caller: Caller,
     session: String,
     stream: Connection,
-    posts: Connection,
 }
 
 impl Asked {
@@ -38,8 +37,7 @@ impl Asked {
     /// With an open stream: of a call's reply, or of a GET.
     fn client(&self, app_id: &str, by_get: bool) -> Result<Client> {
         let mut caller = self.agent.caller(app_id)?;
-        let mut posts = caller.http(self.server.address)?;
-        let opened = posts.post(&initialize())?;
+        let opened = caller.http(self.server.address)?.post(&initialize())?;
         self.server.request()?;
         let session =
             format!("Mcp-Session-Id: {}\r\n", opened.header("mcp-session-id").context("no session")?);
@@ -51,17 +49,19 @@ impl Asked {
         }
         self.server.request()?;
         assert_eq!(stream.head()?.status, 200);
-        Ok(Client { _caller: caller, session, stream, posts })
+        Ok(Client { caller, session, stream })
     }
 
     /// Sends an answer, and tells whether it reached the server.
     fn answer(&self, client: &mut Client, answer: &Value) -> Result<bool> {
         let body = answer.to_string().into_bytes();
-        client.posts.request("POST", &client.session, &body)?;
-        assert_eq!(client.posts.reply()?.status, ANSWERED);
         let marker = message(9999, "ping", &json!({}));
-        client.posts.request("POST", &client.session, &marker)?;
-        client.posts.reply()?;
+        // Each on a connection of its own: while one agent hands over to another, a connection may be closed after one.
+        for (sent, status) in [(&body, ANSWERED), (&marker, 200)] {
+            let mut posts = client.caller.http(self.server.address)?;
+            posts.request("POST", &client.session, sent)?;
+            assert_eq!(posts.reply()?.status, status);
+        }
         let first = self.server.request()?;
         let came = first.body == body;
         let last = if came { self.server.request()? } else { first };
@@ -137,6 +137,31 @@ fn nobody_answers_for_another() -> Result<()> {
             "reader response permit permitted",
         ]
     );
+    Ok(())
+}
+
+#[test]
+fn what_was_asked_before_an_upgrade_is_answered_after_it() -> Result<()> {
+    let mut scene = Asked::set()?;
+    let mut writer = scene.client("writer", false)?;
+    let mut second = scene.client("reader", false)?;
+    let mut reader = scene.client("reader", false)?;
+    for id in [7, 8] {
+        scene.server.send_event(&asks(&json!(id), "roots/list"))?;
+        reader.stream.event()?;
+    }
+    ensure!(scene.answer(&mut reader, &answer(&json!(8)))?, "before it");
+    scene.agent.upgrade(&[])?;
+    // On the stream that the agent before has.
+    scene.server.send_event(&asks(&json!(9), "roots/list"))?;
+    assert_eq!(reader.stream.event()?, shown(&asks(&json!(9), "roots/list")));
+    for id in [7, 9] {
+        ensure!(!scene.answer(&mut writer, &answer(&json!(id)))?, "{id}: writer");
+        ensure!(!scene.answer(&mut second, &answer(&json!(id)))?, "{id}: the same caller in another session");
+        ensure!(scene.answer(&mut reader, &answer(&json!(id)))?, "{id}: who was asked");
+        ensure!(!scene.answer(&mut reader, &answer(&json!(id)))?, "{id}: once more");
+    }
+    ensure!(!scene.answer(&mut reader, &answer(&json!(8)))?, "it was answered before");
     Ok(())
 }
 
@@ -236,15 +261,30 @@ fn what_an_answer_asks_within_is_decided_like_a_request() -> Result<()> {
 #[test]
 fn a_request_state_is_good_for_who_got_it() -> Result<()> {
     let scene = Asked::set()?;
-    let (mut reader, mut writer) = (scene.agent.caller("reader")?, scene.agent.caller("writer")?);
-    let mut clients = [reader.http(scene.server.address)?, writer.http(scene.server.address)?];
+    let mut callers = [scene.agent.caller("reader")?, scene.agent.caller("writer")?];
     input_required(&scene, &[], "given");
-    first_call(&mut clients[0])?;
+    first_call(&mut callers[0].http(scene.server.address)?)?;
+    a_state_was_given_to_the_first(&scene, &mut callers)
+}
+
+#[test]
+fn a_request_state_is_good_with_the_next_agent() -> Result<()> {
+    let mut scene = Asked::set()?;
+    let mut callers = [scene.agent.caller("reader")?, scene.agent.caller("writer")?];
+    input_required(&scene, &[], "given");
+    first_call(&mut callers[0].http(scene.server.address)?)?;
+    scene.agent.upgrade(&[])?;
+    a_state_was_given_to_the_first(&scene, &mut callers)
+}
+
+fn a_state_was_given_to_the_first(scene: &Asked, callers: &mut [Caller; 2]) -> Result<()> {
+    let [reader, writer] = callers;
+    let mut clients = [reader.http(scene.server.address)?, writer.http(scene.server.address)?];
     scene.server.answers("tools/call", "", &json!({ "content": [], "isError": false }));
     assert_eq!(scene.server.requests_now().len(), 1, "the first call");
     let (given, made_up) = (json!("given"), json!("made-up"));
     let table = [
-        ("another's", 1, "echo", &given, "unknown_request_state"),
+        ("another's", 1, "echo", &given, "request_state_hijack"),
         ("nobody's", 0, "echo", &made_up, "unknown_request_state"),
         ("one's own", 0, "echo", &given, "permitted"),
         ("one's own, for what is denied", 0, "delete_everything", &given, "no_rule"),
@@ -254,7 +294,7 @@ fn a_request_state_is_good_for_who_got_it() -> Result<()> {
         let is_error = told.pointer("/result/isError") == Some(&json!(true));
         assert_eq!(is_error, reason == "no_rule", "{name}: {told}");
         let is_unknown = told.pointer("/error/code") == Some(&json!(-32602));
-        assert_eq!(is_unknown, reason == "unknown_request_state", "{name}: {told}");
+        assert_eq!(is_unknown, reason.contains("request_state"), "{name}: {told}");
         assert_eq!(scene.server.requests_now().len(), usize::from(reason == "permitted"), "{name}");
         let is_it = |line: &Value| text(line, "reason") == reason && text(line, "tool") == tool;
         scene.agent.audit_until(name, |lines| lines.last().is_some_and(is_it))?;

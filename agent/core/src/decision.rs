@@ -223,9 +223,6 @@ pub fn decide<T: Asks>(
     if let Some(reason) = ids.refused() {
         return Decision::Denied(Denied::because(reason));
     }
-    if ids.is_state_unknown {
-        return Decision::Denied(Denied::because(Reason::UnknownState));
-    }
     let Target { server, ends } = target;
     let (verdict, shadow) = match asked.action() {
         // It must be permitted, and so must be that its caller answers anything.

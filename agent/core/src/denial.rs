@@ -105,8 +105,10 @@ reasons! {
     ForeignEndpoint = "endpoint_hijack", "no such endpoint";
     /// A request about a task by a client that does not say that it knows tasks (MCP 2026-07-28, where they are an extension).
     MissingCapability = "missing_capability", "the request does not say that its client knows tasks";
-    /// A request state that does not exist or is another's.
+    /// A request state that does not exist, or whose caller is no longer known.
     UnknownState = "unknown_request_state", "no such request state";
+    /// A request state of another caller's.
+    ForeignState = "request_state_hijack", "no such request state";
     /// A Host that is none of the server's.
     HostMismatch = "host_mismatch", "the Host header does not name this server";
     /// Not the server's MCP path.
@@ -273,7 +275,9 @@ fn failure(reason: Reason) -> Failure {
         | Reason::ForeignSession
         | Reason::UnknownEndpoint
         | Reason::ForeignEndpoint => Failure::Session,
-        Reason::UnknownTask | Reason::ForeignTask | Reason::UnknownState => Failure::NoSuch,
+        Reason::UnknownTask | Reason::ForeignTask | Reason::UnknownState | Reason::ForeignState => {
+            Failure::NoSuch
+        }
         Reason::UnknownEvent
         | Reason::ForeignEvent
         | Reason::RevisionMismatch

@@ -54,7 +54,6 @@ use crate::config::{
 use crate::discovered::Discovered;
 use crate::endpoints::Endpoints;
 use crate::forward::Connectors;
-use crate::given::Given;
 use crate::identify::Identify;
 use crate::inspect::{Inspection, Kept};
 use crate::limits::Limits;
@@ -104,8 +103,6 @@ pub struct Node {
     pub replicas: Replicas,
     /// The ids that callers got from servers.
     pub bindings: Bindings,
-    /// What servers gave to callers to come back with.
-    pub given: Given,
     /// Undeclared servers that were seen.
     pub discovered: Discovered,
     /// Endpoints of open streams, and what waits on these.
@@ -423,7 +420,6 @@ fn build(
         replicas: Replicas::default(),
         inspection,
         bindings: Bindings::new(&limits),
-        given: Given::new(limits.given_max, limits.given_time_max),
         endpoints: Endpoints::new(limits.pending_per_stream_max),
         discovered: Discovered::new(&limits),
         pins,

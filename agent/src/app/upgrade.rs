@@ -121,19 +121,24 @@ impl Listener {
 fn give(successor: Successor, node: &Node) -> Result<u32, HandoverError> {
     let pid = successor.pid();
     let listener = Arc::new(Listener { successor, hears: AtomicBool::new(true) });
-    let (bound, given) = (Arc::clone(&listener), Arc::clone(&listener));
+    let [bound, streamed, passed] = [(); 3].map(|()| Arc::clone(&listener));
     let bindings = node.bindings.export(Box::new(move |binding| {
         bound.tell(|successor| successor.bind(std::slice::from_ref(binding)));
     }));
     let streams = node.bindings.events.export(Box::new(move |stream| {
-        given.tell(|successor| successor.give(std::slice::from_ref(stream)));
+        streamed.tell(|successor| successor.give(std::slice::from_ref(stream)));
+    }));
+    let (secret, given) = node.bindings.given.export(Box::new(move |secret, one| {
+        passed.tell(|successor| successor.pass(secret, std::slice::from_ref(&one)));
     }));
     let its = &listener.successor;
-    let told = its.bind(&bindings).and_then(|()| its.give(&streams)).and_then(|()| its.over());
+    let ids = its.bind(&bindings).and_then(|()| its.give(&streams)).and_then(|()| its.pass(secret, &given));
+    let told = ids.and_then(|()| its.over());
     if let Err(error) = told {
         // Held there it would go on, and attach.
         node.bindings.export_no_more();
         node.bindings.events.export_no_more();
+        node.bindings.given.export_no_more();
         return Err(error);
     }
     systemd::main_process_is(pid);

@@ -137,7 +137,7 @@ impl Turn<'_> {
         (session, revision): (Option<&str>, Option<Revision>),
         asking: Asking<'_>,
     ) -> bool {
-        let (given, now, server) = (&self.worker.node.given, Instant::now(), target.server);
+        let (given, now, server) = (&self.worker.node.bindings.given, Instant::now(), target.server);
         match asking {
             Asking::Request { method, id, opened } => {
                 let may = self.may_be_asked(caller, target, method, revision);

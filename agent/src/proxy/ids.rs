@@ -32,7 +32,7 @@ pub(super) struct Named {
     owes: Option<Arc<Owes>>,
     /// What the server asked that it answers.
     question: Option<Method>,
-    is_state_unknown: bool,
+    state: Use,
     /// Which of the server's endpoints has what it is about.
     bound: Option<Bound>,
 }
@@ -43,9 +43,9 @@ impl Named {
     }
 
     pub(super) fn ids(&self) -> Ids<'_> {
-        let &Self { session, revision, task, event, endpoint, question, is_state_unknown, .. } = self;
+        let &Self { session, revision, task, event, endpoint, question, state, .. } = self;
         let tool = self.tool.as_deref();
-        Ids { session, revision, task, tool, event, endpoint, question, is_state_unknown }
+        Ids { session, revision, task, tool, event, endpoint, question, state }
     }
 
     pub(super) fn revision(&self) -> Option<Revision> {
@@ -70,7 +70,6 @@ impl Turn<'_> {
         let (bindings, now) = (&self.worker.node.bindings, entry.started());
         let find = |kind, id: &str| bindings.used_by(kind, caller, &server.identity, id, now);
         let session = asked.session.map(|id| find(Kind::Session, id)).unwrap_or_default();
-        let given = &self.worker.node.given;
         let Found { whose, revision, replica, .. } = session;
         let bound_by = |by| move |address| Bound { address, by };
         let bound = replica.map(bound_by(BoundBy::Session));
@@ -87,14 +86,14 @@ impl Turn<'_> {
         }
         let task_id = match asked.message() {
             Some(Message::Request(call) | Message::Notification(call)) => {
-                let is_unknown = |state: &str| !given.has_state(caller, &server.identity, state, now);
-                named.is_state_unknown = call.request_state.as_deref().is_some_and(is_unknown);
+                let whose = |state: &str| bindings.given.state_of(caller, &server.identity, state, now);
+                named.state = call.request_state.as_deref().map(whose).unwrap_or_default();
                 call.task_id()
             }
             Some(Message::Response(response)) => {
                 let session = endpoint.or(asked.session);
                 let between = Between { caller, server: &server.identity, session };
-                named.question = given.answered(between, &response.id, now);
+                named.question = bindings.given.answered(between, &response.id, now);
                 None
             }
             None => None,

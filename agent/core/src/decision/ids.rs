@@ -34,8 +34,8 @@ pub struct Ids<'t> {
     pub endpoint: Use,
     /// Of an answer: the method of the server's request that this caller was given and has not answered.
     pub question: Option<Method>,
-    /// It goes on with a request state that this caller did not get from this server.
-    pub is_state_unknown: bool,
+    /// The request state that it goes on with.
+    pub state: Use,
 }
 
 impl Ids<'_> {
@@ -65,6 +65,11 @@ impl Ids<'_> {
             Use::Foreign => Some(Reason::ForeignEndpoint),
             Use::Unknown => Some(Reason::UnknownEndpoint),
         };
-        task.or_else(event).or_else(endpoint)
+        let state = || match self.state {
+            Use::None | Use::Own => None,
+            Use::Foreign => Some(Reason::ForeignState),
+            Use::Unknown => Some(Reason::UnknownState),
+        };
+        task.or_else(event).or_else(endpoint).or_else(state)
     }
 }

@@ -15,6 +15,7 @@ use socket2::SockRef;
 use super::{ANSWER_TIME_MAX, HandoverError, Role};
 use crate::bindings::Binding;
 use crate::events::Stream;
+use crate::given::{Key, Passed};
 use crate::inspect::Kept;
 
 /// Bytes of one message.
@@ -33,6 +34,7 @@ pub(super) enum Message {
     Failed { error: String },
     Sessions { bindings: Vec<Binding> },
     Streams { streams: Vec<Stream> },
+    Given { secret: Key, given: Vec<Passed> },
     Over,
     Taken,
 }

@@ -3,9 +3,9 @@
 //! them, are the same sockets.
 //!
 //! Both talk over a Unix socket at the child's standard input, one JSON message a datagram, descriptors attached:
-//! predecessor: `lock`, `listener`..., `inspection` if there is one, `whole`; successor: `attached`, or `failed`; predecessor: `sessions`..., `streams`..., `over`;
+//! predecessor: `lock`, `listener`..., `inspection` if there is one, `whole`; successor: `attached`, or `failed`; predecessor: `sessions`..., `streams`..., `given`..., `over`;
 //! successor, of which nothing can fail any more: `taken`, or `failed`; from then on the successor serves, the predecessor
-//! accepts no more, and `sessions` and `streams` go on as long as it drains.
+//! accepts no more, and `sessions`, `streams` and `given` go on as long as it drains.
 //!
 //! - `line`: the socket, and the messages
 //! - `successor`: the next agent, as the running one sees it

@@ -82,6 +82,7 @@ impl Predecessor {
             match self.0.hear()? {
                 Some((Message::Sessions { bindings }, _)) => ids.import(&bindings),
                 Some((Message::Streams { streams }, _)) => ids.events.import(&streams),
+                Some((Message::Given { secret, given }, _)) => ids.given.import(secret, &given),
                 Some((Message::Over, _)) | None => return Ok(()),
                 Some((other, _)) => return Err(unexpected(&other)),
             }
@@ -111,6 +112,7 @@ impl Predecessor {
             match self.0.hear() {
                 Ok(Some((Message::Sessions { bindings }, _))) => ids.import(&bindings),
                 Ok(Some((Message::Streams { streams }, _))) => ids.events.import(&streams),
+                Ok(Some((Message::Given { secret, given }, _))) => ids.given.import(secret, &given),
                 Ok(Some((other, _))) => tracing::warn!(error = %unexpected(&other), "hand-over"),
                 Ok(None) => return,
                 Err(error) => {

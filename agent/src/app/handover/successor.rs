@@ -11,6 +11,7 @@ use super::line::{Message, unexpected};
 use super::{ANSWER_TIME_MAX, Estate, HandoverError, Line, START_TIME_MAX, VERSION};
 use crate::bindings::Binding;
 use crate::events::Stream;
+use crate::given::{Key, Passed};
 
 /// The flag that tells a process that its standard input is a predecessor.
 const FLAG: &str = "--handover";
@@ -23,6 +24,8 @@ const END_LOOK_EVERY: Duration = Duration::from_millis(10);
 const BINDINGS_MAX: usize = 16;
 /// Streams of one message, in the same way: each with some hundreds of ids' digests.
 const STREAMS_MAX: usize = 4;
+/// Of what callers come back with, in the same way: two digests, a method and two numbers, all of one length or less.
+const GIVEN_MAX: usize = 256;
 
 /// The successor as its predecessor sees it: attached, and waiting for the word. Dropped before [`Successor::over`] it
 /// is killed.
@@ -123,6 +126,14 @@ impl Successor {
     pub(in crate::app) fn give(&self, streams: &[Stream]) -> Result<(), HandoverError> {
         for some in streams.chunks(STREAMS_MAX) {
             self.line.say(&Message::Streams { streams: some.to_vec() }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Sends it what callers come back with.
+    pub(in crate::app) fn pass(&self, secret: Key, given: &[Passed]) -> Result<(), HandoverError> {
+        for some in given.chunks(GIVEN_MAX) {
+            self.line.say(&Message::Given { secret, given: some.to_vec() }, &[])?;
         }
         Ok(())
     }
