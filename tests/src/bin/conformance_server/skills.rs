@@ -69,11 +69,11 @@ impl Outline {
 
     fn entry(&self, catalogue: &Catalogue) -> Result<Skill, ErrorData> {
         let files = catalogue.resources.iter().filter(|file| file.definition.uri.starts_with(&self.folder));
-        let files = files.map(|Document { definition, contents }| match contents {
-            ResourceContents::TextResourceContents { text, .. } => {
-                Ok(SkillResource::from_bytes(&definition.uri, text.as_bytes()))
-            }
-            _other => Err(ErrorData::internal_error(format!("`{}` is no text", definition.uri), None)),
+        let files = files.map(|Document { definition, contents }| {
+            let ResourceContents::TextResourceContents { text, .. } = contents else {
+                return Err(ErrorData::internal_error(format!("`{}` is no text", definition.uri), None));
+            };
+            Ok(SkillResource::from_bytes(&definition.uri, text.as_bytes()))
         });
         let files = SkillResources::Files(files.collect::<Result<_, _>>()?);
         Ok(Skill::new(self.uri(), self.frontmatter.clone(), files))
