@@ -321,6 +321,55 @@ fn answers_without_a_state_pass_where_something_may_be_asked() -> Result<()> {
     Ok(())
 }
 
+/// A URL to visit, asked for by an error (MCP 2025-11-25).
+#[test]
+fn what_an_error_asks_within_is_decided_like_a_request() -> Result<()> {
+    let scene = Asked::set()?;
+    for (app_id, passes) in [("writer", false), ("reader", true)] {
+        let mut client = scene.client(app_id, false)?;
+        let data = json!({ "elicitations": [{ "mode": "url", "url": "https://secret.example" }] });
+        let error = json!({ "code": -32042, "message": "first this", "data": data });
+        scene.server.send_event(&json!({ "jsonrpc": "2.0", "id": 1, "error": error }))?;
+        let told = client.stream.event()?.context("the stream ended")?;
+        assert_eq!((told.contains("-32042"), told.contains("secret")), (passes, passes), "{app_id}: {told}");
+        scene.server.end_stream()?;
+    }
+    Ok(())
+}
+
+/// A task that waits for its caller (MCP 2026-07-28): both what it asks and what it is told.
+#[test]
+fn what_a_task_asks_within_is_decided_like_a_request() -> Result<()> {
+    let scene = Asked::set()?;
+    for (app_id, task, may) in [("reader", "of-reader", true), ("writer", "of-writer", false)] {
+        let mut caller = scene.agent.caller(app_id)?;
+        let mut client = caller.http(scene.server.address)?;
+        let made = json!({ "resultType": "task", "taskId": task, "status": "working" });
+        scene.server.answers("tools/call", "", &made);
+        ensure!(client.post(&call(1, "echo", &json!({})))?.text().contains(task), "{app_id}");
+        for (method, passes) in [("sampling/createMessage", false), ("elicitation/create", may)] {
+            let requests = json!({ "a": { "method": method, "params": {} } });
+            let waits = json!({ "taskId": task, "status": "input_required", "inputRequests": requests });
+            scene.server.answers("tasks/get", "", &waits);
+            let told = client.post(&message(2, "tasks/get", &json!({ "taskId": task })))?.message()?;
+            let is_refused = told.pointer("/error/code") == Some(&json!(-31403));
+            assert_eq!(
+                (is_refused, told.to_string().contains(method)),
+                (!passes, passes),
+                "{app_id}: {told}"
+            );
+        }
+        scene.server.requests_now();
+        let answers = json!({ "taskId": task, "inputResponses": { "a": { "action": "accept" } } });
+        client.post(&message(3, "tasks/update", &answers))?;
+        assert_eq!(scene.server.requests_now().len(), usize::from(may), "{app_id} answers");
+        let reason = if may { "permitted" } else { "server_request" };
+        let is_it = |line: &Value| text(line, "method") == "tasks/update" && text(line, "reason") == reason;
+        scene.agent.audit_until(app_id, |lines| lines.last().is_some_and(is_it))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn what_a_notification_asks_within_is_decided_like_a_request() -> Result<()> {
     let scene = Asked::set()?;

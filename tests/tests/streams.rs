@@ -21,9 +21,21 @@ fn events_arrive_one_by_one() -> Result<()> {
     scene.server.request()?;
     let head = connection.head()?;
     assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")));
-    for progress in 1..=5 {
-        let params = json!({ "progressToken": 1, "progress": progress });
-        let event = json!({ "jsonrpc": "2.0", "method": "notifications/progress", "params": params });
+    for method in [
+        "progress",
+        "message",
+        "progress",
+        "tools/list_changed",
+        "resources/list_changed",
+        "prompts/list_changed",
+        "resources/updated",
+        "cancelled",
+        "elicitation/complete",
+        "progress",
+    ] {
+        let params = json!({ "progressToken": 1, "progress": 1, "requestId": 7 });
+        let method = format!("notifications/{method}");
+        let event = json!({ "jsonrpc": "2.0", "method": method, "params": params });
         // The next one is sent when this one has arrived: whatever held events back would wait for ever.
         scene.server.send_event(&event)?;
         assert_eq!(connection.event()?, Some(format!("event: message\ndata: {event}\n\n")));
@@ -181,6 +193,12 @@ fn a_session_belongs_to_who_got_it() -> Result<()> {
     }
     // Its twin: without that session the same caller is served.
     assert!(is_result(&writer.http(scene.server.address)?.post(&body)?)?);
+    let lines = scene.agent.audit_until("what was denied", |lines| {
+        lines.iter().filter(|line| text(line, "decision") == "deny").count() == 6
+    })?;
+    let denied = lines.iter().filter(|line| text(line, "decision") == "deny");
+    let told: Vec<_> = denied.map(|line| text(line, "reason")).collect();
+    assert_eq!(told, [["session_hijack"; 3], ["unknown_session"; 3]].concat());
     Ok(())
 }
 
