@@ -1,5 +1,6 @@
-//! The table of methods, held against the official SDKs' own: the Python SDK has a list for each revision, without tasks, and
-//! the TypeScript SDK one for 2025-11-25 with them.
+//! The table of methods, held against the specification's schemas, of which the Python SDK carries the last two as models that
+//! are generated from them, and against the official SDKs' own lists: the Python SDK has one for each revision, without tasks,
+//! and the TypeScript SDK one for 2025-11-25 with them.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -18,6 +19,17 @@ sides = {'clients': (m.CLIENT_REQUESTS, m.CLIENT_NOTIFICATIONS), 'servers': (m.S
 rows = [[side, version, method] for side, maps in sides.items() for one in maps for method, version in one]
 print(json.dumps(rows))
 ";
+/// What the schemas say, whichever side may: a method is a constant there.
+const SCHEMAS: &str = r#"
+import json, pathlib, re, mcp_types
+folder = pathlib.Path(mcp_types.__file__).parent
+rows = []
+for version in ['2025-11-25', '2026-07-28']:
+    models = (folder / ('_v' + version.replace('-', '_')) / '__init__.py').read_text()
+    assert 'Generated; do not edit' in models
+    rows += [['either', version, method] for method in re.findall(r'method: Literal\["([^"]+)"\]', models)]
+print(json.dumps(rows))
+"#;
 const TYPESCRIPT: &str = "
 const types = await import(process.argv[1]);
 const sides = { clients: ['ClientRequest', 'ClientNotification'], servers: ['ServerRequest', 'ServerNotification'] };
@@ -59,6 +71,25 @@ fn the_table_is_that_of_the_official_sdks() -> Result<()> {
     let mut node = Command::new("node");
     let typescript = told(node.args(["--input-type=module", "-e", TYPESCRIPT]).arg(types))?;
     assert_eq!(typescript, ours(|_, revision| revision == Revision::November2025), "TypeScript SDK");
+    Ok(())
+}
+
+#[test]
+fn the_table_is_that_of_the_specifications_schemas() -> Result<()> {
+    let schemas = told(Command::new(packages("python2/bin/python")?).args(["-c", SCHEMAS]))?;
+    // Of 2026-07-28 tasks are an extension, with a schema of its own.
+    let has_schema = |method: Method, revision| match revision {
+        Revision::November2025 => true,
+        Revision::July2026 => !method.as_str().contains("tasks"),
+        Revision::November2024 | Revision::March2025 | Revision::June2025 => false,
+    };
+    // What servers ask there within an answer alone, as `inputRequests`, is no message of either side.
+    let within = ["sampling/createMessage", "elicitation/create", "roots/list"];
+    let within = within.map(|method| (Revision::July2026.as_str().to_owned(), method.to_owned()));
+    let ours = ours(has_schema).into_iter().map(|(_, revision, method)| (revision, method));
+    let ours: BTreeSet<_> = ours.chain(within).collect();
+    let schemas: BTreeSet<_> = schemas.into_iter().map(|(_, revision, method)| (revision, method)).collect();
+    assert_eq!(schemas, ours);
     Ok(())
 }
 
