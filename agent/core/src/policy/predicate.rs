@@ -401,8 +401,10 @@ fn number(value: Value<'_>) -> Option<f64> {
 
 /// Of at most nine digits, which never overflow.
 fn short_integer(text: &str) -> Option<u32> {
-    let digit =
-        |number, byte: u8| Some(number * 10 + u32::from(byte.is_ascii_digit().then_some(byte - b'0')?));
+    let digit = |number: u32, byte: u8| {
+        let value = byte.wrapping_sub(b'0');
+        (value < 10).then_some(number * 10 + u32::from(value))
+    };
     if text.len() > 9 { None } else { text.bytes().try_fold(0, digit) }
 }
 
@@ -479,6 +481,23 @@ mod tests {
         }
         for pattern in ["a)|(b", "(", "(?x)a #"] {
             assert!(Predicate::regex(pattern).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_short_integer_is_left_to_the_parser_of_doubles() {
+        let table = [
+            ("0", Some(0)),
+            ("25", Some(25)),
+            ("999999999", Some(999_999_999)),
+            ("1000000000", None),
+            ("-1", None),
+            ("1.5", None),
+            ("1e3", None),
+            ("1E3", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(short_integer(text), expected, "{text}");
         }
     }
 
