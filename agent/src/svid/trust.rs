@@ -21,15 +21,19 @@ impl Serial {
         Self(bytes.iter().skip(zeros).copied().collect())
     }
 
-    /// Reads hexadecimal digits, with or without `:` between the bytes, as `openssl x509 -serial` shows them.
+    /// Reads hexadecimal digits, with or without `:` between the bytes, as `openssl x509 -serial` shows them, or as the number
+    /// that it is, whose first digit may be half a byte.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let digits: String = text.chars().filter(|c| *c != ':').collect();
-        if digits.is_empty()
-            || !digits.len().is_multiple_of(2)
-            || !digits.bytes().all(|b| b.is_ascii_hexdigit())
-        {
+        let mut digits: String = text.chars().filter(|c| *c != ':').collect();
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
+        }
+        if !digits.len().is_multiple_of(2) {
+            if text.contains(':') {
+                return None; // nobody knows of which byte a digit is missing
+            }
+            digits.insert(0, '0');
         }
         let byte = |at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
         (0..digits.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>().map(|bytes| Self::new(&bytes))
@@ -127,7 +131,9 @@ mod tests {
             ("00a1", Some("a1")),
             ("A1:0B", Some("a10b")),
             ("a1", Some("a1")),
-            ("a", None),
+            ("a", Some("0a")),
+            ("a10", Some("0a10")),
+            ("a1:0", None),
             ("", None),
             ("xy", None),
             ("+1", None),
