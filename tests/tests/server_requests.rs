@@ -359,7 +359,7 @@ fn what_a_task_asks_within_is_decided_like_a_request() -> Result<()> {
                 "{app_id}: {told}"
             );
         }
-        scene.server.requests_now();
+        assert_eq!(scene.server.requests_now().len(), 3, "{app_id}: its call, and twice how it is");
         let answers = json!({ "taskId": task, "inputResponses": { "a": { "action": "accept" } } });
         client.post(&message(3, "tasks/update", &answers))?;
         assert_eq!(scene.server.requests_now().len(), usize::from(may), "{app_id} answers");
