@@ -60,16 +60,6 @@ impl Diagnostic {
         self
     }
 
-    /// The same that shows of its line what is marked alone: beside it a secret may stand.
-    pub(super) fn alone(mut self) -> Self {
-        let (start, width) = (characters(self.column.saturating_sub(1)), characters(self.width));
-        let marked = start..start + width;
-        let shows = |(at, one): (usize, char)| if marked.contains(&at) { one } else { ' ' };
-        let excerpt = self.excerpt.map(|line| line.chars().enumerate().map(shows).collect::<String>());
-        self.excerpt = excerpt.map(|line| line.trim_end().to_owned());
-        self
-    }
-
     /// The same as a warning.
     pub(super) fn warning(mut self) -> Self {
         self.severity = Severity::Warning;

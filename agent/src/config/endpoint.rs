@@ -93,14 +93,14 @@ fn read_headers(
         refuse_secrets(source, &[("secretKeyRef", secret_key_ref), ("envRef", env_ref)], findings);
         let (Some(name), Some(value)) = (name, value) else {
             if secret_key_ref.is_none() && env_ref.is_none() {
-                let fault = source.error(spec, "a header is a `name` and a `value`").alone();
+                let fault = source.error(spec, "a header is a `name` and a `value`");
                 findings.push(fault.help("write `{ name: Accept-Language, value: en }`"));
             }
             continue;
         };
         bytes += name.value.len() + value.value.len();
         if all.iter().any(|other| other.is(name.value.as_bytes())) {
-            let fault = source.error(name, format!("`{}` is given twice", name.value)).alone();
+            let fault = source.error(name, format!("`{}` is given twice", name.value));
             findings.push(fault.help("keep one of them: a server gets one"));
         }
         all.extend(findings.keep(own_header(source, name, value)));
@@ -124,7 +124,7 @@ fn own_header(
             OwnHeaderError::Agents => "leave it out",
             OwnHeaderError::Value => "write it in one line, without spaces around",
         };
-        source.error(name, format!("`{}` cannot be added: {error}", name.value)).alone().help(help)
+        source.error(name, format!("`{}` cannot be added: {error}", name.value)).help(help)
     })
 }
 
@@ -152,9 +152,9 @@ fn read_shown(
     let (certificate, key) = (certificate?, key?);
     if is_open(source.mode) {
         let fault = too_open(source, key.0, source.mode, &source.file.display().to_string());
-        findings.push(fault.alone());
+        findings.push(fault);
     }
-    findings.keep(certificates::shown(source, certificate, key).map_err(Diagnostic::alone))
+    findings.keep(certificates::shown(source, certificate, key))
 }
 
 /// A part of `clientTLS`, and its text.
@@ -181,6 +181,5 @@ fn refuse_secrets(source: &Source, keys: &[(&str, &Later)], findings: &mut Findi
 
 fn secret<T>(source: &Source, at: &Spanned<T>, name: &str) -> Diagnostic {
     words::later(source, at, name)
-        .alone()
         .help("write its `value` here, in a file that only root may read (`chmod 600`)")
 }

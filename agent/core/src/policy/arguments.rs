@@ -1,6 +1,7 @@
 //! The arguments of a call against the predicates of a rule.
 
-use super::predicate::{Budget, Predicate, Truth, all_hold};
+use super::predicate::{Predicate, all_hold};
+use super::truth::{Budget, Truth};
 use crate::mcp::json::{Kind, Name, Value};
 
 /// Which argument: a top-level name, or with a leading `/` a JSON Pointer (RFC 6901).
@@ -317,7 +318,8 @@ impl Named {
 
 #[cfg(test)]
 mod tests {
-    use super::super::predicate::{ARGUMENT_BYTES_READ_MAX, Literal};
+    use super::super::predicate::Literal;
+    use super::super::truth::ARGUMENT_BYTES_READ_MAX;
     use super::*;
     use crate::mcp::json::{JsonLimits, Scratch, validate};
 

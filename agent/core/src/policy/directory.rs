@@ -1,6 +1,6 @@
 //! Directories and the paths within them, by their letters alone.
 
-use super::predicate::Truth;
+use super::truth::Truth;
 
 /// An absolute directory, kept as its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,6 +14,7 @@ mod predicate;
 mod rule;
 mod served;
 mod spelling;
+mod truth;
 mod view;
 
 use std::collections::HashMap;
@@ -25,16 +26,15 @@ pub use self::arguments::{Arguments, InvalidKey, Key, Others};
 pub use self::directory::Directory;
 pub use self::glob::{Glob, InvalidGlob};
 pub use self::pattern::{IdentityPattern, InvalidPattern};
-pub use self::predicate::{
-    ARGUMENT_BYTES_READ_MAX, InvalidPredicate, JsonType, Literal, NUMBER_MAX, Predicate, Truth,
-};
+pub use self::predicate::{InvalidPredicate, JsonType, Literal, NUMBER_MAX, Predicate};
 pub use self::rule::{DECIDED_BY_NAME, Effect, Rule, What};
+pub use self::truth::{ARGUMENT_BYTES_READ_MAX, Truth};
 
 use self::asked::{Asked, each_asked};
 use self::index::{Indexed, Named};
-use self::predicate::Budget;
 use self::rule::Match;
 use self::served::ByServer;
+use self::truth::Budget;
 use crate::denial::Reason;
 use crate::identity::Identity;
 use crate::mcp::{Call, Class, ListKind, Method, ServerAsks};

@@ -5,83 +5,14 @@ use regex::Regex;
 use super::directory::Directory;
 use super::glob::Glob;
 use super::spelling::{agreed, has_dot_part, rule_fits};
+use super::truth::{Budget, Truth};
 use crate::mcp::json::{Kind, Value};
 
 /// Numbers from here on are not exact in a double (2^53), so no predicate is evaluated on them.
 pub const NUMBER_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// The most bytes of arguments that the rules of one decision may read; spent, nothing more can be told.
-/// A body of 4 MiB is read sixteen times.
-pub const ARGUMENT_BYTES_READ_MAX: usize = 64 * 1024 * 1024;
-
 /// The most bytes a compiled regular expression may take.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
-
-/// The outcome of a predicate. `Unknown` counts as false in an allow rule and as true in a deny rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Truth {
-    /// It holds.
-    True,
-    /// It does not hold.
-    False,
-    /// Absent, of another type, ambiguous, beyond exact numbers, or the budget is spent.
-    Unknown,
-}
-
-impl Truth {
-    /// Both hold (Kleene): false beats unknown.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::False, _) | (_, Self::False) => Self::False,
-            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
-            (Self::True, Self::True) => Self::True,
-        }
-    }
-
-    /// One holds (Kleene): true beats unknown.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::True, _) | (_, Self::True) => Self::True,
-            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
-            (Self::False, Self::False) => Self::False,
-        }
-    }
-}
-
-impl From<bool> for Truth {
-    fn from(holds: bool) -> Self {
-        if holds { Self::True } else { Self::False }
-    }
-}
-
-/// What is left of [`ARGUMENT_BYTES_READ_MAX`] in one decision.
-#[derive(Debug)]
-pub(super) struct Budget {
-    bytes: usize,
-}
-
-impl Budget {
-    /// A budget of `bytes` to read.
-    pub(super) fn new(bytes: usize) -> Self {
-        Self { bytes }
-    }
-
-    /// Takes `bytes`; `false` once there are not that many left, and from then on.
-    pub(super) fn take(&mut self, bytes: usize) -> bool {
-        match self.bytes.checked_sub(bytes) {
-            Some(left) => {
-                self.bytes = left;
-                true
-            }
-            None => {
-                self.bytes = 0;
-                false
-            }
-        }
-    }
-}
 
 /// A scalar written in a rule.
 #[derive(Debug, Clone, PartialEq)]
@@ -331,7 +262,6 @@ pub(super) fn all_hold(predicates: &[Predicate], value: Option<Value<'_>>, budge
     all
 }
 
-#[inline(never)]
 fn any(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth {
     if value.kind() != Kind::Array {
         return Truth::Unknown;
@@ -346,7 +276,6 @@ fn any(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth
     found
 }
 
-#[inline(never)]
 fn every(predicates: &[Predicate], value: Value<'_>, budget: &mut Budget) -> Truth {
     if value.kind() != Kind::Array {
         return Truth::Unknown;
@@ -408,7 +337,6 @@ fn short_integer(text: &str) -> Option<u32> {
     if text.len() > 9 { None } else { text.bytes().try_fold(0, digit) }
 }
 
-#[inline(never)]
 fn is_at_most(value: Value<'_>, max: u64) -> Truth {
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     match value.kind() {
@@ -437,7 +365,6 @@ fn equals(literal: &Literal, value: Value<'_>) -> Truth {
 }
 
 /// Of another type than every literal: cannot be told. Else a literal of another type is just another value.
-#[inline(never)]
 fn among(literals: &[Literal], value: Value<'_>) -> Truth {
     let mut among = Truth::Unknown;
     for literal in literals {
@@ -450,7 +377,6 @@ fn among(literals: &[Literal], value: Value<'_>) -> Truth {
     among
 }
 
-#[inline(never)]
 fn is_type(kind: JsonType, value: Value<'_>) -> Truth {
     match (kind, value.kind()) {
         (JsonType::Null, Kind::Null)

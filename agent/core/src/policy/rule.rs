@@ -6,7 +6,8 @@ use super::arguments::Arguments;
 use super::asked::{Arguable, Asked};
 use super::glob::Glob;
 use super::pattern::IdentityPattern;
-use super::predicate::{Budget, Truth, any_path_fits};
+use super::predicate::any_path_fits;
+use super::truth::{Budget, Truth};
 use crate::identity::Identity;
 use crate::mcp::{ListKind, ServerAsks};
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use smallvec::{SmallVec, smallvec};
 use wide::u8x16;
 
-use super::predicate::Truth;
+use super::truth::Truth;
 
 /// The most times that a text is decoded. What then still has escapes is not to be told.
 const DECODINGS_MAX: usize = 3;

@@ -167,20 +167,21 @@ fn what_is_said_of_a_secret_does_not_show_it() {
             quoted(key)
         )
     };
+    let headers = |list: &str| format!("{{ baseUrl: \"https://a.example\", headers: [{list}] }}");
+    let tls = |tls: &str| format!("{{ baseUrl: \"https://a.example\", clientTLS: {tls} }}");
     let cases = [
         (private(&other), 0o600, "it is not the key of the certificate"),
         (private("s3cret"), 0o600, "it is no key"),
         (private(&key), 0o640, "others may get at this key (mode 0640 of `x.yaml`)"),
-        (
-            "{ baseUrl: \"https://a.example\", headers: [{ name: Host, value: s3cret }] }".to_owned(),
-            0o600,
-            "`Host` cannot be added",
-        ),
-        (
-            "{ baseUrl: \"https://a.example\", headers: [{ name: X, value: \" s3cret\" }] }".to_owned(),
-            0o600,
-            "`X` cannot be added",
-        ),
+        (headers("{ name: Host, value: s3cret }"), 0o600, "`Host` cannot be added"),
+        (headers("{ name: X, value: \" s3cret\" }"), 0o600, "`X` cannot be added"),
+        (headers("{ name: X, valu: s3cret }"), 0o600, "unknown key `valu`"),
+        (headers("{ name: X, value: [s3cret] }"), 0o600, "one text belongs here"),
+        (headers("s3cret"), 0o600, "keys and values belong here"),
+        (headers("{ name: X, value: s3cret"), 0o600, "mismatched bracket"),
+        (tls("{ privateKey: { value: s3cret } }"), 0o600, "`privateKey` says nothing without `certificate`"),
+        (tls("{ privateKey: s3cret }"), 0o600, "keys and values belong here"),
+        (tls("{ renegotiation: Freely, rootCA: { value: s3cret } }"), 0o600, "`Freely`: no TLS"),
     ];
     for (spec, mode, expected) in cases {
         let source = Source { mode, ..source(&endpoint(&spec)) };

@@ -31,7 +31,8 @@ fn shown(findings: &[Diagnostic], severity: Severity) -> Vec<String> {
     chosen.map(|finding| format!("{}:{} {}", finding.line, finding.column, finding.message)).collect()
 }
 
-/// Each text with the beginnings of the errors that it must cause, in the order of the report.
+/// Each text with the beginnings of the errors that it must cause, in the order of the report. Each shows its line where no
+/// secret may stand there.
 fn check(table: &[(String, Vec<String>)], read: impl Fn(&str) -> Vec<Diagnostic>) {
     let mut failed = Vec::new();
     for (text, expected) in table {
@@ -39,7 +40,8 @@ fn check(table: &[(String, Vec<String>)], read: impl Fn(&str) -> Vec<Diagnostic>
         let got = shown(&errors, Severity::Error);
         let fits =
             got.len() == expected.len() && got.iter().zip(expected).all(|(got, want)| got.starts_with(want));
-        if !fits || errors.iter().any(|error| error.line > 0 && error.excerpt.is_none()) {
+        let has_line = !source(text).may_hold_secrets();
+        if !fits || errors.iter().any(|error| error.line > 0 && error.excerpt.is_some() != has_line) {
             failed.push(format!("{text}\n  got      {got:#?}\n  expected {expected:#?}"));
         }
     }
