@@ -196,6 +196,26 @@ impl Share {
         Ok(Held { share: Arc::clone(self), what, amount })
     }
 
+    /// Counts one more, until [`Share::uncount`]: for who holds this share anyhow.
+    ///
+    /// # Errors
+    /// [`Exceeded`]: nothing was counted.
+    pub fn count(&self, what: Use) -> Result<(), Exceeded> {
+        self.add(what, 1, false)
+    }
+
+    /// Counts one less, of those that [`Share::count`] counted.
+    pub fn uncount(&self, what: Use) {
+        self.remove(what, 1);
+    }
+
+    fn remove(&self, what: Use, amount: usize) {
+        count(&self.counts, what).fetch_sub(amount, Ordering::Relaxed);
+        if what != Use::Entry {
+            count(&self.node.counts, what).fetch_sub(amount, Ordering::Relaxed);
+        }
+    }
+
     fn add(&self, what: Use, amount: usize, is_large: bool) -> Result<(), Exceeded> {
         let Maxima { all, of_sharer } = self.node.maxima(what);
         let within = |max: &Max| if is_large { Limits::large(max.count) } else { max.count };
@@ -225,10 +245,7 @@ impl Drop for Share {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        count(&self.share.counts, self.what).fetch_sub(self.amount, Ordering::Relaxed);
-        if self.what != Use::Entry {
-            count(&self.share.node.counts, self.what).fetch_sub(self.amount, Ordering::Relaxed);
-        }
+        self.share.remove(self.what, self.amount);
     }
 }
 

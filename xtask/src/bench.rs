@@ -12,6 +12,7 @@ mod layout;
 mod lineup;
 mod load;
 mod peers;
+mod profile;
 mod report;
 mod resources;
 mod rounds;
@@ -30,11 +31,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::build::{self, Build};
 use crate::debian::{self, Packaged};
 use crate::leftovers::Leftovers;
 use crate::sudo::{self, Root};
 use crate::workspace::say;
-use crate::{build, packages, process};
+use crate::{packages, process};
 use stage::Stage;
 
 /// Beside the agent: the peers that Debian packages (Envoy is PyPI's), what makes hosts and certificates for two hops, and what
@@ -93,6 +95,9 @@ pub(crate) struct Prepared {
     /// What lays out the agent's code
     #[arg(long)]
     bolt: Option<PathBuf>,
+    /// Measure nothing: the agent counts what runs under load
+    #[arg(long)]
+    counts: bool,
     #[command(flatten)]
     wanted: Wanted,
 }
@@ -102,9 +107,10 @@ pub(crate) fn bench(wanted: Wanted) -> Result<()> {
     let root = sudo::root()?;
     debian::need("the bench", &NEEDED)?;
     let envoy = packages::envoy().inspect_err(|error| say(format_args!("Envoy is missing: {error:#}"))).ok();
-    let (agent, bolt) = (build::build_to_package()?, layout::bolt()?);
+    let build = profile::profile(root)?.map_or(Build::Plain, Build::Counted);
+    let (agent, bolt) = (build::build_to_package(&build)?, layout::bolt()?);
     match root {
-        Root::Already => measure(&Prepared { agent, envoy, bolt: Some(bolt), wanted }),
+        Root::Already => measure(&Prepared { agent, envoy, bolt: Some(bolt), counts: false, wanted }),
         Root::Sudo => {
             let this = std::env::current_exe().context("cannot tell where this program is")?;
             let mut command = sudo::command(root, this);
@@ -124,20 +130,11 @@ pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
     let mut leftovers = Leftovers::before()?;
     let folder =
         tempfile::Builder::new().prefix("toolgate-bench.").tempdir().context("cannot make a folder")?;
-    let measured = with_layout(prepared, folder.path(), &mut leftovers).and_then(|prepared| {
-        let mut stage = Stage::set(&prepared, folder.path())?;
-        let wanted = &prepared.wanted;
-        let measured = match (wanted.growth, wanted.soak, wanted.streams, &wanted.before) {
-            (true, _, _, _) => growth::growth(&mut stage, descriptors, &mut leftovers),
-            (false, true, _, _) => soak::soak(&mut stage, &mut leftovers),
-            (false, false, true, _) => streams::streams(&stage, &mut leftovers),
-            (false, false, false, Some(before)) => {
-                compare::compare(&mut stage, before, wanted, &mut leftovers)
-            }
-            (false, false, false, None) => rounds::rounds(&mut stage, wanted, &mut leftovers),
-        };
-        measured.and(stage.strike())
-    });
+    let measured = if prepared.counts {
+        layout::load_all(&prepared.agent, folder.path(), &mut leftovers)
+    } else {
+        measured(prepared, descriptors, folder.path(), &mut leftovers)
+    };
     let path = folder.path().to_owned();
     folder.close().with_context(|| format!("cannot remove `{}`", path.display()))?;
     let left = leftovers.check(&prepared.agent);
@@ -151,6 +148,20 @@ pub(crate) fn measure(prepared: &Prepared) -> Result<()> {
         (Ok(()), Err(left)) => Err(left),
         (Err(error), Err(left)) => bail!("{error:#}\nand then: {left:#}"),
     }
+}
+
+fn measured(prepared: &Prepared, descriptors: u64, folder: &Path, leftovers: &mut Leftovers) -> Result<()> {
+    let prepared = with_layout(prepared, folder, leftovers)?;
+    let mut stage = Stage::set(&prepared, folder)?;
+    let wanted = &prepared.wanted;
+    let measured = match (wanted.growth, wanted.soak, wanted.streams, &wanted.before) {
+        (true, _, _, _) => growth::growth(&mut stage, descriptors, leftovers),
+        (false, true, _, _) => soak::soak(&mut stage, leftovers),
+        (false, false, true, _) => streams::streams(&stage, leftovers),
+        (false, false, false, Some(before)) => compare::compare(&mut stage, before, wanted, leftovers),
+        (false, false, false, None) => rounds::rounds(&mut stage, wanted, leftovers),
+    };
+    measured.and(stage.strike())
 }
 
 /// The agent that is measured: as it is packaged.

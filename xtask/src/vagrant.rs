@@ -14,10 +14,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use crate::build::{self, Build};
+use crate::packages;
 use crate::sudo;
 use crate::vm::{apt, sbin};
 use crate::workspace::{say, target};
-use crate::{build, packages};
 pub(crate) use inside::{Prepared, inside};
 
 /// What is used, and the packages of Debian that have it.
@@ -47,7 +48,7 @@ pub(crate) fn vagrant() -> Result<()> {
         apt::install(&vm, &[("the plugin for libvirt", PLUGIN.1)])?;
     }
     let packages = packages::install()?;
-    let agent = build::build_to_package()?;
+    let agent = build::build_to_package(&Build::Plain)?;
     let made = made::make(root, &folder, &vm, &packages)?;
     let this = std::env::current_exe().context("cannot tell where this program is")?;
     let mut command = sudo::command(root, sbin::program("unshare")?);

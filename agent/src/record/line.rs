@@ -13,7 +13,7 @@ use toolgate_core::trace::TraceId;
 use super::json::{Clock, Json};
 use super::name::Name;
 use crate::identify::{Origin, Remote, Source};
-use crate::shares::Held;
+use crate::shares::{Exceeded, Use};
 
 /// Whether the message went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,13 +114,39 @@ impl Labels {
     }
 }
 
-/// The place of an entry in its caller's share; a copy of the line has none.
+/// Whose message it is, and its place in the share of that; a copy of the line has none.
 #[derive(Debug)]
-struct Place(Option<Held>);
+pub(super) struct Place {
+    origin: Arc<Origin>,
+    is_held: bool,
+}
+
+impl Place {
+    /// One more.
+    ///
+    /// # Errors
+    /// [`Exceeded`]: there is none left.
+    pub(super) fn take(origin: &Arc<Origin>) -> Result<Self, Exceeded> {
+        origin.share.count(Use::Entry)?;
+        Ok(Self { origin: Arc::clone(origin), is_held: true })
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.origin.share.uncount(Use::Entry);
+        }
+    }
+}
 
 impl Clone for Place {
     fn clone(&self) -> Self {
-        Self(None)
+        Self { origin: Arc::clone(&self.origin), is_held: false }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -130,7 +156,6 @@ pub struct Line {
     id: u64,
     trace: TraceId,
     time: SystemTime,
-    origin: Arc<Origin>,
     generation: u64,
     pub(super) phase: Phase,
     pub(super) labels: Labels,
@@ -150,13 +175,8 @@ pub struct Line {
 }
 
 impl Line {
-    pub(super) fn new(
-        (id, trace): (u64, TraceId),
-        origin: Arc<Origin>,
-        generation: u64,
-        place: Held,
-    ) -> Self {
-        let direction = match origin.source {
+    pub(super) fn new((id, trace): (u64, TraceId), place: Place, generation: u64) -> Self {
+        let direction = match place.origin.source {
             Source::Process(_) => Direction::Outbound,
             Source::Peer(_) => Direction::Inbound,
         };
@@ -164,7 +184,6 @@ impl Line {
             id,
             trace,
             time: SystemTime::now(),
-            origin,
             generation,
             phase: Phase::Whole,
             labels: Labels {
@@ -186,7 +205,7 @@ impl Line {
             request_bytes: 0,
             response_bytes: 0,
             duration: Duration::ZERO,
-            place: Place(Some(place)),
+            place,
         }
     }
 
@@ -203,7 +222,7 @@ impl Line {
 
     /// It is written: another entry of its caller's may have its place.
     pub(super) fn leave_place(&mut self) {
-        self.place.0 = None;
+        self.place.leave();
     }
 
     /// It is a part of a trace that others know.
@@ -221,7 +240,7 @@ impl Line {
 
     /// As JSON, with its newline; `shown` is of its labels.
     pub(super) fn write(&self, shown: &Shown, clock: &mut Clock, out: &mut Vec<u8>) {
-        let [who, where_to] = self.origin.shown.get_or_init(|| of_origin(&self.origin));
+        let [who, where_to] = self.place.origin.shown.get_or_init(|| of_origin(&self.place.origin));
         let mut json = Json(out);
         json.raw(r#"{"time":""#);
         clock.show(self.time, &mut json);

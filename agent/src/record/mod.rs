@@ -16,6 +16,7 @@ mod refusals;
 mod writer;
 
 pub use digest::Digester;
+use line::Place;
 pub use line::{Direction, Line, Phase, Verdict};
 pub use metrics::Metrics;
 pub use refusals::Refusals;
@@ -25,7 +26,6 @@ use std::fmt::Display;
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use toolgate_core::decision::{Denied, Permitted};
@@ -37,10 +37,10 @@ use toolgate_core::trace::TraceId;
 use crate::identify::Origin;
 use crate::limits::Limit;
 use crate::parse::{Asked, Request};
-use crate::shares::{Exceeded, Use};
+use crate::shares::Exceeded;
 use marks::Mark;
 use name::Name;
-use queue::{Item, Queue, Slots};
+use queue::{Item, Lane, Queue, Slots};
 use serde::Serialize;
 
 /// No entry can be opened: the message must be denied (`audit.on_failure: deny`).
@@ -75,7 +75,6 @@ impl NoSlot {
 /// Where entries are opened. Shared by all threads.
 pub struct Recorder {
     queue: Arc<Queue>,
-    next_id: AtomicU64,
     /// Of this agent's traces; with a request's id it makes the trace of those that come without.
     traces: u64,
     digester: Digester,
@@ -86,14 +85,11 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder in front of `queue`. Request ids go on from the clock, so that a restart repeats none.
+    /// A recorder in front of `queue`.
     fn new(plan: &AuditPlan, queue: Arc<Queue>, digester: Digester, writer: &Writer) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let first_id = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
         Self {
             queue,
-            next_id: AtomicU64::new(first_id),
-            traces: RandomState::new().hash_one(first_id),
+            traces: RandomState::new().hash_one(SystemTime::now()),
             digester,
             metrics: Arc::clone(&writer.metrics),
             deny_on_failure: plan.deny_on_failure,
@@ -108,12 +104,14 @@ impl Recorder {
     /// [`NoSlot`]: deny the message.
     pub fn open(&self, origin: &Arc<Origin>, generation: u64) -> Result<Entry, NoSlot> {
         // First the caller's share: one that has none left must not take from all.
-        let share = origin.share.take(Use::Entry, 1).map_err(NoSlot::Share);
-        let taken = share.and_then(|share| Ok((self.take_slot()?, share)));
-        let line = match taken {
-            Ok((id, share)) => {
-                Some(self.queue.line((id, self.trace(id)), Arc::clone(origin), generation, share))
-            }
+        let lane = self.queue.own_lane();
+        let opened = Place::take(origin).map_err(NoSlot::Share).and_then(|place| {
+            self.takes_more()?;
+            let fresh = |id| Line::new((id, self.trace(id)), place, generation);
+            lane.line(fresh).ok_or_else(|| self.full())
+        });
+        let line = match opened {
+            Ok(line) => Some(line),
             Err(no_slot) if self.deny_on_failure => return Err(no_slot),
             // `audit.on_failure: dangerous_allow`: it passes without a record.
             Err(_) => {
@@ -121,21 +119,20 @@ impl Recorder {
                 None
             }
         };
-        Ok(Entry { line, started: Instant::now(), queue: Arc::clone(&self.queue) })
+        Ok(Entry { line, started: Instant::now(), lane: Arc::clone(lane) })
     }
 
     fn trace(&self, id: u64) -> TraceId {
         TraceId::new(u128::from(self.traces) << 64 | u128::from(id))
     }
 
-    fn take_slot(&self) -> Result<u64, NoSlot> {
-        if self.deny_on_failure && self.queue.slots.are_failing() {
-            return Err(NoSlot::Failing);
-        }
-        if !self.queue.slots.take() {
-            return Err(NoSlot::Full { entries_max: self.queue.slots.max });
-        }
-        Ok(self.next_id.fetch_add(1, Ordering::Relaxed))
+    fn takes_more(&self) -> Result<(), NoSlot> {
+        let is_failing = self.deny_on_failure && self.queue.slots().are_failing();
+        if is_failing { Err(NoSlot::Failing) } else { Ok(()) }
+    }
+
+    fn full(&self) -> NoSlot {
+        NoSlot::Full { entries_max: self.queue.slots().max }
     }
 
     /// Writes a line of the agent's own life: what the operator did that changes what the audit sees.
@@ -143,16 +140,19 @@ impl Recorder {
     /// # Errors
     /// [`NoSlot`]: it is not recorded, and should not be done.
     pub fn event(&self, event: &impl Serialize) -> Result<(), NoSlot> {
-        let taken = self.take_slot();
-        if taken.is_err() && self.deny_on_failure {
-            return taken.map(drop);
+        let lane = self.queue.own_lane();
+        let taken =
+            self.takes_more().and_then(|()| lane.take_slot().then_some(()).ok_or_else(|| self.full()));
+        let holds_slot = taken.is_ok();
+        if self.deny_on_failure {
+            taken?;
         }
         let time = shown(SystemTime::now());
         let mut text = Vec::new();
         // Strings and numbers always serialise, and a Vec takes all.
         let _ = serde_json::to_writer(&mut text, &Timed { time, event });
         text.push(b'\n');
-        self.queue.push(Item::Event(text), taken.is_ok());
+        lane.push(Item::Event(text), holds_slot);
         Ok(())
     }
 
@@ -216,7 +216,7 @@ pub struct Entry {
     /// Present until drop; never, where it could not be opened and need not be.
     line: Option<Box<Line>>,
     started: Instant,
-    queue: Arc<Queue>,
+    lane: Arc<Lane>,
 }
 
 impl Entry {
@@ -413,18 +413,18 @@ impl Entry {
     /// This message belongs to an entry that is open already: nothing is written.
     pub fn forget(mut self) {
         if self.line.take().is_some() {
-            self.queue.slots.free(1);
+            self.lane.free_slot();
         }
     }
 
     /// A long stream: writes that it began; its end is written when this entry is dropped.
     pub fn opened(&mut self) {
-        let queue = Arc::clone(&self.queue);
+        let lane = Arc::clone(&self.lane);
         self.set(|line| {
             let mut opened = line.clone();
             opened.phase = Phase::Opened;
             line.phase = Phase::Closed;
-            queue.push(Item::Message(Box::new(opened)), false);
+            lane.push(Item::Message(Box::new(opened)), false);
         });
     }
 }
@@ -437,7 +437,7 @@ impl Drop for Entry {
             line.labels.reason = Some(Reason::ClientLeft);
         }
         line.duration = self.started.elapsed();
-        self.queue.push(Item::Message(line), true);
+        self.lane.push(Item::Message(line), true);
     }
 }
 
@@ -466,7 +466,10 @@ pub fn start(plan: &AuditPlan) -> Result<(Recorder, Writer), AuditError> {
     let digester = Digester::open(&plan.state_directory)?;
     // A lane for each worker, and one for the operator's thread.
     let lanes = 1 + std::thread::available_parallelism().map_or(1, NonZero::get);
-    let queue = Arc::new(Queue::new(Slots::new(plan.entries_max), lanes));
+    // Request ids go on from the clock, so that a restart repeats none.
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let first_id = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
+    let queue = Arc::new(Queue::new(Slots::new(plan.entries_max), lanes, first_id));
     // What was written last is not on disk for as long as a sync may take; without a file nothing was ever written.
     let last = std::fs::metadata(&plan.file).and_then(|file| file.modified());
     let mark = |cause| AuditError::Mark { folder: plan.state_directory.clone(), cause };

@@ -169,7 +169,7 @@ impl Work {
     fn write(&mut self) -> bool {
         while let Err(error) = self.file.append(&mut self.text) {
             // Said once, and that it is over once.
-            let was_failing = self.queue.slots.set_failing(true);
+            let was_failing = self.queue.slots().set_failing(true);
             self.metrics.audit_failures.inc();
             if error.kind() == io::ErrorKind::TimedOut {
                 self.metrics.limits.count(Limit::AuditWrite, &error);
@@ -181,7 +181,7 @@ impl Work {
                 return false;
             }
         }
-        if self.queue.slots.set_failing(false) {
+        if self.queue.slots().set_failing(false) {
             tracing::info!("the audit file can be written again");
         }
         true

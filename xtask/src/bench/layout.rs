@@ -65,11 +65,7 @@ pub(super) fn laid_out(
     instrument.arg(built).arg("-o").arg(&agent).args(["-instrument", LEFT_ALONE]);
     instrument.arg(format!("-instrumentation-file={}", counts.join("of").display()));
     run_quietly(instrument.arg("-instrumentation-file-append-pid"))?;
-    for two_hops in [false, true] {
-        let wanted = Wanted { only: vec!["toolgate".to_owned()], two_hops, ..Wanted::default() };
-        let counted = Prepared { agent: agent.clone(), envoy: None, bolt: None, wanted };
-        load(&counted, &folder.join(if two_hops { "two" } else { "one" }), leftovers)?;
-    }
+    load_all(&agent, &folder, leftovers)?;
     let all = folder.join("counts.fdata");
     let mut merge = Command::new(bolt.with_file_name("merge-fdata"));
     for one in fs::read_dir(&counts).context("cannot list the counts")? {
@@ -84,7 +80,16 @@ pub(super) fn laid_out(
     Ok(laid_out)
 }
 
-/// Every case of the bench, for a moment.
+/// Every case of the bench, for a moment, with one hop and with two.
+pub(super) fn load_all(agent: &Path, folder: &Path, leftovers: &mut Leftovers) -> Result<()> {
+    for two_hops in [false, true] {
+        let wanted = Wanted { only: vec!["toolgate".to_owned()], two_hops, ..Wanted::default() };
+        let counting = Prepared { agent: agent.to_owned(), envoy: None, bolt: None, counts: true, wanted };
+        load(&counting, &folder.join(if two_hops { "two" } else { "one" }), leftovers)?;
+    }
+    Ok(())
+}
+
 fn load(counted: &Prepared, folder: &Path, leftovers: &mut Leftovers) -> Result<()> {
     fs::create_dir_all(folder).context("cannot make a folder")?;
     let mut stage = Stage::set(counted, folder)?;
