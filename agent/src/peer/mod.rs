@@ -6,6 +6,7 @@
 
 mod accept;
 mod connect;
+pub mod lanes;
 mod prove;
 mod stream;
 mod tether;
