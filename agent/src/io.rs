@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -9,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::ahead::Ahead;
+use crate::peer::lanes::Lane;
 use crate::peer::{Mutual, Tether};
 
 /// Bytes both ways. One type and not a parameter: the path through it is there once.
@@ -19,16 +21,19 @@ pub enum Io {
     Tls(Box<TlsStream<Ahead>>),
     /// Between two agents.
     Mutual(Box<Mutual>),
+    /// Between two agents, on a connection that others share, and what that hangs on.
+    Lane(Lane, Rc<Tether>),
 }
 
 impl Io {
-    /// The socket below.
+    /// The socket below, where it is its own.
     #[must_use]
-    pub fn socket(&self) -> &TcpStream {
+    pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(tls) => tls.get_ref().0.socket(),
-            Self::Mutual(mutual) => mutual.socket(),
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(tls) => Some(tls.get_ref().0.socket()),
+            Self::Mutual(mutual) => Some(mutual.socket()),
+            Self::Lane(..) => None,
         }
     }
 
@@ -38,6 +43,17 @@ impl Io {
         match self {
             Self::Plain(_) | Self::Tls(_) => None,
             Self::Mutual(mutual) => Some(&mutual.tether),
+            Self::Lane(_, tether) => Some(tether),
+        }
+    }
+
+    /// Whether it may take one more request, as far as this end knows.
+    #[must_use]
+    pub fn takes_more(&self) -> bool {
+        match self {
+            Self::Plain(_) | Self::Tls(_) => true,
+            Self::Mutual(mutual) => mutual.tether.takes_more(),
+            Self::Lane(lane, tether) => lane.takes_more() && tether.takes_more(),
         }
     }
 }
@@ -53,6 +69,7 @@ impl AsyncRead for Io {
             Self::Plain(io) => Pin::new(io).poll_read(cx, space),
             Self::Tls(io) => Pin::new(&mut **io).poll_read(cx, space),
             Self::Mutual(io) => Pin::new(io).poll_read(cx, space),
+            Self::Lane(io, _) => Pin::new(io).poll_read(cx, space),
         }
     }
 }
@@ -63,6 +80,7 @@ impl AsyncWrite for Io {
             Self::Plain(io) => Pin::new(io).poll_write(cx, bytes),
             Self::Tls(io) => Pin::new(&mut **io).poll_write(cx, bytes),
             Self::Mutual(io) => Pin::new(io).poll_write(cx, bytes),
+            Self::Lane(io, _) => Pin::new(io).poll_write(cx, bytes),
         }
     }
 
@@ -76,6 +94,7 @@ impl AsyncWrite for Io {
             Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, parts),
             Self::Tls(io) => Pin::new(&mut **io).poll_write_vectored(cx, parts),
             Self::Mutual(io) => Pin::new(io).poll_write_vectored(cx, parts),
+            Self::Lane(io, _) => Pin::new(io).poll_write_vectored(cx, parts),
         }
     }
 
@@ -89,6 +108,7 @@ impl AsyncWrite for Io {
             Self::Plain(_) => Poll::Ready(Ok(())), // nothing waits in a socket of ours
             Self::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
             Self::Mutual(io) => Pin::new(io).poll_flush(cx),
+            Self::Lane(io, _) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -97,6 +117,7 @@ impl AsyncWrite for Io {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
             Self::Mutual(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Lane(io, _) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

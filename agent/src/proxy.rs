@@ -127,10 +127,10 @@ pub async fn connection(stream: Io, captured: Captured, share: Arc<Share>, worke
     }
 }
 
-/// A connection of another agent, which speaks for its caller: requests alone, and to one server.
-pub async fn remote<S: Stream>(stream: S, origin: Origin, worker: &Worker) {
+/// A connection of another agent, or a lane of one, which speaks for its caller: requests alone, and to one server.
+pub async fn remote<S: Stream>(stream: S, origin: Arc<Origin>, worker: &Worker) {
     let mut client = Client::new(stream, Arc::clone(&origin.share));
-    requests(&mut client, &Arc::new(origin), Beyond::Nowhere, None, worker).await;
+    requests(&mut client, &origin, Beyond::Nowhere, None, worker).await;
     client.close(&worker.node.limits).await;
 }
 
@@ -284,7 +284,7 @@ impl Turn<'_> {
             Some(Err(exceeded)) => return Outcome::Answered(self.shed(exceeded.limit, &exceeded, entry)),
             taken => taken.and_then(Result::ok),
         };
-        let leg = forward::leg(caller, server, self.tls());
+        let leg = forward::leg(caller, server, self.tls(), &asked);
         match self.sent(permitted, target, (&leg, named.bound()), watch, entry).await {
             Ok(upstream) => {
                 if expected.list.is_some() {

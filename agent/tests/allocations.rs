@@ -269,7 +269,7 @@ impl Scene {
         let verdict = self.pins.now().call(&server.identity, &self.caller, called, HiddenCharacters::Deny);
         assert_eq!(verdict, Verdict::Approved);
         let expected = Expected::of(&asked, None, None);
-        let leg = forward::leg(&self.caller, server, None);
+        let leg = forward::leg(&self.caller, server, None, &asked);
         let mut upstream = {
             let sending = pin!(forward::send(permitted, (&leg, None), server, "", ways, limits));
             watch.unless_left(sending).await.unwrap().unwrap()

@@ -3,6 +3,7 @@
 //! - [`identity`]: App IDs and namespaces; [`spiffe`]: SPIFFE IDs
 //! - [`http1`]: the HTTP/1.1 codec: heads, framing, chunked bodies
 //! - [`tls`]: whom a TLS client means
+//! - [`lanes`]: several byte streams over one connection between two agents
 //! - [`mcp`]: one strict JSON-RPC message, the method table, lists, server-sent events
 //! - [`address`]: which addresses an external name may lead to
 //! - [`workload`]: which workload a process is
@@ -25,6 +26,7 @@ pub mod decision;
 pub mod denial;
 pub mod http1;
 pub mod identity;
+pub mod lanes;
 pub mod mcp;
 pub mod pin;
 pub mod policy;

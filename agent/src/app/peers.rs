@@ -1,21 +1,25 @@
 //! Other agents at the door of a worker.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use toolgate_core::denial::Reason;
 
 use super::{AppError, Worker};
-use crate::deadline;
+use crate::deadline::{self, timeout};
 use crate::identify::{Origin, Remote};
 use crate::io::Io;
 use crate::limits::Limit;
 use crate::netns;
-use crate::peer::{self, Accepted};
+use crate::peer::lanes::Driver;
+use crate::peer::{self, Accepted, Mutual, Protocol};
 use crate::proxy;
-use crate::shares::{Sharer, Use};
+use crate::shares::{Held, Share, Sharer, Use};
 
 /// Where other agents come to: listeners for each thread; `[::]`, every address of the host, is one of each family.
 ///
@@ -85,22 +89,87 @@ impl Worker {
         }
     }
 
-    async fn serve_peer(&self, accepted: Accepted, from: SocketAddr) {
+    async fn serve_peer(self: &Rc<Self>, accepted: Accepted, from: SocketAddr) {
         let Accepted { stream, caller, server } = accepted;
-        let node = &*self.node;
         self.tethers.hold(&stream.tether);
         let serial = stream.tether.peer.serial.to_string().into();
-        let share = node.shares.of(&Sharer::Peer(caller.clone()));
+        let share = self.node.shares.of(&Sharer::Peer(caller.clone()));
         let remote = Remote { caller, server, address: from, serial };
-        let stream = Io::Mutual(Box::new(stream));
-        match share.take(Use::Connection, 1) {
-            Ok(_counted) => proxy::remote(stream, Origin::remote(remote, share), self).await,
-            Err(exceeded) => {
-                node.metrics.refused(Reason::Overload);
-                node.metrics.limits.count(exceeded.limit, &exceeded);
-                proxy::one_too_many(stream, share, &node.limits).await;
+        let origin = Arc::new(Origin::remote(remote, share));
+        match stream.protocol {
+            Protocol::Own => self.serve_remote(Io::Mutual(Box::new(stream)), origin).await,
+            Protocol::Lanes => self.serve_lanes(stream, &origin, from).await,
+        }
+    }
+
+    /// One request after another.
+    async fn serve_remote(&self, io: Io, origin: Arc<Origin>) {
+        match self.counted(&origin.share) {
+            Some(_counted) => proxy::remote(io, origin, self).await,
+            None => proxy::one_too_many(io, Arc::clone(&origin.share), &self.node.limits).await,
+        }
+    }
+
+    /// The same on several lanes at once. The connection counts beside them, so that one without any counts, too.
+    async fn serve_lanes(self: &Rc<Self>, stream: Mutual, origin: &Arc<Origin>, from: SocketAddr) {
+        let limits = &self.node.limits;
+        // Best effort: what is said to a host that is gone without a word need not wait for ever.
+        let _ = SockRef::from(stream.socket()).set_tcp_user_timeout(Some(limits.client_write_max));
+        let tether = Rc::clone(&stream.tether);
+        let mut driver = Driver::accepting(stream);
+        let Some(_counted) = self.counted(&origin.share) else {
+            // What comes on it is told so, as it would be on a connection of its own.
+            let telling = async {
+                while let Ok(Some(lane)) = driver.next().await {
+                    self.serve_lane(Io::Lane(lane, Rc::clone(&tether)), origin);
+                }
+            };
+            let _ = timeout(limits.linger_time_max, telling).await;
+            return;
+        };
+        let mut ending = pin!(self.ending());
+        let mut is_told = false;
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = timeout(limits.client_idle_max, driver.next()) => next,
+                // Its next lanes are the next agent's; what is under way is served.
+                () = &mut ending, if !is_told => {
+                    driver.leave();
+                    is_told = true;
+                    continue;
+                }
+            };
+            match next {
+                Ok(Ok(Some(lane))) => self.serve_lane(Io::Lane(lane, Rc::clone(&tether)), origin),
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => {
+                    return tracing::warn!(%from, %error, "a connection of another agent is over, with all its calls");
+                }
+                Err(_) if driver.is_idle() => return,
+                Err(_) => {}
             }
         }
+    }
+
+    fn serve_lane(self: &Rc<Self>, io: Io, origin: &Arc<Origin>) {
+        let (worker, origin) = (Rc::clone(self), Arc::clone(origin));
+        worker.came();
+        spawn_local(async move {
+            deadline::connection(worker.serve_remote(io, origin)).await;
+            worker.left();
+        });
+    }
+
+    /// One connection, or lane, more of a caller's; `None`: one too many.
+    fn counted(&self, share: &Arc<Share>) -> Option<Held> {
+        let taken = share.take(Use::Connection, 1);
+        taken
+            .inspect_err(|exceeded| {
+                self.node.metrics.refused(Reason::Overload);
+                self.node.metrics.limits.count(exceeded.limit, exceeded);
+            })
+            .ok()
     }
 }
 

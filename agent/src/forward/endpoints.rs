@@ -11,9 +11,11 @@ use toolgate_core::denial::Reason;
 use toolgate_core::identity::Identity;
 
 use super::external::connect_external;
-use super::{ForwardError, Leg, Upstream, Ways, connect_local, connect_peer, external};
+use super::{ForwardError, Leg, Upstream, Ways, connect_local, connect_peer, external, shared};
+use crate::io::Io;
 use crate::limits::Limits;
 use crate::names::{Known, NameError, Names, Question};
+use crate::peer::Protocol;
 use crate::replicas::{Candidate, Candidates, Replica};
 
 /// How many endpoints are tried for one request.
@@ -179,7 +181,11 @@ pub(super) async fn at(
     // Elsewhere: what a handshake needs would be room in each request.
     match &leg.place {
         Place::Local { .. } => Box::pin(connect_local(leg, address, ways, limits)).await,
-        Place::Peer { .. } => Box::pin(connect_peer(leg, address, ways, limits)).await,
+        Place::Peer { .. } if leg.shares => Box::pin(shared::lane(leg, address, ways, limits)).await,
+        Place::Peer { .. } => {
+            let mutual = Box::pin(connect_peer(leg, address, &[Protocol::Own], ways, limits)).await?;
+            Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address))
+        }
         Place::External(external) => Box::pin(connect_external(external, address, ways, limits)).await,
     }
 }
@@ -270,6 +276,9 @@ impl ForwardError {
     /// Whether another endpoint may do better. Who answers and does not prove who it is ends the search: nobody may be made to
     /// look elsewhere.
     fn tells_of_endpoint(&self) -> bool {
+        if let Self::Shared(error) = self {
+            return error.tells_of_endpoint();
+        }
         self.is_endpoints_fault() && !matches!(self, Self::Peer { .. } | Self::Tls { .. })
     }
 
@@ -283,6 +292,7 @@ impl ForwardError {
             | Self::HandshakeTimeout { .. }
             | Self::Send { .. }
             | Self::SendTimeout { .. } => true,
+            Self::Shared(error) => error.is_endpoints_fault(),
             Self::Exhausted { .. }
             | Self::ReplicaGone { .. }
             | Self::Nowhere

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toolgate_core::denial::Reason;
@@ -47,6 +48,9 @@ pub enum ForwardError {
         /// Why not.
         cause: peer::ConnectError,
     },
+    /// What others waited for, too.
+    #[error(transparent)]
+    Shared(Arc<ForwardError>),
     /// The endpoint that has what the request is about is no more.
     #[error(
         "{address}, the endpoint that has what this is about, is gone{}: its client is to begin anew",
@@ -175,6 +179,7 @@ impl ForwardError {
             | Self::Namespace { .. }
             | Self::TunnelEnded { .. } => (Reason::ServerUnreachable, 502),
             Self::ReplicaGone { by, .. } => by.reason(),
+            Self::Shared(error) => error.reason(),
             Self::Name(_) => (Reason::NameUnresolved, 502),
             Self::Refused { .. } => (Reason::AddressRefused, 502),
             Self::Tls { .. } => (Reason::ServerUnproven, 502),
@@ -196,6 +201,7 @@ impl ForwardError {
             Self::SendTimeout { .. } => Some(Limit::SendTime),
             Self::HandshakeTimeout { .. } => Some(Limit::HandshakeTime),
             Self::Name(NameError::Slow { .. }) => Some(Limit::ResolveTime),
+            Self::Shared(error) => error.limit(),
             Self::Name(_)
             | Self::Nowhere
             | Self::ReplicaGone { .. }

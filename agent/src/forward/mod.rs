@@ -8,6 +8,7 @@ mod error;
 mod external;
 mod passage;
 mod pool;
+mod shared;
 mod tls;
 mod undeclared;
 
@@ -42,9 +43,13 @@ use crate::limits::Limits;
 use crate::names::Names;
 use crate::netns::{Namespace, Namespaces};
 use crate::parse::{Asked, Request};
-use crate::peer::{self, Tethers};
+use crate::peer::{self, Mutual, Protocol, Tethers};
 use crate::replicas::{Busy, Replicas};
 use crate::svid::Svids;
+
+/// Bodies beyond it have a connection to another agent of their own: there they are copied once less, and nobody waits behind
+/// them.
+const SHARED_BODY_BYTES_MAX: usize = 8 * 1024;
 
 /// Whom an upstream connection serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +62,8 @@ pub struct Leg {
     pub place: Place,
     /// The name by which a local server must prove itself: its client speaks TLS, which is read here, and so is it spoken to.
     pub tls: Option<ServerName<'static>>,
+    /// It goes on a connection to the server's agent that others of this caller share.
+    pub shares: bool,
 }
 
 /// The place is compared alone: few have had several.
@@ -156,11 +163,14 @@ pub async fn dial_declared(
     Ok(Upstream::new(Io::Plain(plain), address))
 }
 
-/// Where a server's requests go. `tls`: the name by which a local one must prove itself, where its client speaks TLS.
+/// Where a request to a server goes. `tls`: the name by which a local one must prove itself, where its client speaks TLS.
 #[must_use]
-pub fn leg(caller: &Identity, server: &Server, tls: Option<&ServerName<'static>>) -> Leg {
+pub fn leg(caller: &Identity, server: &Server, tls: Option<&ServerName<'static>>, asked: &Asked<'_>) -> Leg {
     let tls = tls.filter(|_| matches!(server.place, Place::Local { .. })).cloned();
-    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone(), tls }
+    let shares = matches!(server.place, Place::Peer { .. })
+        && asked.ends_by_itself()
+        && asked.request.body.len() <= SHARED_BODY_BYTES_MAX;
+    Leg { caller: caller.clone(), server: server.identity.clone(), place: server.place.clone(), tls, shares }
 }
 
 async fn connect_local(
@@ -177,21 +187,23 @@ async fn connect_local(
     }
 }
 
-/// Connects to the agent in front of a server, at one of its endpoints.
+/// Connects to the agent in front of a server, at one of its endpoints: for the first of these protocols that it speaks.
 async fn connect_peer(
     leg: &Leg,
     address: SocketAddr,
+    protocols: &[Protocol],
     ways: &Ways<'_>,
     limits: &Limits,
-) -> Result<Upstream, ForwardError> {
+) -> Result<Mutual, ForwardError> {
     let plain = connect(address, ways.namespaces.home(), limits).await?;
     let limit = limits.handshake_time_max;
-    let shaken = timeout(limit, peer::connect(plain, address, &leg.caller, &leg.server, ways.svids)).await;
-    let mutual = shaken
+    let shaking = peer::connect(plain, address, &leg.caller, &leg.server, protocols, ways.svids);
+    let mutual = timeout(limit, shaking)
+        .await
         .map_err(|_| ForwardError::HandshakeTimeout { address, limit })?
         .map_err(|cause| ForwardError::Peer { address, cause })?;
     ways.tethers.hold(&mutual.tether);
-    Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address))
+    Ok(mutual)
 }
 
 /// A socket stays in the namespace that it is made in.
@@ -263,10 +275,13 @@ impl Upstream {
             if polled.is_pending() {
                 buffer.park();
             }
-            if polled.is_pending() && std::mem::take(&mut waits_for_ack) {
+            if polled.is_pending()
+                && std::mem::take(&mut waits_for_ack)
+                && let Some(socket) = io.socket()
+            {
                 // A server that writes its reply in two segments waits for the first one's ACK (Nagle): do not delay it.
                 // Best effort: without it the reply is slow, not wrong.
-                let _ = socket2::SockRef::from(io.socket()).set_tcp_quickack(true);
+                let _ = socket2::SockRef::from(socket).set_tcp_quickack(true);
             }
             polled
         });

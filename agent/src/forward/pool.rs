@@ -9,6 +9,7 @@ use std::time::Instant;
 use foldhash::fast::RandomState;
 use serde::Serialize;
 
+use super::shared::Shared;
 use super::{Leg, Upstream};
 use crate::limits::Limits;
 
@@ -20,12 +21,9 @@ struct Idle {
 impl Idle {
     /// Whether its end is still far.
     fn is_good(&self, limits: &Limits) -> bool {
-        let idle_max = match self.upstream.io.tether() {
-            None => limits.upstream_idle_max,
-            Some(tether) if tether.takes_more() => limits.peer_idle_max,
-            Some(_) => return false,
-        };
-        self.since.elapsed() < idle_max
+        let io = &self.upstream.io;
+        let idle_max = io.tether().map_or(limits.upstream_idle_max, |_| limits.peer_idle_max);
+        io.takes_more() && self.since.elapsed() < idle_max
     }
 }
 
@@ -35,6 +33,8 @@ pub struct Pool {
     /// What a leg is made of is configured: nobody can choose two that collide.
     idle: RefCell<HashMap<Leg, Vec<Idle>, RandomState>>,
     faults: RefCell<Vec<IdleFault>>,
+    /// Connections of which those in it may be lanes.
+    pub(super) shared: Shared,
 }
 
 /// A server that spoke on an idle connection, which was closed: what it said belongs to no request. As the audit has it.
@@ -93,6 +93,7 @@ impl Pool {
             waiting.retain(|idle| idle.is_good(limits));
             !waiting.is_empty()
         });
+        self.shared.sweep(limits);
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) fn of_certificate(error: io::Error, io: &Io) -> io::Error {
             | Alert::AccessDenied,
         )) => {
             let advice = match io {
-                Io::Mutual(_) => {
+                Io::Mutual(_) | Io::Lane(..) => {
                     "the agent there does not believe the caller's SVID: was this node revoked, has it another authority, or is a \
                      clock wrong?"
                 }

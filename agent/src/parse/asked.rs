@@ -74,6 +74,16 @@ impl Asked<'_> {
         }
     }
 
+    /// False for a stream that is open until someone leaves.
+    #[must_use]
+    pub fn ends_by_itself(&self) -> bool {
+        match self.message() {
+            Some(Message::Request(call)) => call.method != Method::SubscriptionsListen, // MCP 2026-07-28
+            Some(_) => true,
+            None => self.request.head.method != "GET",
+        }
+    }
+
     /// Whether it goes to a path that is not the server's MCP endpoint.
     #[must_use]
     pub fn is_other_path(&self) -> bool {

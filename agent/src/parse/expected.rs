@@ -71,8 +71,8 @@ impl Expected {
         let mut expected = Self::unread(asked.request.head.method);
         expected.session = asked.session.map(Kept::new);
         expected.revision = asked.revision().or(of_session);
+        expected.ends_by_itself = asked.ends_by_itself();
         let Some(message) = asked.message() else {
-            expected.ends_by_itself = expected.http_method != "GET";
             expected.listens = Lists::ALL;
             expected.ends_session = expected.http_method == "DELETE";
             if let Some(owes) = owes {
@@ -86,8 +86,6 @@ impl Expected {
             if let Shape::ToolCall { result_type, .. } = asked.shape() {
                 expected.tool_call = Some(result_type);
             }
-            // It is open until someone leaves (MCP 2026-07-28).
-            expected.ends_by_itself = call.method != Method::SubscriptionsListen;
             expected.listens = Lists::listened(call.params);
         }
         expected

@@ -15,7 +15,7 @@ use toolgate_core::identity::Identity;
 
 use super::prove::{ProofError, Prover};
 use super::stream::Mutual;
-use super::{PROTOCOL, Tether, server_name};
+use super::{Protocol, Tether, server_name};
 use crate::ahead::Ahead;
 use crate::config::Resources;
 use crate::svid::{SvidError, Svids, provider};
@@ -92,7 +92,7 @@ pub async fn accept(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = Protocol::names(&Protocol::ALL);
     let accepted = started.into_stream(Arc::new(config)).await;
     let (tls, proven) = match (accepted, prover.outcome()) {
         (Ok(tls), Some(Ok(proven))) => (tls, proven),
@@ -100,10 +100,9 @@ pub async fn accept(
         (Err(error), _) => return Err(error.into()),
         (Ok(_), None) => return Err(AcceptError::Protocol),
     };
-    if tls.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
-        return Err(AcceptError::Protocol);
-    }
+    let protocol = Protocol::named(tls.get_ref().1.alpn_protocol()).ok_or(AcceptError::Protocol)?;
     let caller = proven.1.clone();
     let tether = Tether::new(&own, proven, address, socket);
-    Ok(Accepted { stream: Mutual::new(TlsStream::Server(tls), tether), caller, server: server.clone() })
+    let stream = Mutual::new(TlsStream::Server(tls), protocol, tether);
+    Ok(Accepted { stream, caller, server: server.clone() })
 }

@@ -17,7 +17,7 @@ use toolgate_core::spiffe::SpiffeId;
 
 use super::prove::{ProofError, Prover};
 use super::stream::Mutual;
-use super::{PROTOCOL, Tether, server_name};
+use super::{Protocol, Tether, server_name};
 use crate::ahead::Ahead;
 use crate::svid::{SvidError, Svids, provider};
 
@@ -58,7 +58,8 @@ impl ResolvesClientCert for Shows {
     }
 }
 
-/// Makes mutual TLS of a connection to the agent of `server`, in the name of `caller`.
+/// Makes mutual TLS of a connection to the agent of `server`, in the name of `caller`: for the first of these protocols that the
+/// other end speaks.
 ///
 /// # Errors
 /// [`ConnectError`]: nothing may be said over it.
@@ -67,6 +68,7 @@ pub async fn connect(
     address: SocketAddr,
     caller: &Identity,
     server: &Identity,
+    protocols: &[Protocol],
     svids: &Svids,
 ) -> Result<Mutual, ConnectError> {
     let own = svids.obtain(caller).await?;
@@ -78,7 +80,7 @@ pub async fn connect(
         .with_custom_certificate_verifier(prover.verifier())
         .with_client_cert_resolver(Arc::new(Shows(Arc::clone(&own.certified))));
     config.resumption = Resumption::disabled();
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = Protocol::names(protocols);
     let name = ServerName::try_from(server_name(server))?;
     let socket = io.as_fd().try_clone_to_owned()?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, Ahead::new(io)).await;
@@ -89,8 +91,6 @@ pub async fn connect(
         (Ok(_), None) => return Err(ConnectError::Protocol),
     };
     let (tls, proven) = proven;
-    if tls.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
-        return Err(ConnectError::Protocol);
-    }
-    Ok(Mutual::new(TlsStream::Client(tls), Tether::new(&own, proven, address, socket)))
+    let protocol = Protocol::named(tls.get_ref().1.alpn_protocol()).ok_or(ConnectError::Protocol)?;
+    Ok(Mutual::new(TlsStream::Client(tls), protocol, Tether::new(&own, proven, address, socket)))
 }

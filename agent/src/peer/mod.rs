@@ -6,6 +6,7 @@
 
 mod accept;
 mod connect;
+pub mod lanes;
 mod prove;
 mod stream;
 mod tether;
@@ -19,7 +20,33 @@ use sha2::{Digest as _, Sha256};
 use toolgate_core::identity::Identity;
 
 /// What is spoken within TLS. Another protocol between agents is another name (ALPN, RFC 7301).
-const PROTOCOL: &[u8] = b"toolgate/1";
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 alone.
+    Own,
+    /// The same on [`lanes`], several at once.
+    Lanes,
+}
+
+impl Protocol {
+    /// Every protocol, in the order in which they are preferred.
+    pub const ALL: [Self; 2] = [Self::Lanes, Self::Own];
+
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::Own => b"toolgate/1",
+            Self::Lanes => b"toolgate/2",
+        }
+    }
+
+    fn names(all: &[Self]) -> Vec<Vec<u8>> {
+        all.iter().map(|protocol| protocol.name().to_vec()).collect()
+    }
+
+    fn named(name: Option<&[u8]>) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| Some(protocol.name()) == name)
+    }
+}
 
 /// How a server is named in SNI, which is sent in the clear and must be a DNS name: a digest of its SPIFFE ID says it to who
 /// knows it already, and fits whatever the trust domain is called.

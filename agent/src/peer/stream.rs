@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-use super::Tether;
+use super::{Protocol, Tether};
 use crate::ahead::Ahead;
 
 /// The most bytes that are encrypted and not yet sent: a message of 64 KiB goes in one write.
@@ -18,17 +18,19 @@ const UNSENT_BYTES_MAX: usize = 128 * 1024;
 /// Mutual TLS over TCP.
 pub struct Mutual {
     tls: TlsStream<Ahead>,
+    /// What is spoken within.
+    pub protocol: Protocol,
     /// What it hangs on.
     pub tether: Rc<Tether>,
 }
 
 impl Mutual {
-    pub(super) fn new(mut tls: TlsStream<Ahead>, tether: Rc<Tether>) -> Self {
+    pub(super) fn new(mut tls: TlsStream<Ahead>, protocol: Protocol, tether: Rc<Tether>) -> Self {
         match &mut tls {
             TlsStream::Client(tls) => tls.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX)),
             TlsStream::Server(tls) => tls.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX)),
         }
-        Self { tls, tether }
+        Self { tls, protocol, tether }
     }
 
     /// The socket below.

@@ -23,6 +23,7 @@ use crate::ca::{Authority, Holder, IssuedTo, Lives, Plan};
 use crate::config::{AgentConfig, Resources, load_resources};
 use crate::svid::{Revoked, Source, Svids, Trust, provider};
 
+const PROTOCOL: &[u8] = b"toolgate/1";
 const HOUR: Duration = Duration::from_secs(3600);
 const DOCS: &str = "spiffe://example.org/ns/default/docs";
 const AGENT: &str = "spiffe://example.org/ns/default/agent";
@@ -116,7 +117,8 @@ impl Scene {
         let (there, _) = listener.accept().await.unwrap();
         let answering = TlsAcceptor::from(Arc::new(config)).accept(there);
         let (agent, docs) = (identity(AGENT), identity(DOCS));
-        let (connected, _) = tokio::join!(connect(io, address, &agent, &docs, &self.svids), answering);
+        let (connected, _) =
+            tokio::join!(connect(io, address, &agent, &docs, &Protocol::ALL, &self.svids), answering);
         connected
     }
 }
@@ -182,7 +184,7 @@ async fn two_agents_know_each_other() {
     let io = TcpStream::connect(address).await.unwrap();
     let (there, from) = listener.accept().await.unwrap();
     let (agent, docs) = (identity(AGENT), identity(DOCS));
-    let connecting = connect(io, address, &agent, &docs, &scene.svids);
+    let connecting = connect(io, address, &agent, &docs, &Protocol::ALL, &scene.svids);
     let (ours, theirs) = tokio::join!(connecting, accept(there, from, &scene.resources, &scene.svids));
     let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
     assert_eq!((&theirs.caller, &theirs.server), (&agent, &docs));

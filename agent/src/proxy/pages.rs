@@ -4,7 +4,7 @@
 use toolgate_core::decision::Target;
 
 use super::Turn;
-use crate::forward::{self, Bound, BoundBy, Leg, Upstream};
+use crate::forward::{Bound, BoundBy, Leg, Upstream};
 use crate::parse::{self, Client, Expected, Stream};
 use crate::record::Entry;
 use crate::respond::{self, Broken, Exchange, Fault, Next, Replied, Seen};
@@ -28,7 +28,7 @@ impl Turn<'_> {
             if before.reusable {
                 self.worker.pool.checkin(leg.clone(), upstream, exchange.limits);
             }
-            upstream = match self.next_page(client, (&next, bound), expected, target, entry).await {
+            upstream = match self.next_page(client, (&next, leg, bound), expected, target, entry).await {
                 Ok(upstream) => upstream,
                 Err(fault) => {
                     let has_begun = exchange.begun.get();
@@ -47,7 +47,7 @@ impl Turn<'_> {
     async fn next_page<S: Stream>(
         &self,
         client: &mut Client<S>,
-        (next, bound): (&Next, Option<Bound>),
+        (next, leg, bound): (&Next, &Leg, Option<Bound>),
         expected: &Expected,
         target: Target<'_>,
         entry: &mut Entry,
@@ -62,12 +62,11 @@ impl Turn<'_> {
         })?;
         let fault = |reason, detail, limit| Err(Fault::NextPage { reason, detail, limit });
         let named = self.named(target.server, &asked, entry);
-        let (permitted, caller) = match self.judged(&asked, &named, target, entry) {
+        let (permitted, _) = match self.judged(&asked, &named, target, entry) {
             Ok(permitted) => permitted,
             Err(denied) => return fault(denied.reason, denied.detail.unwrap_or_default(), None),
         };
-        let leg = forward::leg(caller, target.server, self.tls());
-        match self.sent(permitted, target, (&leg, bound), &mut client.watch(), entry).await {
+        match self.sent(permitted, target, (leg, bound), &mut client.watch(), entry).await {
             Ok(upstream) => Ok(upstream),
             Err(error) => fault(error.reason().0, error.to_string(), error.limit()),
         }

@@ -105,7 +105,7 @@ impl Turn<'_> {
             Ok(permitted) => permitted,
             Err(denied) => return denied_paired(&denied, &asked, named, entry),
         };
-        let leg = forward::leg(caller, server, self.tls());
+        let leg = forward::leg(caller, server, self.tls(), &asked);
         let expected = Expected::of(&asked, None, named.revision());
         let Some(paired) = &named.paired else {
             let stream = match self.origin.share.take(Use::Stream, 1) {
