@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -12,6 +13,9 @@ use tokio_rustls::TlsStream;
 use crate::ahead::Ahead;
 use crate::peer::lanes::Lane;
 use crate::peer::{Mutual, Tether};
+
+/// Small messages are sent as one piece: to copy it costs less than to have the kernel gather it.
+const JOINED_BYTES_MAX: usize = 2 * 1024;
 
 /// Bytes both ways. One type and not a parameter: the path through it is there once.
 pub enum Io {
@@ -91,7 +95,15 @@ impl AsyncWrite for Io {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, parts),
+            Self::Plain(io) => {
+                let bytes: usize = parts.iter().map(|part| part.len()).sum();
+                if bytes > JOINED_BYTES_MAX {
+                    return Pin::new(io).poll_write_vectored(cx, parts);
+                }
+                let mut joined = SmallVec::<[u8; JOINED_BYTES_MAX]>::new();
+                parts.iter().for_each(|part| joined.extend_from_slice(part));
+                Pin::new(io).poll_write(cx, &joined)
+            }
             Self::Tls(io) => Pin::new(&mut **io).poll_write_vectored(cx, parts),
             Self::Mutual(io) => Pin::new(io).poll_write_vectored(cx, parts),
             Self::Lane(io, _) => Pin::new(io).poll_write_vectored(cx, parts),

@@ -26,7 +26,8 @@ pub(super) async fn identified(before: Option<Identified>, origin: &Arc<Origin>,
             let resources = Guard::into_inner(resources);
             let domain = &node.agent.trust_domain;
             let caller = housed(|| node.identify.caller(origin, &resources, domain, &node.limits)).await;
-            Identified { resources, caller }
+            // Each request copies it: for the connection's thread alone.
+            Identified { resources, caller: caller.map(|caller| caller.apart()) }
         }
     }
 }
