@@ -45,7 +45,7 @@ use crate::record::Entry;
 use crate::respond::{self, Exchange, McpExchange, Pages, Replied, Seen};
 use crate::room::housed;
 use crate::shares::{Held, Share, Use};
-use identified::{Identified, identified};
+use identified::{Identified, Latest, identified};
 use ids::Named;
 use inspected::Meant;
 use opening::{Opening, Passing, canary, opening};
@@ -155,14 +155,14 @@ async fn requests<S: Stream>(
     worker: &Worker,
 ) -> Option<Meant> {
     let node = &*worker.node;
-    let mut before = None;
+    let (mut latest, mut before) = (Latest::new(&node.resources), None);
     loop {
         let head = client.head(&node.limits).await;
         if matches!(head, Ok(None)) {
             return None;
         }
         // One generation for the whole request.
-        let now = identified(before.take(), origin, node).await;
+        let now = identified(before.take(), &mut latest, origin, node).await;
         let Identified { resources, caller } = before.insert(now);
         let working = Cell::new(Some(worker.working()));
         // The next request is the next agent's.

@@ -13,7 +13,7 @@ use toolgate_core::http1::Guess;
 use toolgate_core::tls::ClientHello;
 
 use super::Beyond;
-use super::identified::{Identified, identified};
+use super::identified::{Identified, Latest, identified};
 use super::opening::{self, Opening, Passing, Way};
 use super::{Turn, declared, named_in_tls, requests, undeclared};
 use crate::ahead::Ahead;
@@ -64,7 +64,8 @@ pub(super) async fn inspected(
     worker: &Worker,
 ) {
     let (node, Meant { name, passing }) = (&*worker.node, meant);
-    let Identified { resources, caller } = &identified(None, origin, node).await;
+    let Identified { resources, caller } =
+        &identified(None, &mut Latest::new(&node.resources), origin, node).await;
     let (working, then) = (Cell::default(), Cell::default());
     let turn = Turn { worker, origin, resources, caller, working, spoken: Some(&name), then };
     let share = Arc::clone(client.share());

@@ -12,7 +12,7 @@ use toolgate_core::denial::Reason;
 use toolgate_core::http1::Guess;
 use toolgate_core::tls::{ClientHello, Hello};
 
-use super::identified::{Identified, identified};
+use super::identified::{Identified, Latest, identified};
 use super::inspected::Meant;
 use super::{Turn, declared, undeclared};
 use crate::app::{Node, Worker};
@@ -67,7 +67,8 @@ pub(super) async fn opening<S: Stream>(
     worker: &Worker,
 ) -> Opening {
     let node = &*worker.node;
-    let Identified { resources, caller } = &identified(None, origin, node).await;
+    let Identified { resources, caller } =
+        &identified(None, &mut Latest::new(&node.resources), origin, node).await;
     let (working, then) = (Cell::default(), Cell::default());
     let turn = Turn { worker, origin, resources, caller, working, spoken: None, then };
     let decision = match declared(resources, origin, node) {
