@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
-use toolgate_tests::scene::{call, is_result};
+use serde_json::{Value, json};
+use toolgate_tests::scene::{call, is_result, text};
 use toolgate_tests::{Caller, Connection, wait};
 
 use crate::hosts::Hosts;
@@ -35,15 +35,24 @@ fn between(hosts: &Hosts) -> Result<usize> {
     Ok(table.lines().filter(is_one).count())
 }
 
-/// Calls whose replies are begun, each on a connection of its own of this caller.
-fn opened(hosts: &Hosts, caller: &mut Caller, count: usize) -> Result<Vec<Connection>> {
-    let open = |id| {
+/// Calls at the same time, each on a connection of its own of this caller.
+fn called(hosts: &Hosts, caller: &mut Caller, count: usize) -> Result<Vec<Connection>> {
+    let call = |id| {
         let mut connection = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
         connection.request("POST", "", &call(id, "stream", &json!({})))?;
-        ensure!(connection.head()?.status == 200);
         Ok(connection)
     };
-    (0..count as u64).map(open).collect()
+    (0..count as u64).map(call).collect()
+}
+
+/// The same, whose replies are begun.
+fn opened(hosts: &Hosts, caller: &mut Caller, count: usize) -> Result<Vec<Connection>> {
+    let mut all = called(hosts, caller, count)?;
+    all.iter_mut().try_for_each(|connection| {
+        ensure!(connection.head()?.status == 200);
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 #[test]
@@ -123,15 +132,15 @@ fn a_large_reply_arrives_whole() -> Result<()> {
 fn who_leaves_in_mid_call_ends_that_call_alone() -> Result<()> {
     let hosts = Hosts::set()?;
     let mut caller = hosts.callers.caller("reader")?;
-    let mut calls = opened(&hosts, &mut caller, 6)?;
+    let mut calls = opened(&hosts, &mut caller, 5)?;
+    let mut kept = opened(&hosts, &mut caller, 1)?.pop().context("none")?;
     let before = between(&hosts)?;
     let last = hosts.server.connections() - 1;
-    let mut kept = calls.pop().context("none")?;
     for _ in 0..5 {
         drop(calls.pop());
         ensure!(hosts.server.left()? != last, "the one that goes on was left");
     }
-    let result = json!({ "jsonrpc": "2.0", "id": 5, "result": { "content": [] } });
+    let result = json!({ "jsonrpc": "2.0", "id": 0, "result": { "content": [] } });
     hosts.server.send_event(&result)?;
     ensure!(kept.event()? == Some(format!("event: message\ndata: {result}\n\n")));
     ensure!(between(&hosts)? == before);
@@ -149,4 +158,26 @@ fn who_is_revoked_is_cut_off_in_mid_call() -> Result<()> {
         ensure!(!matches!(call.event(), Ok(Some(event)) if !event.contains("error")), "the call goes on");
     }
     wait::until("the end of the connections", || Ok((between(&hosts)? == 0).then_some(())))
+}
+
+#[test]
+fn while_nobody_answers_each_call_is_told_so_and_later_ones_try_again() -> Result<()> {
+    let mut hosts = Hosts::set()?;
+    let mut caller = hosts.callers.caller("reader")?;
+    let calls = opened(&hosts, &mut caller, AT_ONCE)?;
+    hosts.servers.kill()?;
+    for mut call in calls {
+        ensure!(!matches!(call.event(), Ok(Some(event)) if !event.contains("error")), "the call goes on");
+    }
+    for mut call in called(&hosts, &mut caller, AT_ONCE)? {
+        let refused = call.reply()?;
+        ensure!(refused.status == 502, "{}", refused.text());
+    }
+    let refused = |line: &&Value| text(line, "detail").contains("cannot connect to");
+    let agent = &hosts.callers.agent;
+    agent.audit_until("why", |lines| lines.iter().filter(refused).count() == AT_ONCE)?;
+    hosts.servers.start_again()?;
+    let mut connection = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
+    ensure!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
+    Ok(())
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::json;
 use toolgate::peer::lanes::LANES_MAX;
-use toolgate_core::lanes::{DATA_BYTES_MAX, Kind, WINDOW_BYTES};
+use toolgate_core::lanes::{DATA_BYTES_MAX, Kind, REQUEST_WINDOW_BYTES};
 use toolgate_tests::scene::{call, is_result};
 
 use crate::hosts::Hosts;
@@ -110,7 +110,8 @@ fn who_says_more_than_there_is_credit_for_is_cut_off() -> Result<()> {
     stream.write_all(&frame(1, Kind::Data, &[request.as_bytes(), &body].concat()))?;
     hosts.server.request()?;
     // Nobody reads what comes before the answer has ended.
-    let more = frame(1, Kind::Data, &vec![b'x'; DATA_BYTES_MAX]).repeat(WINDOW_BYTES / DATA_BYTES_MAX + 1);
+    let more =
+        frame(1, Kind::Data, &vec![b'x'; DATA_BYTES_MAX]).repeat(REQUEST_WINDOW_BYTES / DATA_BYTES_MAX + 1);
     let _ = stream.write_all(&more);
     is_cut_off(&hosts, stream, "than there was credit for", 0).map(drop)?;
     // What its call says has nobody to go to.
