@@ -5,7 +5,7 @@ use std::pin::pin;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::spawn_local;
-use toolgate_core::lanes::{Kind, REPLY_WINDOW_BYTES};
+use toolgate_core::lanes::{HEADER_BYTES, Kind, REPLY_WINDOW_BYTES};
 
 use super::*;
 
@@ -204,7 +204,7 @@ fn who_opens_lanes_faster_than_they_end_here_waits() {
 #[test]
 fn who_takes_nothing_and_goes_on_is_left() {
     run(async {
-        let (here, mut there) = duplex(1_000);
+        let (here, mut there) = duplex(PIPE_BYTES);
         let mut driver = Driver::accepting(here);
         spawn_local(async move {
             for lane in 1..=u32::MAX {
@@ -213,12 +213,15 @@ fn who_takes_nothing_and_goes_on_is_left() {
                 }
             }
         });
+        let mut opened = 0;
         let why = loop {
             match driver.next().await {
                 Ok(lane) => drop(lane), // it says so each time
                 Err(why) => break why.to_string(),
             }
+            opened += 1;
         };
         assert_eq!(why, "the other agent takes nothing");
+        assert!(opened <= (STUCK_BYTES + PIPE_BYTES) / HEADER_BYTES, "{opened}");
     });
 }
