@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use toolgate_core::lanes::REPLY_WINDOW_BYTES;
+
 use crate::ahead::Ahead;
 use crate::peer::lanes::Lane;
 use crate::peer::{Mutual, Tether};
@@ -38,6 +40,15 @@ impl Io {
             Self::Tls(tls) => Some(tls.get_ref().0.socket()),
             Self::Mutual(mutual) => Some(mutual.socket()),
             Self::Lane(..) => None,
+        }
+    }
+
+    /// Bytes of the other end that may wait here for a reader, uncounted elsewhere.
+    #[must_use]
+    pub fn unread_bytes_max(&self) -> usize {
+        match self {
+            Self::Plain(_) | Self::Tls(_) | Self::Mutual(_) => 0, // the kernel holds them
+            Self::Lane(..) => REPLY_WINDOW_BYTES,
         }
     }
 

@@ -230,6 +230,12 @@ impl Upstream {
         self.binds.then_some(self.address)
     }
 
+    /// Bytes that are held of what it said while its client does not read.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.buffer.held() + self.io.unread_bytes_max()
+    }
+
     /// The server has answered. Who stands in for one that is away is as good as away; 503 is also what one caller is told
     /// that asks too much.
     pub fn answered(&self, status: u16) {

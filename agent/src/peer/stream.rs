@@ -1,10 +1,12 @@
 //! A connection between two agents, as bytes.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -37,6 +39,14 @@ impl Mutual {
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         self.tls.get_ref().0.socket()
+    }
+}
+
+/// The tether has a descriptor of its own, and others may hold it: without this the connection would not end before them.
+impl Drop for Mutual {
+    fn drop(&mut self) {
+        // One that has ended cannot be ended again.
+        let _ = SockRef::from(self.socket()).shutdown(Shutdown::Both);
     }
 }
 

@@ -188,6 +188,7 @@ async fn two_agents_know_each_other() {
     let (ours, theirs) = tokio::join!(connecting, accept(there, from, &scene.resources, &scene.svids));
     let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
     assert_eq!((&theirs.caller, &theirs.server), (&agent, &docs));
+    assert_eq!((ours.protocol, theirs.stream.protocol), (Protocol::Lanes, Protocol::Lanes), "both know them");
     assert_eq!(ours.tether.identity, docs);
     // More than one record, both ways.
     let large: Vec<u8> = (0..300_000_u32).map(|at| at.to_le_bytes()[1]).collect();
@@ -213,6 +214,7 @@ async fn who_comes_must_prove_who_it_is() {
     type Case<'c> = (&'c str, Option<Shown>, &'c str, &'c [u8], Option<&'c str>);
     let table: Vec<Case<'_>> = vec![
         ("a caller", shown(own, AGENT, now), &docs, PROTOCOL, None),
+        ("a caller with lanes", shown(own, AGENT, now), &docs, b"toolgate/2", None),
         ("no certificate", None, &docs, PROTOCOL, Some("peer sent no certificates")),
         (
             "another root",
@@ -329,6 +331,7 @@ async fn who_answers_must_be_who_was_meant() {
     let other = "spiffe://example.org/ns/default/other";
     let table = [
         ("the server", Shown::issued(own, DOCS, now), PROTOCOL, None),
+        ("the server, with lanes", Shown::issued(own, DOCS, now), b"toolgate/2", None),
         ("another server", Shown::issued(own, other, now), PROTOCOL, Some("answered where")),
         ("the caller itself", Shown::issued(own, AGENT, now), PROTOCOL, Some("answered where")),
         (
@@ -345,7 +348,7 @@ async fn who_answers_must_be_who_was_meant() {
     for (name, shows, protocol, expected) in table {
         let said = scene.called(shows, protocol).await;
         match (expected, said) {
-            (None, Ok(_)) => {}
+            (None, Ok(mutual)) => assert_eq!(mutual.protocol.name(), protocol, "{name}"),
             (Some(words), Err(error)) => assert!(error.to_string().contains(words), "{name}: {error}"),
             (_, said) => panic!("{name}: {:?}", said.map(drop)),
         }

@@ -344,7 +344,7 @@ impl<S: Stream> Reply<'_, '_, S> {
         while !body.is_done() {
             let run = body.next(self.upstream.buffer.bytes())?;
             let consumed = run.consumed;
-            self.client.run(run.data, chunked, self.upstream.buffer.held()).await?;
+            self.client.run(run.data, chunked, self.upstream.held()).await?;
             self.upstream.buffer.consume(consumed);
             if self.client.is_full() {
                 self.flush().await?;
@@ -374,7 +374,7 @@ impl<S: Stream> Reply<'_, '_, S> {
     }
 
     async fn flush(&mut self) -> Result<(), Fault> {
-        self.client.flush(self.upstream.buffer.held()).await
+        self.client.flush(self.upstream.held()).await
     }
 }
 

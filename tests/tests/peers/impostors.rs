@@ -32,20 +32,20 @@ use crate::hosts::{Hosts, declared};
 
 /// What agents say to each other that they speak.
 const PROTOCOL: &[u8] = b"toolgate/1";
-const READER: &str = "spiffe://example.org/ns/default/reader";
+pub(crate) const READER: &str = "spiffe://example.org/ns/default/reader";
 const DOCS: &str = "spiffe://example.org/ns/default/docs";
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// A key that signs SVIDs, and its certificate.
-struct Signer {
+pub(crate) struct Signer {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Signer {
     /// The one that an agent's authority signs with, key and all.
-    fn stolen(agent: &Agent) -> Result<Self> {
+    pub(crate) fn stolen(agent: &Agent) -> Result<Self> {
         let folder = agent.config().join("store/ca");
         let state: Value = serde_json::from_slice(&fs::read(folder.join("authority.json"))?)?;
         let mut issuing = state["issuing"].as_array().context("no issuing certificate")?.iter();
@@ -72,11 +72,11 @@ impl Signer {
 }
 
 /// What an impostor shows.
-struct Shown(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub(crate) struct Shown(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Shown {
     /// An SVID as the authority makes them, for whom and when its signer likes.
-    fn of(id: &str, signer: &Signer, [begins, ends]: [SystemTime; 2]) -> Result<Self> {
+    pub(crate) fn of(id: &str, signer: &Signer, [begins, ends]: [SystemTime; 2]) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.try_into()?)];
         (params.not_before, params.not_after) = (begins.into(), ends.into());
@@ -134,19 +134,29 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-/// What is answered to a call by who comes to the port for agents, as the agent of a caller would; nothing: it was refused.
-fn visits(hosts: &Hosts, Shown(chain, key): Shown) -> Result<String> {
+/// A connection to the port for agents, as the agent of a caller has it, for this protocol.
+pub(crate) fn connected(
+    hosts: &Hosts,
+    Shown(chain, key): Shown,
+    protocol: &[u8],
+) -> Result<StreamOwned<ClientConnection, TcpStream>> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous))
         .with_client_auth_cert(chain, key)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     let name = server_name(&Identity::new("example.org", "default", "docs")?);
     let tls = ClientConnection::new(Arc::new(config), ServerName::try_from(name)?)?;
     let peer = hosts.peer;
     let tcp = hosts.callers.netns.within(move || Ok(TcpStream::connect(peer)?))?;
     tcp.set_read_timeout(Some(PATIENCE))?;
+    Ok(StreamOwned::new(tls, tcp))
+}
+
+/// What is answered to a call by who comes to the port for agents, as the agent of a caller would; nothing: it was refused.
+fn visits(hosts: &Hosts, shown: Shown) -> Result<String> {
+    let mut stream = connected(hosts, shown, PROTOCOL)?;
     let body = call(1, "echo", &json!({}));
     let head = format!(
         "POST /mcp HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
@@ -154,7 +164,6 @@ fn visits(hosts: &Hosts, Shown(chain, key): Shown) -> Result<String> {
         hosts.address,
         body.len()
     );
-    let mut stream = StreamOwned::new(tls, tcp);
     let mut answer = Vec::new();
     // Who is refused learns of it while it writes or while it reads.
     let _refused = stream.write_all(&[head.as_bytes(), &body].concat());

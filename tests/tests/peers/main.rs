@@ -5,8 +5,11 @@ mod clocks;
 mod direct;
 mod hosts;
 mod impostors;
+mod lanes;
 mod life;
 mod outages;
+mod rules;
+mod upgrades;
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;

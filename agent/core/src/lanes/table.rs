@@ -1,7 +1,7 @@
 //! The lanes of one connection, as one end knows them.
 
-use super::WINDOW_BYTES;
 use super::frame::{self, BadHeader, DATA_BYTES_MAX, HEADER_BYTES, Header, Kind};
+use super::{REPLY_WINDOW_BYTES, REQUEST_WINDOW_BYTES};
 
 /// Which end this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +10,23 @@ pub enum End {
     Connecting,
     /// It takes them, and says when it takes no more.
     Accepting,
+}
+
+impl End {
+    /// Bytes on the way from it on one lane, at most.
+    fn window(self) -> usize {
+        match self {
+            Self::Connecting => REQUEST_WINDOW_BYTES,
+            Self::Accepting => REPLY_WINDOW_BYTES,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Connecting => Self::Accepting,
+            Self::Accepting => Self::Connecting,
+        }
+    }
 }
 
 /// What an end that keeps to the rules would not have sent. Nothing of the connection can be believed any more.
@@ -263,9 +280,10 @@ impl<T: Default> Table<T> {
 
     /// A lane's reader has taken so many bytes: credit goes back once it is half a window, and while more may come.
     pub fn took(&mut self, lane: u32, bytes: usize, out: &mut Vec<u8>) {
+        let window = self.end.other().window();
         let Some(known) = self.lane(lane) else { return };
         known.taken += bytes;
-        if known.taken >= WINDOW_BYTES / 2 && !known.other_has_ended && !known.is_reset {
+        if known.taken >= window / 2 && !known.other_has_ended && !known.is_reset {
             known.awaited += known.taken;
             frame::write_credit(lane, std::mem::take(&mut known.taken), out);
         }
@@ -345,6 +363,7 @@ impl<T: Default> Table<T> {
         if lane == 0 || lane > self.last_opened {
             return Err(Broken::Unopened { kind, lane });
         }
+        let window = self.end.window();
         let Some(known) = self.lane(lane) else { return Ok(Event::Late) };
         let is_behind_end =
             known.is_reset || (known.other_has_ended && matches!(kind, Kind::Data | Kind::End));
@@ -352,7 +371,7 @@ impl<T: Default> Table<T> {
             return Err(Broken::BehindEnd { kind, lane });
         }
         let was_over = known.is_over();
-        let event = known.hears(kind, payload)?;
+        let event = known.hears(kind, payload, window)?;
         let is_over = known.is_over();
         self.live -= usize::from(is_over && !was_over);
         Ok(event)
@@ -363,8 +382,8 @@ impl<T: Default> Table<T> {
         self.live += 1;
         self.lanes.push(Lane {
             id: self.last_opened,
-            credit: WINDOW_BYTES,
-            awaited: WINDOW_BYTES,
+            credit: self.end.window(),
+            awaited: self.end.other().window(),
             taken: 0,
             has_ended: false,
             other_has_ended: false,
@@ -380,7 +399,7 @@ impl<T: Default> Table<T> {
 }
 
 impl<T> Lane<T> {
-    fn hears<'b>(&mut self, kind: Kind, payload: &'b [u8]) -> Result<Event<'b>, Broken> {
+    fn hears<'b>(&mut self, kind: Kind, payload: &'b [u8], window: usize) -> Result<Event<'b>, Broken> {
         let lane = self.id;
         match kind {
             Kind::Data => {
@@ -398,7 +417,7 @@ impl<T> Lane<T> {
             Kind::Credit => {
                 let given = payload.iter().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte));
                 let credit = self.credit.saturating_add(given);
-                if given == 0 || credit > WINDOW_BYTES {
+                if given == 0 || credit > window {
                     return Err(Broken::Overflow { lane });
                 }
                 self.credit = credit;

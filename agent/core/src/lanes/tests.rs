@@ -27,9 +27,9 @@ impl Frames {
         self
     }
 
-    /// A whole window.
-    fn window(self, lane: u32) -> Self {
-        (0..WINDOW_BYTES / DATA_BYTES_MAX).fold(self, |frames, _| frames.data(lane, DATA_BYTES_MAX))
+    /// As much as may be on the way.
+    fn much(self, lane: u32, bytes: usize) -> Self {
+        (0..bytes / DATA_BYTES_MAX).fold(self, |frames, _| frames.data(lane, DATA_BYTES_MAX))
     }
 
     fn credit(mut self, lane: u32, bytes: usize) -> Self {
@@ -109,7 +109,11 @@ fn what_the_accepting_end_makes_of_frames() {
         ("bytes behind a reset", begun().empty(1, Kind::Reset).data(1, 1), behind(Kind::Data)),
         ("credit behind a reset", begun().empty(1, Kind::Reset).credit(1, 1), behind(Kind::Credit)),
         ("a reset behind a reset", begun().empty(1, Kind::Reset).empty(1, Kind::Reset), behind(Kind::Reset)),
-        ("more than a window", begun().window(1).data(1, 1), Err(Broken::Overrun { lane: 1 })),
+        (
+            "more than a window",
+            begun().much(1, REQUEST_WINDOW_BYTES).data(1, 1),
+            Err(Broken::Overrun { lane: 1 }),
+        ),
         ("credit for nothing", begun().credit(1, 0), Err(Broken::Overflow { lane: 1 })),
         ("credit beyond the window", begun().credit(1, 1), Err(Broken::Overflow { lane: 1 })),
         ("a kind that is not", begun().raw(&[0, 0, 0, 1, 7, 0, 0, 0]), Err(Broken::Kind(7))),
@@ -200,23 +204,27 @@ fn no_more_lanes_than_are_agreed_on_and_none_on_one_that_leaves() {
 
 #[test]
 fn a_reader_gives_credit_when_it_has_taken_half_a_window() {
-    let (mut table, mut out) = (Table::<()>::new(End::Accepting, LANES_MAX), Vec::new());
-    hear(&mut table, &Frames::default().open(1).window(1).0).unwrap();
-    table.took(1, WINDOW_BYTES / 2 - 1, &mut out);
-    assert!(out.is_empty());
-    table.took(1, 1, &mut out);
-    assert_eq!(out, Frames::default().credit(1, WINDOW_BYTES / 2).0);
-    hear(&mut table, &Frames::default().data(1, DATA_BYTES_MAX).empty(1, Kind::End).0).unwrap();
-    out.clear();
-    table.took(1, WINDOW_BYTES / 2, &mut out);
-    assert!(out.is_empty(), "nothing more comes");
+    for (end, window) in [(End::Accepting, REQUEST_WINDOW_BYTES), (End::Connecting, REPLY_WINDOW_BYTES)] {
+        let (mut table, mut out) = (Table::<()>::new(end, LANES_MAX), Vec::new());
+        let opened =
+            if table.open(&mut out).is_some() { Frames::default() } else { Frames::default().open(1) };
+        hear(&mut table, &opened.much(1, window).0).unwrap();
+        out.clear();
+        table.took(1, window / 2 - 1, &mut out);
+        assert!(out.is_empty());
+        table.took(1, 1, &mut out);
+        assert_eq!(out, Frames::default().credit(1, window / 2).0);
+        hear(&mut table, &Frames::default().data(1, 8).empty(1, Kind::End).0).unwrap();
+        out.clear();
+        table.took(1, window / 2, &mut out);
+        assert!(out.is_empty(), "nothing more comes");
+    }
 }
 
 #[test]
 fn what_is_said_in_pieces_goes_in_as_few_frames_as_can_be() {
-    let (mut table, mut out) = (Table::<()>::new(End::Connecting, LANES_MAX), Vec::new());
-    table.open(&mut out);
-    out.clear();
+    let (mut table, mut out) = (Table::<()>::new(End::Accepting, LANES_MAX), Vec::new());
+    hear(&mut table, &Frames::default().open(1).0).unwrap();
     let (head, body) = ([1_u8; 10], [2_u8; DATA_BYTES_MAX]);
     let parts = [&head[..], &[], &body[..]];
     assert_eq!(table.say(1, parts.into_iter(), 12, &mut out), 12, "there is room for so much");
@@ -224,8 +232,8 @@ fn what_is_said_in_pieces_goes_in_as_few_frames_as_can_be() {
     out.clear();
     assert_eq!(table.say(1, parts.into_iter(), usize::MAX, &mut out), 10 + DATA_BYTES_MAX);
     assert_eq!(out.len(), 10 + DATA_BYTES_MAX + 2 * HEADER_BYTES);
-    let large = vec![0; 2 * WINDOW_BYTES];
-    let rest = WINDOW_BYTES - 12 - 10 - DATA_BYTES_MAX;
+    let large = vec![0; 2 * REPLY_WINDOW_BYTES];
+    let rest = REPLY_WINDOW_BYTES - 12 - 10 - DATA_BYTES_MAX;
     assert_eq!(table.say(1, std::iter::once(&large[..]), usize::MAX, &mut out), rest, "its credit");
     assert_eq!(table.say(1, std::iter::once(&large[..]), usize::MAX, &mut out), 0);
     table.end(1, &mut out);
@@ -257,16 +265,19 @@ struct Side {
     said: HashMap<u32, Vec<u8>>,
     heard: HashMap<u32, Vec<u8>>,
     open: Vec<u32>,
+    /// What may wait on a lane.
+    bytes_max: usize,
 }
 
 impl Side {
     fn new(end: End) -> Self {
         let (said, heard) = (HashMap::new(), HashMap::new());
-        Self { table: Table::new(end, LANES_MAX), out: Vec::new(), said, heard, open: Vec::new() }
+        let bytes_max = if end == End::Connecting { REPLY_WINDOW_BYTES } else { REQUEST_WINDOW_BYTES };
+        Self { table: Table::new(end, LANES_MAX), out: Vec::new(), said, heard, open: Vec::new(), bytes_max }
     }
 
     fn acts(&mut self, numbers: &mut Numbers) {
-        let Self { table, out, said, heard, open } = self;
+        let Self { table, out, said, heard, open, .. } = self;
         if numbers.below(8) == 0 {
             open.extend(table.open(out));
         }
@@ -282,7 +293,7 @@ impl Side {
             0 => table.end(lane, out),
             1 => {
                 let left = table.close(lane, out).unwrap();
-                assert!(left.len() <= WINDOW_BYTES);
+                assert!(left.len() <= REPLY_WINDOW_BYTES);
                 open.remove(at);
             }
             2..12 => {
@@ -312,7 +323,7 @@ impl Side {
                 Event::Data(lane, bytes) => {
                     let inbox = &mut self.table.lane(lane).unwrap().own;
                     inbox.extend_from_slice(bytes);
-                    assert!(inbox.len() <= WINDOW_BYTES, "what waits is bounded");
+                    assert!(inbox.len() <= self.bytes_max, "what waits is bounded");
                 }
                 Event::Ended(_) | Event::Reset(_) | Event::Credit(_) | Event::Leaving | Event::Late => {}
             }
@@ -367,7 +378,7 @@ fn whatever_comes_is_taken_or_refused_and_bounded() {
         // However it ends, it ends, and no more is held than was agreed on.
         let _ = hear(&mut table, &frames.0);
         assert!(
-            table.len() <= LANES_MAX && table.lanes().all(|lane| lane.credit() <= WINDOW_BYTES),
+            table.len() <= LANES_MAX && table.lanes().all(|lane| lane.credit() <= REPLY_WINDOW_BYTES),
             "{seed}"
         );
     }

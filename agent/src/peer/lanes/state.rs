@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::ReadBuf;
-use toolgate_core::lanes::{End, Event, Step, Table, WINDOW_BYTES};
+use toolgate_core::lanes::{End, Event, REPLY_WINDOW_BYTES, Step, Table};
 
 use super::{LANES_MAX, UNSENT_BYTES_MAX};
 use crate::buffer::Scratch;
@@ -19,7 +19,7 @@ struct Inbox {
 impl Inbox {
     fn put(&mut self, bytes: &[u8]) {
         let vec = self.bytes.vec();
-        if self.taken >= WINDOW_BYTES / 2 {
+        if self.taken >= REPLY_WINDOW_BYTES / 2 {
             vec.drain(..self.taken);
             self.taken = 0;
         }
