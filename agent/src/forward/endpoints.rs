@@ -181,7 +181,7 @@ pub(super) async fn at(
     // Elsewhere: what a handshake needs would be room in each request.
     match &leg.place {
         Place::Local { .. } => Box::pin(connect_local(leg, address, ways, limits)).await,
-        Place::Peer { .. } if leg.shares => Box::pin(shared::lane(leg, address, ways, limits)).await,
+        Place::Peer { .. } if leg.shares => Box::pin(shared::reach(leg, address, ways, limits)).await,
         Place::Peer { .. } => {
             let mutual = Box::pin(connect_peer(leg, address, &[Protocol::Own], ways, limits)).await?;
             Ok(Upstream::new(Io::Mutual(Box::new(mutual)), address))

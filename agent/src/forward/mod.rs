@@ -26,6 +26,7 @@ use std::hash::{Hash, Hasher};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -46,6 +47,7 @@ use crate::parse::{Asked, Request};
 use crate::peer::{self, Mutual, Protocol, Tethers};
 use crate::replicas::{Busy, Replicas};
 use crate::svid::Svids;
+use shared::Alone;
 
 /// Bodies beyond it have a connection to another agent of their own: there they are copied once less, and nobody waits behind
 /// them.
@@ -105,6 +107,8 @@ pub struct Upstream {
     pub cut: bool,
     /// The endpoint that it goes to, of several: it counts as busy.
     busy: Option<Busy>,
+    /// It is for calls that are alone.
+    alone: Option<Rc<Alone>>,
     /// What it gives is bound to its address: its server may be at others.
     binds: bool,
 }
@@ -221,7 +225,16 @@ async fn connect(address: SocketAddr, from: &Namespace, limits: &Limits) -> Resu
 
 impl Upstream {
     fn new(io: Io, address: SocketAddr) -> Self {
-        Self { io, speaking: false, buffer: Buffer::default(), address, cut: false, busy: None, binds: false }
+        Self {
+            io,
+            speaking: false,
+            buffer: Buffer::default(),
+            address,
+            cut: false,
+            busy: None,
+            alone: None,
+            binds: false,
+        }
     }
 
     /// Which of the server's endpoints it goes to, where there may be several.
@@ -234,6 +247,10 @@ impl Upstream {
     #[must_use]
     pub fn held(&self) -> usize {
         self.buffer.held() + self.io.unread_bytes_max()
+    }
+
+    fn is_alone_at(&self, address: SocketAddr) -> bool {
+        self.alone.is_some() && self.address == address
     }
 
     /// The server has answered. Who stands in for one that is away is as good as away; 503 is also what one caller is told

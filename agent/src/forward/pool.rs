@@ -49,11 +49,22 @@ pub struct IdleFault {
 }
 
 impl Pool {
-    /// A connection to an address that is still quiet and open.
+    /// A connection to an address that is still quiet and open. Of those that may be shared, none while the one for calls
+    /// that are alone is to be made.
     pub fn checkout(&self, leg: &Leg, address: SocketAddr, limits: &Limits) -> Option<Upstream> {
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.get_mut(leg)?;
-        while let Some(place) = waiting.iter().rposition(|idle| idle.upstream.address == address) {
+        loop {
+            let place = if leg.shares {
+                let alone = waiting.iter().rposition(|idle| idle.upstream.is_alone_at(address));
+                alone.or_else(|| {
+                    let is_out = self.shared.is_alone_out(leg, address);
+                    waiting.iter().rposition(|idle| is_out && idle.upstream.address == address)
+                })
+            } else {
+                waiting.iter().rposition(|idle| idle.upstream.address == address)
+            };
+            let place = place?;
             let mut idle = waiting.remove(place);
             if !idle.is_good(limits) {
                 continue;
@@ -69,7 +80,6 @@ impl Pool {
                 }),
             }
         }
-        None
     }
 
     /// The faults that were noticed since this was asked last.

@@ -1,9 +1,10 @@
-//! Connections to other agents that the calls of one caller to one server share.
+//! Connections to other agents that the calls of one caller to one server share. A call that is alone has one that is not
+//! shared: nobody's frames are to be put together there, and it is the faster for it.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -45,7 +46,12 @@ struct Dial {
 pub(super) struct Shared {
     connected: RefCell<HashMap<Leg, Vec<Connected>, RandomState>>,
     dials: RefCell<HashMap<(Leg, SocketAddr), Rc<Dial>, RandomState>>,
+    /// Those for calls that are alone: one to each address.
+    alone: RefCell<HashMap<Leg, Vec<(SocketAddr, Weak<Alone>)>, RandomState>>,
 }
+
+/// Held by a connection for calls that are alone, and by who makes it.
+pub(super) struct Alone;
 
 /// Who connects. Whatever ends it, those who wait go on.
 struct Dialling<'s> {
@@ -81,8 +87,30 @@ impl Shared {
         self.connected.borrow_mut().entry(leg.clone()).or_default().push(connected);
     }
 
+    /// Whether a call goes on the connection for calls that are alone, or it is being made: the next call is not alone.
+    pub(super) fn is_alone_out(&self, leg: &Leg, address: SocketAddr) -> bool {
+        let all = self.alone.borrow();
+        let there = all.get(leg).and_then(|there| there.iter().find(|(at, _)| *at == address));
+        there.is_some_and(|(_, alone)| alone.strong_count() > 0)
+    }
+
+    fn take_alone(&self, leg: &Leg, address: SocketAddr) -> Option<Rc<Alone>> {
+        if self.is_alone_out(leg, address) {
+            return None;
+        }
+        let (alone, mut all) = (Rc::new(Alone), self.alone.borrow_mut());
+        let there = all.entry(leg.clone()).or_default();
+        there.retain(|(at, _)| *at != address);
+        there.push((address, Rc::downgrade(&alone)));
+        Some(alone)
+    }
+
     /// Leaves what nobody has used for long, or what takes no more: it ends with its last lane.
     pub(super) fn sweep(&self, limits: &Limits) {
+        self.alone.borrow_mut().retain(|_, there| {
+            there.retain(|(_, alone)| alone.strong_count() > 0);
+            !there.is_empty()
+        });
         self.connected.borrow_mut().retain(|_, connected| {
             connected.retain_mut(|one| {
                 if !one.lanes.is_idle() {
@@ -95,8 +123,22 @@ impl Shared {
     }
 }
 
+/// A connection to the agent at an address for a call that is alone, or else a lane.
+pub(super) async fn reach(
+    leg: &Leg,
+    address: SocketAddr,
+    ways: &Ways<'_>,
+    limits: &Limits,
+) -> Result<Upstream, ForwardError> {
+    let Some(alone) = ways.pool.shared.take_alone(leg, address) else {
+        return lane(leg, address, ways, limits).await;
+    };
+    let mutual = connect_peer(leg, address, &[Protocol::Own], ways, limits).await?;
+    Ok(Upstream { alone: Some(alone), ..Upstream::new(Io::Mutual(Box::new(mutual)), address) })
+}
+
 /// A lane to the agent at an address. While nobody is connected there one connects, and the others wait.
-pub(super) async fn lane(
+async fn lane(
     leg: &Leg,
     address: SocketAddr,
     ways: &Ways<'_>,
