@@ -27,6 +27,8 @@ enum Said {
 thread_local! {
     static SAID: Cell<Said> = const { Cell::new(Said::Outside) };
     static IS_BUSY: Cell<bool> = const { Cell::new(false) };
+    /// When the connection that is being polled first asked.
+    static NOW: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Until the timer is first needed.
@@ -48,6 +50,19 @@ pub fn was_busy() -> bool {
     IS_BUSY.take()
 }
 
+/// The time, read once for all that a connection does without waiting: that is over in microseconds.
+pub fn now() -> Instant {
+    match (NOW.get(), SAID.get()) {
+        (Some(now), _) => now,
+        (None, Said::Outside) => Instant::now(),
+        (None, Said::Nothing | Said::Due(_)) => {
+            let now = Instant::now();
+            NOW.set(Some(now));
+            now
+        }
+    }
+}
+
 /// Does all of a connection's work, whose waits ([`timeout`]) share one timer. Each poll must reach all waits that are
 /// going on: `select!` and plain `await` do, a set that polls only what was woken does not.
 ///
@@ -64,9 +79,10 @@ impl<F: Future> Future for Connection<F> {
         let mut this = self.project();
         IS_BUSY.set(true);
         loop {
-            let outside = SAID.replace(Said::Nothing);
+            let outside = (SAID.replace(Said::Nothing), NOW.take());
             let polled = this.work.as_mut().poll(cx);
-            let Said::Due(due) = SAID.replace(outside) else { return polled };
+            NOW.set(outside.1);
+            let Said::Due(due) = SAID.replace(outside.0) else { return polled };
             if polled.is_ready() {
                 return polled;
             }
@@ -106,7 +122,7 @@ impl<F: Future> Future for Timeout<F> {
         if let Poll::Ready(done) = this.work.poll(cx) {
             return Poll::Ready(Ok(done));
         }
-        let now = Instant::now();
+        let now = now();
         let due = *this.due.get_or_insert_with(|| now + *this.limit);
         if now >= due {
             return Poll::Ready(Err(Elapsed));

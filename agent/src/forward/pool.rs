@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::shared::Shared;
 use super::{Leg, Upstream};
+use crate::deadline;
 use crate::limits::Limits;
 
 struct Idle {
@@ -23,7 +24,7 @@ impl Idle {
     fn is_good(&self, limits: &Limits) -> bool {
         let io = &self.upstream.io;
         let idle_max = io.tether().map_or(limits.upstream_idle_max, |_| limits.peer_idle_max);
-        io.takes_more() && self.since.elapsed() < idle_max
+        io.takes_more() && deadline::now().into_std().duration_since(self.since) < idle_max
     }
 }
 
@@ -93,7 +94,7 @@ impl Pool {
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.entry(leg).or_default();
         if waiting.len() < limits.upstream_idle_count_max {
-            waiting.push(Idle { upstream, since: Instant::now() });
+            waiting.push(Idle { upstream, since: deadline::now().into_std() });
         }
     }
 

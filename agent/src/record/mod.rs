@@ -34,6 +34,7 @@ use toolgate_core::identity::Identity;
 use toolgate_core::mcp::{Call, Message, Method};
 use toolgate_core::trace::TraceId;
 
+use crate::deadline;
 use crate::identify::Origin;
 use crate::limits::Limit;
 use crate::parse::{Asked, Request};
@@ -119,7 +120,7 @@ impl Recorder {
                 None
             }
         };
-        Ok(Entry { line, started: Instant::now(), lane: Arc::clone(lane) })
+        Ok(Entry { line, started: deadline::now().into_std(), lane: Arc::clone(lane) })
     }
 
     fn trace(&self, id: u64) -> TraceId {
