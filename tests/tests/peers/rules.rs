@@ -109,9 +109,10 @@ fn who_says_more_than_there_is_credit_for_is_cut_off() -> Result<()> {
     stream.write_all(&frame(1, Kind::Open, b""))?;
     stream.write_all(&frame(1, Kind::Data, &[request.as_bytes(), &body].concat()))?;
     hosts.server.request()?;
-    // Nobody reads what comes before the answer has ended.
+    // Nobody reads all of the first before the answer has ended, and the second does not fit behind it.
     let more =
-        frame(1, Kind::Data, &vec![b'x'; DATA_BYTES_MAX]).repeat(REQUEST_WINDOW_BYTES / DATA_BYTES_MAX + 1);
+        [REQUEST_WINDOW_BYTES / 2, DATA_BYTES_MAX].map(|count| frame(1, Kind::Data, &vec![b'x'; count]));
+    let more = more.concat();
     let _ = stream.write_all(&more);
     is_cut_off(&hosts, stream, "than there was credit for", 0).map(drop)?;
     // What its call says has nobody to go to.
