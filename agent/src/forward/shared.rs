@@ -41,13 +41,15 @@ struct Dial {
     failed: OnceCell<Arc<ForwardError>>,
 }
 
+type OfLegs<T> = HashMap<Leg, Vec<T>, RandomState>;
+
 /// All of a thread.
 #[derive(Default)]
 pub(super) struct Shared {
-    connected: RefCell<HashMap<Leg, Vec<Connected>, RandomState>>,
+    connected: RefCell<OfLegs<Connected>>,
     dials: RefCell<HashMap<(Leg, SocketAddr), Rc<Dial>, RandomState>>,
     /// Those for calls that are alone: one to each address.
-    alone: RefCell<HashMap<Leg, Vec<(SocketAddr, Weak<Alone>)>, RandomState>>,
+    alone: RefCell<OfLegs<(SocketAddr, Weak<Alone>)>>,
 }
 
 /// Held by a connection for calls that are alone, and by who makes it.
