@@ -67,15 +67,15 @@ fn calls_of_one_caller_share_a_connection_and_two_callers_never_do() -> Result<(
     let others = opened(&hosts, &mut writer, AT_ONCE)?;
     let of_writer = between(&hosts)? - shared;
     ensure!((1..=threads).contains(&of_writer), "{of_writer} connections for {AT_ONCE} calls of another");
-    // What is large, and what does not end by itself, has one of its own.
+    // What does not end by itself, and what is large, have connections of their own.
     let before = between(&hosts)?;
-    let mut large = Connection::new(reader.connect(hosts.address)?.stream, hosts.address)?;
-    ensure!(is_result(&large.post(&call(1, "echo", &json!({ "x": "x".repeat(LARGE_BODY_BYTES) })))?)?);
-    ensure!(between(&hosts)? == before + 1, "a large message");
     let mut stream = Connection::new(reader.connect(hosts.address)?.stream, hosts.address)?;
     stream.request("GET", "", b"")?;
     ensure!(stream.head()?.status == 200);
-    ensure!(between(&hosts)? >= before + 1, "a stream");
+    ensure!(between(&hosts)? == before + 1, "a stream");
+    let mut large = Connection::new(reader.connect(hosts.address)?.stream, hosts.address)?;
+    ensure!(is_result(&large.post(&call(1, "echo", &json!({ "x": "x".repeat(LARGE_BODY_BYTES) })))?)?);
+    ensure!(between(&hosts)? == before + 2, "a large message");
     drop((calls, others));
     Ok(())
 }
@@ -179,5 +179,26 @@ fn while_nobody_answers_each_call_is_told_so_and_later_ones_try_again() -> Resul
     hosts.servers.start_again()?;
     let mut connection = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
     ensure!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
+    Ok(())
+}
+
+#[test]
+fn a_call_too_many_is_told_so_and_others_go_on() -> Result<()> {
+    // A connection, and one call on it.
+    let hosts = Hosts::of_lives("limits: { connections_per_cgroup_max: 2 }\n")?;
+    let mut caller = hosts.callers.caller("reader")?;
+    let mut first = opened(&hosts, &mut caller, 1)?.pop().context("none")?;
+    for mut call in called(&hosts, &mut caller, AT_ONCE)? {
+        let told = call.reply()?;
+        ensure!(told.status == 503, "{} {}", told.status, told.text());
+    }
+    let result = json!({ "jsonrpc": "2.0", "id": 0, "result": { "content": [] } });
+    hosts.server.send_event(&result)?;
+    ensure!(first.event()? == Some(format!("event: message\ndata: {result}\n\n")));
+    hosts.server.end_stream()?;
+    ensure!(first.event()?.is_none());
+    drop(first);
+    // What one caller has none left of, another has.
+    ensure!(opened(&hosts, &mut hosts.callers.caller("writer")?, 1).is_ok());
     Ok(())
 }
