@@ -76,15 +76,15 @@ fn calls_of_one_caller_share_a_connection_and_two_callers_never_do() -> Result<(
         (2..=connections_max).contains(&of_writer),
         "{of_writer} connections for {AT_ONCE} calls of another"
     );
-    // What is large, and what does not end by itself, has one of its own.
+    // What does not end by itself, and what is large, have connections of their own.
     let before = between(&hosts)?;
-    let mut large = Connection::new(reader.connect(hosts.address)?.stream, hosts.address)?;
-    ensure!(is_result(&large.post(&call(1, "echo", &json!({ "x": "x".repeat(LARGE_BODY_BYTES) })))?)?);
-    ensure!(between(&hosts)? == before + 1, "a large message");
     let mut stream = Connection::new(reader.connect(hosts.address)?.stream, hosts.address)?;
     stream.request("GET", "", b"")?;
     ensure!(stream.head()?.status == 200);
-    ensure!(between(&hosts)? > before, "a stream");
+    ensure!(between(&hosts)? == before + 1, "a stream");
+    let mut large = Connection::new(reader.connect(hosts.address)?.stream, hosts.address)?;
+    ensure!(is_result(&large.post(&call(1, "echo", &json!({ "x": "x".repeat(LARGE_BODY_BYTES) })))?)?);
+    ensure!(between(&hosts)? == before + 2, "a large message");
     drop((calls, others));
     Ok(())
 }
@@ -203,4 +203,31 @@ fn while_nobody_answers_each_call_is_told_so_and_later_ones_try_again() -> Resul
     let mut connection = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
     ensure!(is_result(&connection.post(&call(1, "echo", &json!({})))?)?);
     Ok(())
+}
+
+#[test]
+fn a_call_too_many_is_told_so_and_others_go_on() -> Result<()> {
+    const COUNTED: usize = 6;
+    let hosts = Hosts::of_lives(&format!("limits: {{ connections_per_cgroup_max: {COUNTED} }}\n"))?;
+    let mut caller = hosts.callers.caller("reader")?;
+    let (mut served, mut refused) = (Vec::new(), 0);
+    for mut call in called(&hosts, &mut caller, AT_ONCE)? {
+        match call.head()?.status {
+            200 => served.push(call),
+            503 => refused += 1,
+            other => anyhow::bail!("{other}"),
+        }
+    }
+    // Connections count, and calls that share one.
+    let count = served.len();
+    ensure!((1..COUNTED).contains(&count) && refused == AT_ONCE - count, "{count} served, {refused} not");
+    // What one caller has none left of, another has.
+    let mut other = hosts.callers.caller("writer")?;
+    ensure!(opened(&hosts, &mut other, 1).is_ok());
+    // None of those that are served was ended for it: the server sees each leave now, and their places are free.
+    for call in served {
+        drop(call);
+        hosts.server.left()?;
+    }
+    wait::until("a place", || Ok(opened(&hosts, &mut caller, 1).ok())).map(drop)
 }
