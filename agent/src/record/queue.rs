@@ -272,3 +272,26 @@ impl Batch {
         self.0.iter().map(Vec::len).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lanes_keep_for_later_hardly_counts_and_never_exceeds_the_limit() {
+        for max in [1, 2, 127, 128, 300, 4_096, 100_000] {
+            let queue = Queue::new(Slots::new(max), 2, 0);
+            let (one, other, slots) = (&queue.lanes[0], &queue.lanes[1], queue.slots());
+            let mut taken = usize::from(other.take_slot());
+            while one.take_slot() {
+                taken += 1;
+            }
+            // The rest is what the other keeps.
+            assert!((max - slots.at_once() + 1..=max).contains(&taken), "{taken} of {max}");
+            (0..taken).for_each(|_| one.free_slot());
+            let kept = slots.used.0.load(Ordering::Relaxed);
+            assert!(kept <= 2 * (slots.at_once() - 1), "{kept} of {max} are kept");
+            assert!(slots.at_once() <= max.div_ceil(128), "{max}");
+        }
+    }
+}
