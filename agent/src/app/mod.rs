@@ -14,6 +14,7 @@ mod memory;
 mod older;
 mod peers;
 mod plan;
+mod spread;
 mod systemd;
 mod upgrade;
 mod worker;

@@ -19,6 +19,7 @@ use tokio::time::MissedTickBehavior;
 use toolgate_core::denial::Reason;
 
 use super::heartbeat::{TICK_EVERY, Tick};
+use super::spread::{Came, Spread};
 use super::{AppError, Node};
 use crate::capture::{Kernel, Taker};
 use crate::deadline;
@@ -62,6 +63,8 @@ pub struct Worker {
     /// What ends connections between agents in time.
     pub tethers: Tethers,
     taker: RefCell<Taker>,
+    index: usize,
+    spread: Arc<Spread>,
     accepted: IntCounter,
     connections: Cell<usize>,
     turned_away: Cell<usize>,
@@ -84,6 +87,8 @@ enum Accepts {
 struct OwnListeners {
     home: Vec<StdListener>,
     peers: Vec<StdListener>,
+    /// What other threads have accepted for it.
+    came: mpsc::Receiver<Came>,
 }
 
 /// A request that the end of the agent waits for.
@@ -97,8 +102,16 @@ impl Drop for Working<'_> {
 }
 
 impl Worker {
-    fn new(node: Arc<Node>, index: usize, taker: Taker, phase: watch::Receiver<Phase>) -> Self {
+    fn new(
+        node: Arc<Node>,
+        index: usize,
+        spread: Arc<Spread>,
+        taker: Taker,
+        phase: watch::Receiver<Phase>,
+    ) -> Self {
         Self {
+            index,
+            spread,
             accepted: node.metrics.accepted_by(index),
             node,
             pool: Pool::default(),
@@ -155,8 +168,9 @@ impl Worker {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = tokio::time::interval(limits.upstream_idle_max / 2);
         let mut trusted = self.node.svids.changed();
-        let peers = self.start_accepting(own.peers, Accepts::Peers);
-        let home = self.start_accepting(own.home, Accepts::Captured);
+        let OwnListeners { home, peers, mut came } = own;
+        let peers = self.start_accepting(peers, Accepts::Peers);
+        let home = self.start_accepting(home, Accepts::Captured);
         let mut accepting = HashMap::from([(self.node.namespaces.home().cookie, home)]);
         loop {
             tokio::select! {
@@ -170,6 +184,7 @@ impl Worker {
                         accepting.remove(&namespace).into_iter().flatten().for_each(|task| task.abort());
                     }
                 },
+                Some(came) = came.recv() => self.take_peer(came),
                 _ = sweep.tick() => self.pool.sweep(limits),
                 _ = tick.tick() => {
                     progress.made();
@@ -181,6 +196,11 @@ impl Worker {
                 Ok(()) = trusted.changed() => self.end_untrusted(),
                 _ = phase.wait_for(|phase| phase.is_end()) => break,
             }
+        }
+        // Who would give more from here on keeps it.
+        came.close();
+        while let Some(came) = came.recv().await {
+            self.take_peer(came);
         }
         for task in accepting.into_values().flatten().chain(peers) {
             if task.await.is_err_and(|error| error.is_panic()) {
@@ -250,7 +270,21 @@ impl Worker {
         let _ = stream.set_nodelay(true);
         match accepts {
             Accepts::Captured => self.accepted_captured(stream, from),
-            Accepts::Peers => self.accepted_peer(stream, from),
+            Accepts::Peers => match stream.into_std() {
+                Ok(stream) => self
+                    .spread
+                    .pass(self.index, (stream, from))
+                    .into_iter()
+                    .for_each(|own| self.take_peer(own)),
+                Err(error) => tracing::warn!(%from, %error, "a connection of another agent is closed"),
+            },
+        }
+    }
+
+    fn take_peer(self: &Rc<Self>, (stream, from): Came) {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => self.accepted_peer(stream, from),
+            Err(error) => tracing::warn!(%from, %error, "a connection of another agent is closed"),
         }
     }
 
@@ -354,13 +388,17 @@ pub(super) fn spawn(
     let failed = |cause| AppError::Start { what: "start a worker thread", cause };
     let mut workers = Workers { threads: Vec::new(), orders: Vec::new() };
     let mut v6 = listeners.v6.into_iter();
-    for (index, v4) in listeners.v4.into_iter().enumerate() {
+    let (spread, came) = Spread::new(listeners.v4.len());
+    let spread = Arc::new(spread);
+    for (index, (v4, came)) in listeners.v4.into_iter().zip(came).enumerate() {
         let own = OwnListeners {
             home: std::iter::once(v4).chain(v6.next()).collect(),
             peers: peers.pop().unwrap_or_default(),
+            came,
         };
         let taker = kernel.taker().map_err(AppError::Capture)?;
         let (node, phase, progress) = (Arc::clone(node), phase.clone(), node.pulse.worker());
+        let spread = Arc::clone(&spread);
         let (orders, given) = mpsc::channel(ORDERS_MAX);
         let (began, begun) = std::sync::mpsc::channel();
         let work = move || {
@@ -373,7 +411,9 @@ pub(super) fn spawn(
             // Who started this thread waits for it.
             let _ = began.send(outcome);
             if let Some(runtime) = runtime {
-                runtime.block_on(Rc::new(Worker::new(node, index, taker, phase)).run(own, given, progress));
+                runtime.block_on(
+                    Rc::new(Worker::new(node, index, spread, taker, phase)).run(own, given, progress),
+                );
             }
         };
         let thread = std::thread::Builder::new().name(format!("toolgate-{index}"));
