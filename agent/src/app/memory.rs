@@ -8,7 +8,7 @@ use nix::unistd::{SysconfVar, sysconf};
 /// How long nothing must have gone through a connection, and how long it is at least from one time to the next.
 const QUIET_MIN: Duration = Duration::from_secs(10);
 /// What is less is not worth the page faults of the next call.
-const GROWN_BYTES_MIN: usize = 2 << 20;
+const GROWN_BYTES_MIN: usize = 1 << 20;
 
 /// When memory is to be given back again: calls, canaries and sweeps bring pages of the program back, and nothing else takes
 /// them away. The kernel maps a whole large folio, where its page cache has one, for each page that is touched (Linux 6.18).
@@ -102,7 +102,7 @@ mod tests {
             (9, false, 14, false, 14),
             (10, false, 14, true, 6),
             (19, false, 14, false, 14),
-            (20, false, 7, false, 7),
+            (20, false, 6, false, 6),
             (60, false, 8, true, 7),
             (69, true, 14, false, 14),
             (78, true, 14, false, 14),
