@@ -220,8 +220,9 @@ impl Line {
         self.digest = digest;
     }
 
-    /// It is written: another entry of its caller's may have its place.
+    /// It is written: another entry of its caller's may have its place, and what its connection alone had is kept no longer.
     pub(super) fn leave_place(&mut self) {
+        self.labels.caller = None;
         self.place.leave();
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Line;
 
 /// Lines of a lane that are kept to be used again: what comes at most while the writer gathers, and some more.
-const SPARE_MAX: usize = 1_024;
+const SPARE_MAX: usize = 512;
 
 /// What the writer writes.
 pub(super) enum Item {
