@@ -271,11 +271,11 @@ impl Worker {
         match accepts {
             Accepts::Captured => self.accepted_captured(stream, from),
             Accepts::Peers => match stream.into_std() {
-                Ok(stream) => self
-                    .spread
-                    .pass(self.index, (stream, from))
-                    .into_iter()
-                    .for_each(|own| self.take_peer(own)),
+                Ok(stream) => {
+                    if let Some(own) = self.spread.pass(self.index, (stream, from)) {
+                        self.take_peer(own);
+                    }
+                }
                 Err(error) => tracing::warn!(%from, %error, "a connection of another agent is closed"),
             },
         }

@@ -88,12 +88,13 @@ impl Pool {
         self.faults.take()
     }
 
-    /// Takes a connection back whose last reply ended where it should.
+    /// Takes a connection back whose last reply ended where it should. The one for calls that are alone has room beside all
+    /// lanes: without it each such call would connect anew.
     pub fn checkin(&self, leg: Leg, mut upstream: Upstream, limits: &Limits) {
         upstream.busy = None;
         let mut pool = self.idle.borrow_mut();
         let waiting = pool.entry(leg).or_default();
-        if waiting.len() < limits.upstream_idle_count_max {
+        if upstream.alone.is_some() || waiting.len() < limits.upstream_idle_count_max {
             waiting.push(Idle { upstream, since: deadline::now().into_std() });
         }
     }
@@ -129,5 +130,46 @@ pub(super) fn silence(upstream: &mut Upstream) -> Silence {
             tracing::warn!(%address, bytes, "server spoke on an idle connection: closed");
             Silence::Broken { bytes }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::rc::Rc;
+
+    use toolgate_core::decision::Place;
+    use toolgate_core::identity::Identity;
+
+    use super::super::shared::Alone;
+    use super::*;
+    use crate::io::Io;
+
+    /// Plain connections stand in for those between agents: what is in the pool is not asked what it is.
+    #[tokio::test]
+    async fn a_connection_for_calls_that_are_alone_is_kept_however_many_lanes_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let upstream = || {
+            let io = TcpStream::connect(address).unwrap();
+            io.set_nonblocking(true).unwrap();
+            Upstream::new(Io::Plain(tokio::net::TcpStream::from_std(io).unwrap()), address)
+        };
+        let id = |app_id| Identity::new("example.org", "default", app_id).unwrap();
+        let place = Place::Local { address };
+        let leg = Leg { caller: id("reader"), server: id("docs"), place, tls: None, shares: true };
+        let limits = Limits { upstream_idle_count_max: 2, ..Limits::default() };
+        let pool = Pool::default();
+        for _ in 0..3 {
+            pool.checkin(leg.clone(), upstream(), &limits);
+        }
+        let alone = Upstream { alone: Some(Rc::new(Alone)), ..upstream() };
+        pool.checkin(leg.clone(), alone, &limits);
+        let taken = pool.checkout(&leg, address, &limits).unwrap();
+        assert!(taken.is_alone_at(address), "it comes before lanes");
+        assert!(
+            pool.checkout(&leg, address, &limits).is_none(),
+            "none is made yet that the lanes are beside of"
+        );
     }
 }
