@@ -10,6 +10,21 @@ const QUIET_MIN: Duration = Duration::from_secs(10);
 /// What is less is not worth the page faults of the next call.
 const GROWN_BYTES_MIN: usize = 1 << 20;
 
+/// Blocks of so many bytes are mapped one by one, and so much of a heap that is free at its end is given back.
+const HEAP_BYTES_MAX: libc::c_int = 1 << 20;
+
+/// Lets the C library's heaps keep what they need and little more. By itself it keeps twice the largest block that was ever
+/// freed, and the kernel's types, read at the start, are blocks of megabytes (mallopt(3)).
+pub(super) fn keep_little() {
+    #[cfg(target_env = "gnu")]
+    for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: mallopt(3) is given numbers alone, and may be called at any time.
+        unsafe {
+            libc::mallopt(parameter, HEAP_BYTES_MAX);
+        }
+    }
+}
+
 /// When memory is to be given back again: calls, canaries and sweeps bring pages of the program back, and nothing else takes
 /// them away. The kernel maps a whole large folio, where its page cache has one, for each page that is touched (Linux 6.18).
 pub(super) struct Rest {

@@ -239,6 +239,7 @@ pub fn check_here(agent: &AgentConfig) -> Result<(), PlanError> {
 /// # Errors
 /// What kept it from starting; then nothing is attached that was not before.
 pub async fn run(options: Options) -> Result<(), AppError> {
+    memory::keep_little();
     if !options.handover {
         return live(options, None).await;
     }

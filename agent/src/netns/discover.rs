@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use toolgate_ebpf_common::CGROUP_LEVELS_MAX;
@@ -17,20 +18,49 @@ pub struct Root {
     pub below_only: bool,
 }
 
-/// The captured processes now, by thread group in the host's PID namespace. `each` sees every directory on the way.
-pub(super) fn processes(roots: &[Root], mut each: impl FnMut(&Path)) -> BTreeSet<u32> {
+/// What may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Change {
+    /// Anything.
+    Any,
+    /// A directory is new, and what is below it.
+    New(PathBuf),
+    /// A cgroup's first process entered it, or its last one left.
+    Populated(PathBuf),
+}
+
+impl Root {
+    /// How far below it a directory is; None: it is elsewhere.
+    fn level_of(&self, directory: &Path) -> Option<u32> {
+        directory.strip_prefix(&self.directory).ok()?.components().count().try_into().ok()
+    }
+}
+
+/// The captured processes now, by thread group in the host's PID namespace: those in cgroups that may have changed.
+/// `each` sees every directory on the way.
+pub(super) fn processes(
+    roots: &[Root],
+    changes: &BTreeSet<Change>,
+    mut each: impl FnMut(&Path),
+) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
-    for root in roots {
-        let mut left = vec![(root.directory.clone(), 0)];
-        while let Some((directory, level)) = left.pop() {
-            // Before its content is looked at: what comes meanwhile is seen by the watch.
-            each(&directory);
-            if level > 0 || !root.below_only {
-                found.extend(in_cgroup(&directory));
-            }
-            if level < CGROUP_LEVELS_MAX {
-                left.extend(children(&directory).map(|child| (child, level + 1)));
-            }
+    let all =
+        roots.iter().filter(|_| changes.contains(&Change::Any)).map(|root| (root.directory.clone(), true));
+    let some = changes.iter().filter_map(|change| match change {
+        Change::Any => None,
+        Change::New(directory) => Some((directory.clone(), true)),
+        Change::Populated(directory) => Some((directory.clone(), false)),
+    });
+    let mut left: Vec<_> = all.chain(some).collect();
+    while let Some((directory, descends)) = left.pop() {
+        // Before its content is looked at: what comes meanwhile is seen by the watch.
+        each(&directory);
+        let levels = || roots.iter().filter_map(|root| Some((root, root.level_of(&directory)?)));
+        if levels().any(|(root, level)| level > 0 || !root.below_only) {
+            found.extend(in_cgroup(&directory));
+        }
+        if descends && levels().any(|(_, level)| level < CGROUP_LEVELS_MAX) {
+            left.extend(children(&directory).map(|child| (child, true)));
         }
     }
     found
@@ -43,7 +73,9 @@ fn in_cgroup(directory: &Path) -> Vec<u32> {
 }
 
 fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    // A cgroup without children has two links, `.` and its parent's: most have none, and their files are many.
+    let has_any = fs::metadata(directory).is_ok_and(|metadata| metadata.nlink() != 2);
+    let entries = has_any.then(|| fs::read_dir(directory)).into_iter().flatten().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
 }
 
@@ -97,17 +129,24 @@ mod tests {
         make("a/b", "3\n");
         make("a/b/c", "");
         make("d", "4\n");
-        let check = |below_only: bool, expected: &[u32], directories: usize| {
+        let root = |name: &str, below_only| Root { directory: folder.path().join(name), below_only };
+        let of = |name: &str, change: fn(PathBuf) -> Change| change(folder.path().join(name));
+        let check = |root: Root, change: Change, expected: &[u32], directories: usize| {
             let mut seen = Vec::new();
-            let root = Root { directory: folder.path().join("a"), below_only };
-            let found = processes(&[root], |directory| seen.push(directory.to_owned()));
-            assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
-            assert_eq!(seen.len(), directories, "{seen:?}");
+            let changes = BTreeSet::from([change.clone()]);
+            let found = processes(&[root], &changes, |directory| seen.push(directory.to_owned()));
+            assert_eq!(found.into_iter().collect::<Vec<_>>(), expected, "{change:?}");
+            assert_eq!(seen.len(), directories, "{change:?}: {seen:?}");
         };
-        check(false, &[1, 2, 3], 3);
-        check(true, &[3], 3);
-        let away = Root { directory: folder.path().join("gone"), below_only: false };
-        assert!(processes(&[away], |_| ()).is_empty());
+        check(root("a", false), Change::Any, &[1, 2, 3], 3);
+        check(root("a", true), Change::Any, &[3], 3);
+        check(root("gone", false), Change::Any, &[], 1);
+        check(root("a", true), of("a", Change::Populated), &[], 1);
+        check(root("a", false), of("a", Change::Populated), &[1, 2], 1);
+        check(root("a", false), of("a/b", Change::Populated), &[3], 1);
+        check(root("a", false), of("a/b", Change::New), &[3], 2);
+        // Captured no more, or never: the watch of a directory outlives its root.
+        check(root("a", false), of("d", Change::New), &[], 1);
     }
 
     #[test]

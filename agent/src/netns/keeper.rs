@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use toolgate_ebpf_common::NAMESPACES_MAX;
 
-use super::discover::{self, Root};
+use super::discover::{self, Change, Root};
 use super::inside::{self, Listeners};
 use super::reserve::Reserve;
 use super::{Door, Namespace, Namespaces, NetnsError, Order, events};
@@ -26,9 +26,12 @@ use crate::record::Metrics;
 /// How often it looks without being told: a process that enters a namespace makes no event.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// After cgroups changed, and from then on after twice as long each time: what enters a cgroup is often not in its
-/// namespace yet.
+/// After cgroups changed it looks at these, and from then on after twice as long each time: what enters a cgroup is often not
+/// in its namespace yet.
 const LOOK_SOON: Duration = Duration::from_millis(20);
+
+/// Of a core's time, what looks may take on a host of very many cgroups: they are further apart there.
+const SHARE: u32 = 50;
 
 /// Threads that accept in one namespace: each has listeners of its own there, which cost memory of the kernel's.
 const THREADS_MAX: usize = 8;
@@ -146,7 +149,7 @@ struct Served {
 struct Follower {
     given: Keeper,
     seen: Option<AsyncFd<SeenReader>>,
-    inotify: Option<AsyncFd<events::Fd>>,
+    watch: events::Watch,
     served: BTreeMap<Cookie, Served>,
     home_ipv6_routes: bool,
     reserve: Reserve,
@@ -154,25 +157,30 @@ struct Follower {
     failing: BTreeSet<u64>,
     /// What the ring told of and was not found, until the next look.
     missed: BTreeSet<(u32, Cookie)>,
+    /// When namespaces without captured processes were last left.
+    emptied: Instant,
 }
 
 impl Follower {
     fn new(given: Keeper) -> Self {
         Self {
             seen: events::ring(&given.kernel),
-            inotify: events::inotify(),
+            watch: events::Watch::new(),
             reserve: Reserve::new(given.port),
             given,
             served: BTreeMap::new(),
             home_ipv6_routes: inside::ipv6_leads_out(),
             failing: BTreeSet::new(),
             missed: BTreeSet::new(),
+            emptied: Instant::now(),
         }
     }
 
     async fn run(&mut self, mut told: mpsc::Receiver<Word>) {
-        let mut pause = LOOK_EVERY;
-        let mut next = Instant::now() + pause;
+        let mut next = Instant::now() + LOOK_EVERY;
+        let mut changes = BTreeSet::new();
+        let mut pause = LOOK_SOON;
+        let mut soon = next;
         loop {
             tokio::select! {
                 word = told.recv() => match word {
@@ -189,14 +197,24 @@ impl Follower {
                     }
                 },
                 events = events::seen(&mut self.seen) => self.meet(&events).await,
-                () = events::cgroups_changed(&self.inotify) => {
+                changed = self.watch.changed() => {
+                    changes.extend(changed);
                     pause = LOOK_SOON;
-                    next = next.min(Instant::now() + pause);
+                    soon = Instant::now() + pause;
+                }
+                () = sleep_until(soon), if !changes.is_empty() => {
+                    self.look_at(&changes).await;
+                    pause *= 2;
+                    if pause >= LOOK_EVERY {
+                        changes.clear();
+                    }
+                    soon = Instant::now() + pause;
                 }
                 () = sleep_until(next) => {
+                    let begun = Instant::now();
                     self.look().await;
-                    pause = (pause * 2).min(LOOK_EVERY);
-                    next = Instant::now() + pause;
+                    let ended = Instant::now();
+                    next = ended + LOOK_EVERY.max((ended - begun) * SHARE);
                 }
             }
         }
@@ -204,23 +222,39 @@ impl Follower {
 
     /// Looks at all captured processes: serves what is new, leaves what nobody is in, and looks again at the rest.
     async fn look(&mut self) {
-        self.missed.clear();
-        let processes =
-            discover::processes(&self.given.roots, |directory| events::watch(&self.inotify, directory));
-        let found = discover::by_inode(&processes);
-        let mut changed = self.leave_empty(&processes, &found).await;
+        let (found, mut changed) = self.leave_empty().await;
         self.count(&found);
         self.failing.retain(|inode| found.contains_key(inode));
+        changed |= self.admit_new(&found).await;
+        changed |= self.look_again();
+        if changed {
+            self.given.namespaces.notify();
+        }
+    }
+
+    /// Looks at what changed, and serves what is new there.
+    async fn look_at(&mut self, changes: &BTreeSet<Change>) {
+        let found = discover::by_inode(&self.processes(changes));
+        if self.admit_new(&found).await {
+            self.given.namespaces.notify();
+        }
+    }
+
+    fn processes(&mut self, changes: &BTreeSet<Change>) -> BTreeSet<u32> {
+        self.missed.clear();
+        discover::processes(&self.given.roots, changes, |directory| self.watch.add(directory))
+    }
+
+    /// Serves what is not served yet. Whether there was anything.
+    async fn admit_new(&mut self, found: &BTreeMap<u64, u32>) -> bool {
+        let mut changed = false;
         let home = self.given.namespaces.home().inode();
         for (&inode, &tgid) in found.iter().filter(|(inode, _)| **inode != home) {
             if self.served.values().all(|served| served.namespace.inode() != inode) {
                 changed |= self.admit(tgid, inode).await;
             }
         }
-        changed |= self.look_again();
-        if changed {
-            self.given.namespaces.notify();
-        }
+        changed
     }
 
     /// Gives the agent's port back in every namespace.
@@ -337,6 +371,10 @@ impl Follower {
 
     async fn served_now(&mut self, door: Door, cookie: Cookie, tgid: u32) -> bool {
         let inode = door.inode();
+        // What is left may not have been looked at since.
+        if self.has_room(tgid).is_err() && self.emptied.elapsed() > LOOK_SOON {
+            self.leave_empty().await;
+        }
         let served = match self.has_room(tgid) {
             Ok(cgroup) => self.serve(door, cookie, cgroup, None).await,
             Err(error) => Err(error),
@@ -414,18 +452,21 @@ impl Follower {
         Ok(ipv6_routes)
     }
 
-    /// Leaves the namespaces that no captured process is in.
-    async fn leave_empty(&mut self, processes: &BTreeSet<u32>, found: &BTreeMap<u64, u32>) -> bool {
+    /// Leaves the namespaces that no captured process is in. The others, and whether there were any to leave.
+    async fn leave_empty(&mut self) -> (BTreeMap<u64, u32>, bool) {
+        let processes = self.processes(&BTreeSet::from([Change::Any]));
+        let found = discover::by_inode(&processes);
         let inode = |served: &Served| served.namespace.inode();
         let empty = self.served.iter().filter(|(_, served)| {
-            !found.contains_key(&inode(served)) && !discover::has_thread_in(processes, inode(served))
+            !found.contains_key(&inode(served)) && !discover::has_thread_in(&processes, inode(served))
         });
         let empty: Vec<Cookie> = empty.map(|(cookie, _)| *cookie).collect();
         for &cookie in &empty {
             self.leave(cookie).await;
             tracing::info!(namespace = %cookie, "network namespace left: no captured process is in it");
         }
-        !empty.is_empty()
+        self.emptied = Instant::now();
+        (found, !empty.is_empty())
     }
 
     async fn leave(&mut self, cookie: Cookie) {
