@@ -337,6 +337,7 @@ fn is_given_by_decide(reason: Reason) -> bool {
         | Reason::AddressRefused
         | Reason::ServerUnproven
         | Reason::PeerUnproven
+        | Reason::CertificateRefused
         | Reason::ServerTimeout
         | Reason::ServerFault
         | Reason::Overload

@@ -135,6 +135,8 @@ reasons! {
     ServerUnproven = "server_unproven", "the server could not prove who it is";
     /// Who is at the other end of a connection between agents is not proven, or is another.
     PeerUnproven = "peer_unproven", "the node of the server could not prove who it is";
+    /// The server, or the agent in front of it, does not accept the certificate that says who calls.
+    CertificateRefused = "certificate_refused", "the server does not believe who calls";
     /// The server does not answer in time.
     ServerTimeout = "server_timeout", "the server did not answer in time";
     /// The server's answer is no valid answer.
@@ -268,6 +270,7 @@ fn failure(reason: Reason) -> Failure {
         | Reason::AddressRefused
         | Reason::ServerUnproven
         | Reason::PeerUnproven
+        | Reason::CertificateRefused
         | Reason::ServerFault => Failure::Unavailable(502),
         Reason::ServerTimeout => Failure::Unavailable(504),
         Reason::Overload | Reason::AuditUnavailable | Reason::ShuttingDown => Failure::Busy,

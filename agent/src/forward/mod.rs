@@ -17,7 +17,7 @@ pub use error::ForwardError;
 pub use external::{Refusal, refusal};
 pub use passage::{first_to_speak, pass, relay, secure};
 pub use pool::Pool;
-pub use tls::{Connectors, TlsError};
+pub use tls::{CertificateRefused, Connectors, TlsError};
 pub use undeclared::{Undeclared, dial, send_undeclared};
 
 use std::borrow::Cow;

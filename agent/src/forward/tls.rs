@@ -63,22 +63,32 @@ fn advice(cause: &io::Error) -> &'static str {
     }
 }
 
+/// The alert that a server sent, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{alert}; {advice}")]
+pub struct CertificateRefused {
+    alert: Error,
+    advice: &'static str,
+}
+
 /// What a server says of the certificate that it was shown, or was not: in TLS 1.3 that comes when all else stands.
 pub(super) fn of_certificate(error: io::Error, io: &Io) -> io::Error {
     use rustls::AlertDescription as Alert;
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
-        Some(Error::AlertReceived(
-            Alert::CertificateRequired
-            | Alert::BadCertificate
-            | Alert::UnsupportedCertificate
-            | Alert::CertificateRevoked
-            | Alert::CertificateExpired
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::DecryptError
-            | Alert::AccessDenied,
-        )) => {
+        Some(
+            alert @ Error::AlertReceived(
+                Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::DecryptError
+                | Alert::AccessDenied,
+            ),
+        ) => {
             let advice = match io {
                 Io::Mutual(_) | Io::Lane(..) => {
                     "the agent there does not believe the caller's SVID: was this node revoked, has it another authority, or is a \
@@ -89,7 +99,7 @@ pub(super) fn of_certificate(error: io::Error, io: &Io) -> io::Error {
                      HTTPEndpoint's `clientTLS`"
                 }
             };
-            io::Error::new(error.kind(), format!("{error}; {advice}"))
+            io::Error::new(error.kind(), CertificateRefused { alert: alert.clone(), advice })
         }
         Some(_) | None => error,
     }

@@ -437,7 +437,7 @@ impl Drop for Entry {
             line.labels.verdict = Verdict::Deny;
             line.labels.reason = Some(Reason::ClientLeft);
         }
-        line.duration = self.started.elapsed();
+        line.duration = deadline::now().into_std().saturating_duration_since(self.started);
         self.lane.push(Item::Message(line), true);
     }
 }

@@ -7,6 +7,7 @@ use toolgate_core::denial::Reason;
 use toolgate_core::http1::HttpError;
 use toolgate_core::mcp::NotOwed;
 
+use crate::forward::CertificateRefused;
 use crate::limits::Limit;
 use crate::parse;
 use crate::shares::Exceeded;
@@ -23,6 +24,9 @@ pub enum Fault {
     /// The connection ended within the reply.
     #[error("the server closed in the middle of its reply: {0}")]
     ServerLeft(io::Error),
+    /// It wants to know who calls, and does not believe what it was shown, or was shown nothing.
+    #[error("the server closed: {0}")]
+    CertificateRefused(CertificateRefused),
     /// Nothing came.
     #[error("the server sent nothing more within {0:?} ({1})")]
     Slow(Duration, Limit),
@@ -131,6 +135,14 @@ enum Left {
 }
 
 impl Fault {
+    /// The connection to the server ended with an error.
+    pub(super) fn of_end(error: io::Error) -> Self {
+        match error.downcast() {
+            Ok(refused) => Self::CertificateRefused(refused),
+            Err(error) => Self::ServerLeft(error),
+        }
+    }
+
     /// The label.
     #[must_use]
     pub fn reason(&self) -> Reason {
@@ -156,6 +168,7 @@ impl Fault {
             Self::NextPage { reason, .. } => (*reason, Left::Everything),
             Self::Ending => (Reason::ShuttingDown, Left::Everything),
             Self::Http(_) | Self::ServerLeft(_) => (Reason::ServerFault, Left::BehindEvents),
+            Self::CertificateRefused(_) => (Reason::CertificateRefused, Left::BehindEvents),
             Self::TooLarge { .. }
             | Self::Unreadable { .. }
             | Self::NotOwed(_)
@@ -181,6 +194,7 @@ impl Fault {
             Self::Endless { .. } => Some(Limit::ListPages),
             Self::ClientLeft
             | Self::ServerLeft(_)
+            | Self::CertificateRefused(_)
             | Self::Unreadable { .. }
             | Self::NotOwed(_)
             | Self::Asks { .. }

@@ -316,7 +316,7 @@ impl<S: Stream> Reply<'_, '_, S> {
             filled = self.upstream.fill(bytes_max) => match filled {
                 Ok(count) => Ok(count > 0),
                 Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(HttpError::HeadTooLarge { head_bytes_max: BLOCK_BYTES }.into()),
-                Err(error) => Err(Fault::ServerLeft(error)),
+                Err(error) => Err(Fault::of_end(error)),
             },
             () = self.client.left() => Err(Fault::ClientLeft),
         }

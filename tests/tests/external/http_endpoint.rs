@@ -125,6 +125,7 @@ fn a_server_that_asks_for_a_certificate_says_what_is_wrong_with_it() -> Result<(
         ensure!(reply.status == 502, "{}", reply.text());
         let line = agent.audit(at + 1)?.pop().context("no audit line")?;
         let detail = text(&line, "detail");
+        ensure!(text(&line, "reason") == "certificate_refused", "{line:#}");
         ensure!(detail.contains(alert) && detail.contains("`certificate_file`"), "{line:#}");
     }
     ensure!(server.requests_now().is_empty(), "something reached the server");
