@@ -7,7 +7,10 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{CaptureError, host};
 
@@ -20,12 +23,21 @@ pub const fn exec_root() -> &'static str {
 }
 
 /// Where the cgroup2 hierarchy is mounted: `/sys/fs/cgroup`, or beside version 1 somewhere below.
+///
+/// # Errors
+/// [`CaptureError::NoCgroupMount`], or what is mounted cannot be read.
 pub fn mount() -> Result<PathBuf, CaptureError> {
-    host::mounts()?
-        .into_iter()
-        .find(|mount| mount.kind == "cgroup2")
-        .map(|mount| mount.at)
-        .ok_or(CaptureError::NoCgroupMount)
+    // A host of many containers has thousands of mounts: all are read again only where it is no longer there.
+    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let is_there =
+        |at: &PathBuf| statfs(at).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let mut known = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(at) = known.clone().filter(is_there) {
+        return Ok(at);
+    }
+    let found = host::mounts()?.into_iter().find(|mount| mount.kind == "cgroup2");
+    let at = found.map(|mount| mount.at).ok_or(CaptureError::NoCgroupMount)?;
+    Ok(known.insert(at).clone())
 }
 
 /// The id of the cgroup whose directory is `path`.

@@ -139,7 +139,8 @@ fn a_node_that_is_revoked_is_believed_by_no_other_and_gives_nothing_out() -> Res
         Ok((connection.post(&call(1, "echo", &json!({})))?.status >= 500).then_some(()))
     })?;
     let is_failed = |line: &Value| {
-        text(line, "reason") == "certificate_refused" && text(line, "detail").contains("was this node revoked")
+        text(line, "reason") == "certificate_refused"
+            && text(line, "detail").contains("was this node revoked")
     };
     callers.agent.audit_until("the call that failed", |lines| lines.iter().any(is_failed)).map(drop)
 }
