@@ -66,6 +66,8 @@ pub struct Worker {
     index: usize,
     spread: Arc<Spread>,
     accepted: IntCounter,
+    /// Other agents' connections.
+    accepted_of_agents: IntCounter,
     connections: Cell<usize>,
     turned_away: Cell<usize>,
     pub(super) handshakes: Cell<usize>,
@@ -113,6 +115,7 @@ impl Worker {
             index,
             spread,
             accepted: node.metrics.accepted_by(index),
+            accepted_of_agents: node.metrics.accepted_of_agents_by(index),
             node,
             pool: Pool::default(),
             tethers: Tethers::default(),
@@ -282,6 +285,7 @@ impl Worker {
     }
 
     fn take_peer(self: &Rc<Self>, (stream, from): Came) {
+        self.accepted_of_agents.inc();
         match TcpStream::from_std(stream) {
             Ok(stream) => self.accepted_peer(stream, from),
             Err(error) => tracing::warn!(%from, %error, "a connection of another agent is closed"),

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub audit_lost: IntCounter,
     /// Captured connections that were accepted, by the thread that serves them.
     accepted: IntCounterVec,
+    /// The same of other agents.
+    accepted_of_agents: IntCounterVec,
     /// Connections that were closed before anything was read, by reason.
     refused: IntCounterVec,
     /// Configurations that were not taken over because of an error in them.
@@ -103,6 +105,11 @@ impl Metrics {
             "Changed configurations that were refused for an error",
         );
         let accepted = counters("toolgate_connections_total", "Captured connections accepted", &["thread"]);
+        let accepted_of_agents = counters(
+            "toolgate_agent_connections_total",
+            "Connections of other agents accepted, by the thread that serves them",
+            &["thread"],
+        );
         let refused = counters(
             "toolgate_connections_refused_total",
             "Connections closed, and messages refused, without an audit entry",
@@ -115,8 +122,9 @@ impl Metrics {
         );
         let limits =
             counters("toolgate_limit_refusals_total", "What was refused because of a limit", &["limit"]);
-        let all: [Box<dyn Collector>; 9] = [
+        let all: [Box<dyn Collector>; 10] = [
             Box::new(accepted.clone()),
+            Box::new(accepted_of_agents.clone()),
             Box::new(limits.clone()),
             Box::new(older.clone()),
             Box::new(requests.clone()),
@@ -136,6 +144,7 @@ impl Metrics {
             audit_failures,
             audit_lost,
             accepted,
+            accepted_of_agents,
             refused,
             reload_failures,
             older,
@@ -148,6 +157,12 @@ impl Metrics {
     #[must_use]
     pub fn accepted_by(&self, thread: usize) -> IntCounter {
         self.accepted.with_label_values(&[thread.to_string()])
+    }
+
+    /// The same of other agents.
+    #[must_use]
+    pub fn accepted_of_agents_by(&self, thread: usize) -> IntCounter {
+        self.accepted_of_agents.with_label_values(&[thread.to_string()])
     }
 
     /// A connection is closed before anything is read, or a message has no entry that could tell.

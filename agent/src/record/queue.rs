@@ -10,7 +10,7 @@ use super::Line;
 
 /// Lines that wait in a lane before the writer is told to gather no more: they, and the others until they come back, fit the
 /// caches of their thread's core.
-const MANY: usize = 128;
+const MANY: usize = 256;
 /// Lines of a lane that are kept to be used again: what waits, and as many that come while the writer has those.
 const SPARE_MAX: usize = 2 * MANY;
 

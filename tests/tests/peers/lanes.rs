@@ -171,6 +171,30 @@ fn who_leaves_in_mid_call_ends_that_call_alone() -> Result<()> {
 }
 
 #[test]
+fn connections_of_another_agent_are_spread_over_the_threads() -> Result<()> {
+    let hosts = Hosts::set()?;
+    let (mut caller, _) = hosts.caller("reader")?;
+    // A stream has a connection of its own between the agents.
+    let mut streams = Vec::new();
+    for _ in 0..AT_ONCE {
+        let mut stream = Connection::new(caller.connect(hosts.address)?.stream, hosts.address)?;
+        stream.request("GET", "Accept: text/event-stream\r\n", b"")?;
+        ensure!(stream.head()?.status == 200);
+        streams.push(stream);
+    }
+    let metrics = hosts.servers.metrics()?;
+    let series = metrics.lines().filter(|line| line.starts_with("toolgate_agent_connections_total{"));
+    let count = |line: &str| line.rsplit(' ').next().and_then(|count| count.parse::<usize>().ok());
+    let counts: Vec<usize> =
+        series.map(|line| count(line).with_context(|| format!("no count: {line}"))).collect::<Result<_>>()?;
+    println!("the threads took {counts:?}");
+    ensure!(counts.iter().sum::<usize>() == AT_ONCE, "{counts:?}");
+    let fair = AT_ONCE / counts.len();
+    ensure!(counts.iter().all(|count| count.abs_diff(fair) <= 1), "the threads took {counts:?}");
+    Ok(())
+}
+
+#[test]
 fn who_is_revoked_is_cut_off_in_mid_call() -> Result<()> {
     let hosts = Hosts::set()?;
     let mut caller = hosts.callers.caller("reader")?;
