@@ -245,9 +245,10 @@ impl Queue {
         told.many = false;
         let closing = told.closing;
         drop(told);
-        batch.0.resize_with(self.lanes.len(), Vec::new);
-        for (lane, taken) in self.lanes.iter().zip(&mut batch.0) {
-            taken.append(&mut lane.lines().waiting);
+        batch.lanes.resize_with(self.lanes.len(), Vec::new);
+        for (lane, taken) in self.lanes.iter().zip(&mut batch.lanes) {
+            // What was taken before is given back: no line goes from one place to another while the lane is locked.
+            std::mem::swap(taken, &mut lane.lines().waiting);
         }
         closing
     }
@@ -258,22 +259,26 @@ impl Queue {
 
     /// What was taken is done with: its slots are free, its lines may be used again.
     pub(super) fn give_back(&self, batch: &mut Batch) {
-        for (lane, taken) in self.lanes.iter().zip(&mut batch.0) {
+        let Batch { lanes, emptied } = batch;
+        for (lane, taken) in self.lanes.iter().zip(lanes) {
             let slots = taken.iter().filter(|(_, holds_slot)| *holds_slot).count();
+            // Before the lane is locked: its thread waits for that.
+            emptied.extend(taken.drain(..).filter_map(|(item, _)| match item {
+                Item::Message(line) => Some(emptied_of(line)),
+                Item::Event(_) => None,
+            }));
             let mut lines = lane.lines();
             lines.free_slots(slots, &self.common.slots);
             let room = SPARE_MAX.saturating_sub(lines.spare.len());
-            let done = taken.drain(..).filter_map(|(item, _)| match item {
-                Item::Message(line) => Some(emptied(line)),
-                Item::Event(_) => None,
-            });
-            lines.spare.extend(done.take(room));
+            lines.spare.extend(emptied.drain(emptied.len().saturating_sub(room)..));
+            drop(lines);
+            emptied.clear();
         }
     }
 }
 
 /// The memory of a line that is done with, and drops the line: another entry of its caller's may have its place.
-fn emptied(line: Box<Line>) -> Box<MaybeUninit<Line>> {
+fn emptied_of(line: Box<Line>) -> Box<MaybeUninit<Line>> {
     let line = Box::into_raw(line);
     // SAFETY: it comes from a box that is no more, is dropped once, and nobody reads it from here on. A `MaybeUninit` has the
     // size and alignment of what it is of.
@@ -285,17 +290,21 @@ fn emptied(line: Box<Line>) -> Box<MaybeUninit<Line>> {
 
 /// What the writer took, lane by lane.
 #[derive(Default)]
-pub(super) struct Batch(Vec<Vec<Waiting>>);
+pub(super) struct Batch {
+    lanes: Vec<Vec<Waiting>>,
+    #[expect(clippy::vec_box, reason = "a line goes from hand to hand, and is not moved")]
+    emptied: Vec<Box<MaybeUninit<Line>>>,
+}
 
 impl Batch {
     /// All of it.
     pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
-        self.0.iter().flatten().map(|(item, _)| item)
+        self.lanes.iter().flatten().map(|(item, _)| item)
     }
 
     /// How much that is.
     pub(super) fn count(&self) -> usize {
-        self.0.iter().map(Vec::len).sum()
+        self.lanes.iter().map(Vec::len).sum()
     }
 }
 
