@@ -103,7 +103,6 @@ pub(super) struct Lane {
     common: Arc<Common>,
 }
 
-#[derive(Default)]
 struct Lines {
     waiting: Vec<Waiting>,
     /// Of lines that the writer is done with. Nothing is in them: who takes one would wait for its memory, which is in the
@@ -116,6 +115,10 @@ struct Lines {
 }
 
 impl Lines {
+    fn new() -> Self {
+        Self { waiting: Vec::with_capacity(MANY), spare: Vec::new(), slots: 0, ids: 0..0 }
+    }
+
     fn take_slot(&mut self, slots: &Slots) -> bool {
         if self.slots == 0 {
             let at_once = slots.at_once();
@@ -198,7 +201,7 @@ impl Queue {
             told: Mutex::default(),
             woken: Condvar::new(),
         });
-        let lane = |_| Arc::new(Lane { lines: Apart::default(), common: Arc::clone(&common) });
+        let lane = |_| Arc::new(Lane { lines: Apart(Mutex::new(Lines::new())), common: Arc::clone(&common) });
         Self { lanes: (0..lanes.max(1)).map(lane).collect(), common }
     }
 
@@ -245,7 +248,7 @@ impl Queue {
         told.many = false;
         let closing = told.closing;
         drop(told);
-        batch.lanes.resize_with(self.lanes.len(), Vec::new);
+        batch.lanes.resize_with(self.lanes.len(), || Vec::with_capacity(MANY));
         for (lane, taken) in self.lanes.iter().zip(&mut batch.lanes) {
             // What was taken before is given back: no line goes from one place to another while the lane is locked.
             std::mem::swap(taken, &mut lane.lines().waiting);
