@@ -70,7 +70,7 @@ static ALLOCATOR: Counting = Counting;
 const REPLY_BYTES_MAX: usize = 128 * 1024;
 const ENDS: [&[u8]; 2] = [b"]}}", b"\r\n0\r\n\r\n"];
 const WARM_UP: usize = 50;
-const CALLS: usize = 200;
+const CALLS: usize = 400;
 /// Entries at once, before the calls: as many lines wait for the writer then as can wait at all in so many calls, and
 /// no more than are kept for the next.
 const ENTRIES: usize = WARM_UP + CALLS;

@@ -130,6 +130,12 @@ impl Place {
         origin.share.count(Use::Entry)?;
         Ok(Self { origin: Arc::clone(origin), is_held: true })
     }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.origin.share.uncount(Use::Entry);
+        }
+    }
 }
 
 impl Clone for Place {
@@ -140,9 +146,7 @@ impl Clone for Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.is_held {
-            self.origin.share.uncount(Use::Entry);
-        }
+        self.leave();
     }
 }
 
@@ -214,6 +218,12 @@ impl Line {
             self.labels.tool = call.name.as_deref().map(Name::new);
         }
         self.digest = digest;
+    }
+
+    /// It is written: another entry of its caller's may have its place, and what its connection alone had is kept no longer.
+    pub(super) fn leave_place(&mut self) {
+        self.labels.caller = None;
+        self.place.leave();
     }
 
     /// It is a part of a trace that others know.

@@ -1,6 +1,5 @@
 //! Entries on their way to the writer: a lane for each thread, so that none waits for another.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,11 +7,8 @@ use std::time::Duration;
 
 use super::Line;
 
-/// Lines that wait in a lane before the writer is told to gather no more: they, and the others until they come back, fit the
-/// caches of their thread's core.
-const MANY: usize = 256;
-/// Lines of a lane that are kept to be used again: what waits, and as many that come while the writer has those.
-const SPARE_MAX: usize = 2 * MANY;
+/// Lines of a lane that are kept to be used again: what comes at most while the writer gathers, and some more.
+const SPARE_MAX: usize = 512;
 
 /// What the writer writes.
 pub(super) enum Item {
@@ -80,20 +76,13 @@ struct Common {
     /// The writer sleeps until someone wakes it. Set before it looks at the lanes a last time: who puts something in
     /// after that look sees it, since both held the lane's lock.
     is_asleep: AtomicBool,
-    told: Mutex<Told>,
+    closing: Mutex<bool>,
     woken: Condvar,
 }
 
-/// What the writer is told while it waits.
-#[derive(Default)]
-struct Told {
-    closing: bool,
-    many: bool,
-}
-
 impl Common {
-    fn lock(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,22 +92,18 @@ pub(super) struct Lane {
     common: Arc<Common>,
 }
 
+#[derive(Default)]
 struct Lines {
     waiting: Vec<Waiting>,
-    /// Of lines that the writer is done with. Nothing is in them: who takes one would wait for its memory, which is in the
-    /// writer's cache, to read what is to be dropped, but does not wait to write.
+    /// What the writer is done with.
     #[expect(clippy::vec_box, reason = "a line goes from hand to hand, and is not moved")]
-    spare: Vec<Box<MaybeUninit<Line>>>,
+    spare: Vec<Box<Line>>,
     /// Slots that were taken and are not in use.
     slots: usize,
     ids: Range<u64>,
 }
 
 impl Lines {
-    fn new() -> Self {
-        Self { waiting: Vec::with_capacity(MANY), spare: Vec::new(), slots: 0, ids: 0..0 }
-    }
-
     fn take_slot(&mut self, slots: &Slots) -> bool {
         if self.slots == 0 {
             let at_once = slots.at_once();
@@ -155,7 +140,13 @@ impl Lane {
         let spare = lines.spare.pop();
         drop(lines);
         let fresh = fresh(id);
-        Some(Box::write(spare.unwrap_or_else(Box::new_uninit), fresh))
+        Some(match spare {
+            Some(mut line) => {
+                *line = fresh;
+                line
+            }
+            None => Box::new(fresh),
+        })
     }
 
     /// A slot for what has no line; false: all are in use.
@@ -169,15 +160,8 @@ impl Lane {
     }
 
     pub(super) fn push(&self, item: Item, holds_slot: bool) {
-        let mut lines = self.lines();
-        lines.waiting.push((item, holds_slot));
-        let are_many = lines.waiting.len() == MANY;
-        drop(lines);
+        self.lines().waiting.push((item, holds_slot));
         let common = &*self.common;
-        if are_many {
-            common.lock().many = true;
-            common.woken.notify_one();
-        }
         if common.is_asleep.load(Ordering::Relaxed) && common.is_asleep.swap(false, Ordering::Relaxed) {
             let _awaited = common.lock();
             common.woken.notify_one();
@@ -198,10 +182,10 @@ impl Queue {
             slots,
             next_id: Apart(AtomicU64::new(first_id)),
             is_asleep: AtomicBool::new(false),
-            told: Mutex::default(),
+            closing: Mutex::default(),
             woken: Condvar::new(),
         });
-        let lane = |_| Arc::new(Lane { lines: Apart(Mutex::new(Lines::new())), common: Arc::clone(&common) });
+        let lane = |_| Arc::new(Lane { lines: Apart::default(), common: Arc::clone(&common) });
         Self { lanes: (0..lanes.max(1)).map(lane).collect(), common }
     }
 
@@ -220,38 +204,32 @@ impl Queue {
 
     /// No more will come.
     pub(super) fn close(&self) {
-        self.common.lock().closing = true;
+        *self.common.lock() = true;
         self.common.woken.notify_one();
     }
 
     /// Sleeps so long, unless no more will come: returns whether that is so.
     pub(super) fn closes_within(&self, wait: Duration) -> bool {
-        self.told_within(wait, |told| told.closing).closing
+        let open = |closing: &mut bool| !*closing;
+        let waited = self.common.woken.wait_timeout_while(self.common.lock(), wait, open);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn told_within(&self, wait: Duration, enough: impl Fn(&Told) -> bool) -> MutexGuard<'_, Told> {
-        let waited = self.common.woken.wait_timeout_while(self.common.lock(), wait, |told| !enough(told));
-        waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// Takes what waits, once there is something: at the latest after `wait`, and `gather` after the first, unless many come
-    /// with it. Returns whether no more will come.
+    /// Takes what waits, once there is something: at the latest after `wait`, and `gather` after the first: more come
+    /// with it under load. Returns whether no more will come.
     pub(super) fn take(&self, batch: &mut Batch, wait: Duration, gather: Duration) -> bool {
         let common = &*self.common;
         common.is_asleep.store(true, Ordering::Relaxed);
         if !self.has_waiting() {
-            drop(self.told_within(wait, |told| told.closing || !common.is_asleep.load(Ordering::Relaxed)));
+            let asleep = |closing: &mut bool| !*closing && common.is_asleep.load(Ordering::Relaxed);
+            let waited = common.woken.wait_timeout_while(common.lock(), wait, asleep);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
         common.is_asleep.store(false, Ordering::Relaxed);
-        let gather = if self.has_waiting() { gather } else { Duration::ZERO };
-        let mut told = self.told_within(gather, |told| told.closing || told.many);
-        told.many = false;
-        let closing = told.closing;
-        drop(told);
-        batch.lanes.resize_with(self.lanes.len(), || Vec::with_capacity(MANY));
-        for (lane, taken) in self.lanes.iter().zip(&mut batch.lanes) {
-            // What was taken before is given back: no line goes from one place to another while the lane is locked.
-            std::mem::swap(taken, &mut lane.lines().waiting);
+        let closing = self.closes_within(if self.has_waiting() { gather } else { Duration::ZERO });
+        batch.0.resize_with(self.lanes.len(), Vec::new);
+        for (lane, taken) in self.lanes.iter().zip(&mut batch.0) {
+            taken.append(&mut lane.lines().waiting);
         }
         closing
     }
@@ -262,94 +240,42 @@ impl Queue {
 
     /// What was taken is done with: its slots are free, its lines may be used again.
     pub(super) fn give_back(&self, batch: &mut Batch) {
-        let Batch { lanes, emptied } = batch;
-        for (lane, taken) in self.lanes.iter().zip(lanes) {
+        for (lane, taken) in self.lanes.iter().zip(&mut batch.0) {
             let slots = taken.iter().filter(|(_, holds_slot)| *holds_slot).count();
-            // Before the lane is locked: its thread waits for that.
-            emptied.extend(taken.drain(..).filter_map(|(item, _)| match item {
-                Item::Message(line) => Some(emptied_of(line)),
-                Item::Event(_) => None,
-            }));
             let mut lines = lane.lines();
             lines.free_slots(slots, &self.common.slots);
             let room = SPARE_MAX.saturating_sub(lines.spare.len());
-            lines.spare.extend(emptied.drain(emptied.len().saturating_sub(room)..));
-            drop(lines);
-            emptied.clear();
+            let done = taken.drain(..).filter_map(|(item, _)| match item {
+                Item::Message(mut line) => {
+                    line.leave_place();
+                    Some(line)
+                }
+                Item::Event(_) => None,
+            });
+            lines.spare.extend(done.take(room));
         }
-    }
-}
-
-/// The memory of a line that is done with, and drops the line: another entry of its caller's may have its place.
-fn emptied_of(line: Box<Line>) -> Box<MaybeUninit<Line>> {
-    let line = Box::into_raw(line);
-    // SAFETY: it comes from a box that is no more, is dropped once, and nobody reads it from here on. A `MaybeUninit` has the
-    // size and alignment of what it is of.
-    unsafe {
-        line.drop_in_place();
-        Box::from_raw(line.cast())
     }
 }
 
 /// What the writer took, lane by lane.
 #[derive(Default)]
-pub(super) struct Batch {
-    lanes: Vec<Vec<Waiting>>,
-    #[expect(clippy::vec_box, reason = "a line goes from hand to hand, and is not moved")]
-    emptied: Vec<Box<MaybeUninit<Line>>>,
-}
+pub(super) struct Batch(Vec<Vec<Waiting>>);
 
 impl Batch {
     /// All of it.
     pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
-        self.lanes.iter().flatten().map(|(item, _)| item)
+        self.0.iter().flatten().map(|(item, _)| item)
     }
 
     /// How much that is.
     pub(super) fn count(&self) -> usize {
-        self.lanes.iter().map(Vec::len).sum()
+        self.0.iter().map(Vec::len).sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LONG: Duration = Duration::from_secs(3_600);
-
-    #[test]
-    fn the_writer_gathers_until_many_wait_in_a_lane_or_no_more_will_come() {
-        let check = |lines: usize, closes: bool| {
-            let queue = Queue::new(Slots::new(1_000), 1, 0);
-            for _ in 0..lines {
-                queue.lanes[0].push(Item::Event(Vec::new()), false);
-            }
-            if closes {
-                queue.close();
-            }
-            let mut batch = Batch::default();
-            assert_eq!(queue.take(&mut batch, LONG, LONG), closes);
-            assert_eq!(batch.count(), lines);
-        };
-        check(MANY, false);
-        check(MANY + 1, false);
-        check(MANY - 1, true);
-        check(0, true);
-    }
-
-    #[test]
-    fn many_that_come_while_the_writer_gathers_end_that() {
-        let queue = Queue::new(Slots::new(1_000), 2, 0);
-        std::thread::scope(|scope| {
-            let taken = scope.spawn(|| {
-                let mut batch = Batch::default();
-                queue.take(&mut batch, LONG, LONG);
-                batch.count()
-            });
-            (0..MANY).for_each(|_| queue.lanes[1].push(Item::Event(Vec::new()), false));
-            assert_eq!(taken.join().unwrap(), MANY);
-        });
-    }
 
     #[test]
     fn what_lanes_keep_for_later_hardly_counts_and_never_exceeds_the_limit() {
