@@ -10,8 +10,9 @@ use crate::workspace::say;
 const REQUESTS: f64 = 1_000_000.0;
 /// Of one step, after which memory and descriptors are looked at.
 const MILLIS: u64 = 2_000;
-/// Rounds of all cases: each half has whole ones, so that like is compared with like.
-const ROUNDS_MIN: usize = 4;
+/// Rounds of all cases: each half has whole ones, so that like is compared with like, and by the half all has run once that
+/// comes by time (canaries, sweeps, a heap that was trimmed).
+const ROUNDS_MIN: usize = 10;
 /// A machine of 5,000 requests/s gets there.
 const ROUNDS_MAX: usize = 18;
 
