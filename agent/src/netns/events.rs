@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::discover::Change;
-use super::keeper::LOOK_EVERY;
+use super::follower::LOOK_EVERY;
 use crate::capture::{Cookie, Kernel, Seen, SeenReader};
 
 /// An inotify instance, as the runtime wants descriptors.

@@ -7,12 +7,13 @@
 //! - `served`: the namespaces that the agent listens in, as all threads see them
 //! - `inside`: loopback, listeners, addresses and IPv6 routes, looked at from inside
 //! - `discover`: captured cgroups -> their processes -> the namespaces of these
-//! - `keeper`: the thread that follows all that; `events`: what wakes it
+//! - `follower`: follows all that; `keeper`: its thread; `events`: what wakes it
 //! - `reserve`: keeps the agent's port from whoever does not bind
 
 mod discover;
 mod error;
 mod events;
+mod follower;
 mod inside;
 mod keeper;
 mod namespace;

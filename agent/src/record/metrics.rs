@@ -79,8 +79,17 @@ impl Metrics {
     #[expect(clippy::expect_used, reason = "the names are constants of this function")]
     pub fn new() -> Self {
         let registry = Registry::new();
+        let registered =
+            |collector: Box<dyn Collector>| registry.register(collector).expect("registered once");
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            IntCounterVec::new(Opts::new(name, help), labels).expect("valid name")
+            let made = IntCounterVec::new(Opts::new(name, help), labels).expect("valid name");
+            registered(Box::new(made.clone()));
+            made
+        };
+        let counter = |name: &str, help: &str| {
+            let made = IntCounter::new(name, help).expect("valid name");
+            registered(Box::new(made.clone()));
+            made
         };
         let requests = counters(
             "toolgate_requests_total",
@@ -96,7 +105,7 @@ impl Metrics {
             &["target", "method", "decision"],
         )
         .expect("valid name");
-        let counter = |name: &str, help: &str| IntCounter::new(name, help).expect("valid name");
+        registered(Box::new(durations.clone()));
         let audit_failures =
             counter("toolgate_audit_write_failures_total", "Failed writes of the audit file");
         let audit_lost = counter("toolgate_audit_lost_total", "Messages that the audit file does not hold");
@@ -122,21 +131,6 @@ impl Metrics {
         );
         let limits =
             counters("toolgate_limit_refusals_total", "What was refused because of a limit", &["limit"]);
-        let all: [Box<dyn Collector>; 10] = [
-            Box::new(accepted.clone()),
-            Box::new(accepted_of_agents.clone()),
-            Box::new(limits.clone()),
-            Box::new(older.clone()),
-            Box::new(requests.clone()),
-            Box::new(durations.clone()),
-            Box::new(refused.clone()),
-            Box::new(audit_failures.clone()),
-            Box::new(audit_lost.clone()),
-            Box::new(reload_failures.clone()),
-        ];
-        for collector in all {
-            registry.register(collector).expect("registered once");
-        }
         Self {
             registry,
             requests,
