@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -42,8 +42,6 @@ pin_project_lite::pin_project! {
         work: F,
         #[pin]
         timer: Sleep,
-        // Whom the timer wakes: to tell it each time would clone the waker each time.
-        told: Option<Waker>,
     }
 }
 
@@ -71,7 +69,7 @@ pub fn now() -> Instant {
 /// # Panics
 /// Outside of a tokio runtime.
 pub fn connection<F: Future>(work: F) -> Connection<F> {
-    Connection { work, timer: tokio::time::sleep(FAR), told: None }
+    Connection { work, timer: tokio::time::sleep(FAR) }
 }
 
 impl<F: Future> Future for Connection<F> {
@@ -90,12 +88,9 @@ impl<F: Future> Future for Connection<F> {
             }
             if this.timer.is_elapsed() || this.timer.deadline() > due {
                 this.timer.as_mut().reset(due);
-            } else if this.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
-                return Poll::Pending;
             }
             // It rang: either for the wait that is due, which the work will find, or too early.
             if this.timer.as_mut().poll(cx).is_pending() {
-                this.told.get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
                 return Poll::Pending;
             }
         }
