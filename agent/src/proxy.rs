@@ -404,12 +404,6 @@ impl Turn<'_> {
             }
             replied => (replied, Some(upstream)),
         };
-        if let (Ok(replied), Some(ended)) = (&replied, expected.session())
-            && expected.ends_session
-            && (200..300).contains(&replied.status)
-        {
-            node.bindings.end_session(&server.identity, ended);
-        }
         let (flow, reusable) = self.replied(client, replied, head, expected, entry).await;
         findings.pages.set(pages.as_ref().map_or(0, Pages::asked));
         if let Some(note) = self.record_findings(&leg.caller, server, &findings) {

@@ -242,7 +242,7 @@ impl<S: Stream> Reply<'_, '_, S> {
             self.flush().await?;
             return Ok((status, true));
         }
-        Self::bind_session(&head, self.exchange, &mut self.opened)?;
+        Self::session(&head, self.exchange, &mut self.opened)?;
         let content = content::of(&head, self.exchange.mcp.as_ref())?;
         let has_begun = self.exchange.begun.get();
         if has_begun && !content::is_success(status) {
@@ -322,13 +322,20 @@ impl<S: Stream> Reply<'_, '_, S> {
         }
     }
 
-    /// The session that a reply opens belongs to its caller from here on.
-    fn bind_session(
+    /// The session that a reply opens belongs to its caller from here on; one that it ends is nobody's before the caller hears
+    /// of that: what comes next on another connection must not use it.
+    fn session(
         head: &ResponseHead<'_>,
         exchange: &Exchange<'_>,
         opened: &mut Option<Box<str>>,
     ) -> Result<(), Fault> {
         let Some(mcp) = &exchange.mcp else { return Ok(()) };
+        if let Some(ended) = mcp.expected.session()
+            && mcp.expected.ends_session
+            && content::is_success(head.status)
+        {
+            mcp.bindings.end_session(&mcp.server.identity, ended);
+        }
         let Some(id) = head.headers.only(Name::McpSessionId)? else { return Ok(()) };
         if !mcp.expected.initialize {
             return Ok(());
