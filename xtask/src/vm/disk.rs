@@ -131,7 +131,7 @@ fn collect(built: &Built, packages: &Packages) -> Result<Tree> {
         tree.add_all(&root().join(name), &[])?;
     }
     for file in built.programs() {
-        tree.program(file)?;
+        tree.built(file)?;
     }
     for file in SETTINGS.iter().map(Path::new).filter(|file| file.exists()) {
         tree.add(file)?;

@@ -16,6 +16,8 @@ enum Node {
     Folder,
     Link(PathBuf),
     File,
+    /// A program whose debug information stays behind: it is four fifths of what is built here.
+    Stripped,
 }
 
 /// The files, by their absolute paths.
@@ -81,6 +83,14 @@ impl Tree {
         self.add(path).map(|_really| ())
     }
 
+    /// A program that was built here, likewise; its copy has no debug information.
+    pub(super) fn built(&mut self, path: &Path) -> Result<()> {
+        self.program(path)?;
+        let really = self.add(path)?;
+        self.nodes.insert(really, Node::Stripped);
+        Ok(())
+    }
+
     /// Changes whenever a file does: paths, sizes and times.
     pub(super) fn fingerprint(&self) -> Result<String> {
         use std::fmt::Write as _;
@@ -90,7 +100,7 @@ impl Tree {
             let _infallible = match node {
                 Node::Folder => writeln!(text, "{}/", path.display()),
                 Node::Link(to) => writeln!(text, "{} -> {}", path.display(), to.display()),
-                Node::File => {
+                Node::File | Node::Stripped => {
                     let about =
                         fs::metadata(path).with_context(|| format!("cannot see `{}`", path.display()))?;
                     writeln!(
@@ -113,9 +123,10 @@ impl Tree {
         for (path, node) in &self.nodes {
             let to = folder.join(path.strip_prefix("/").unwrap_or(path));
             match node {
-                Node::Folder => fs::create_dir_all(&to),
-                Node::Link(target) => std::os::unix::fs::symlink(target, &to),
-                Node::File => copy(path, &to).map(|copied| bytes += copied),
+                Node::Folder => fs::create_dir_all(&to).map_err(Into::into),
+                Node::Link(target) => std::os::unix::fs::symlink(target, &to).map_err(Into::into),
+                Node::File => copy(path, &to).map(|copied| bytes += copied).map_err(Into::into),
+                Node::Stripped => strip(path, &to).map(|copied| bytes += copied),
             }
             .with_context(|| format!("cannot copy `{}` to `{}`", path.display(), to.display()))?;
         }
@@ -136,6 +147,11 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<u64> {
     permissions.set_mode(permissions.mode() | 0o600);
     fs::set_permissions(to, permissions)?;
     Ok(bytes)
+}
+
+fn strip(from: &Path, to: &Path) -> Result<u64> {
+    run_quietly(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from))?;
+    Ok(fs::metadata(to)?.len())
 }
 
 /// The libraries that a program loads at its start, the loader included. Scripts and static programs have none.
