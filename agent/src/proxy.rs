@@ -47,7 +47,7 @@ use crate::room::housed;
 use crate::shares::{Held, Share, Use};
 use identified::{Identified, Latest, identified};
 use ids::Named;
-use inspected::Meant;
+use inspected::{Meant, inspected};
 use opening::{Opening, Passing, canary, opening};
 use refused::deny;
 use target::{declared, named, named_in_tls};
@@ -83,7 +83,7 @@ struct Turn<'a> {
     /// The name by which its TLS is read.
     spoken: Option<&'a TlsName>,
     /// What its connection goes on as: TLS that is to be read.
-    then: Cell<Option<Meant>>,
+    then: Cell<Option<Box<Meant>>>,
 }
 
 /// What became of a request to a declared server before its reply.
@@ -103,34 +103,33 @@ pub async fn connection(stream: Io, captured: Captured, share: Arc<Share>, worke
     }
     let mut client = Client::new(stream, Arc::clone(&share));
     let origin = Arc::new(worker.node.identify.origin(captured, share));
-    let meant = match opening(&mut client, &origin, &captured, worker).await {
-        Opening::Http(passing) => {
-            let beyond = if worker.node.is_invoked(captured.original) {
-                client.invokes();
-                Beyond::Invoked
-            } else {
-                Beyond::Undeclared(passing, undeclared::beyond(&captured, worker))
-            };
-            requests(&mut client, &origin, beyond, None, worker).await
+    let limits = &worker.node.limits;
+    let mut beyond = match opening(&mut client, &origin, &captured, worker).await {
+        Opening::Http(_) if worker.node.is_invoked(captured.original) => {
+            client.invokes();
+            Beyond::Invoked
         }
-        Opening::Inspect(meant) => Some(meant),
+        Opening::Http(passing) => Beyond::Undeclared(passing, undeclared::beyond(&captured, worker)),
+        Opening::Inspect(meant) => {
+            // Few are: the others need not have room for it.
+            return Box::pin(inspected(client, meant, &origin, &captured, worker)).await;
+        }
         Opening::Relay(way) => {
-            opening::relay(&mut client, way).await;
-            None
+            Box::pin(opening::relay(&mut client, way)).await;
+            return client.close(limits).await;
         }
-        Opening::Ended => None,
+        Opening::Ended => return client.close(limits).await,
     };
-    match meant {
-        // Few are: the others need not have room for it.
-        Some(meant) => Box::pin(inspected::inspected(client, meant, &origin, &captured, worker)).await,
-        None => client.close(&worker.node.limits).await,
+    match requests(&mut client, &origin, &mut beyond, None, worker).await {
+        Some(meant) => Box::pin(inspected(client, meant, &origin, &captured, worker)).await,
+        None => client.close(limits).await,
     }
 }
 
 /// A connection of another agent, or a lane of one, which speaks for its caller: requests alone, and to one server.
 pub async fn remote<S: Stream>(stream: S, origin: Arc<Origin>, worker: &Worker) {
     let mut client = Client::new(stream, Arc::clone(&origin.share));
-    requests(&mut client, &origin, Beyond::Nowhere, None, worker).await;
+    requests(&mut client, &origin, &mut Beyond::Nowhere, None, worker).await;
     client.close(&worker.node.limits).await;
 }
 
@@ -150,10 +149,10 @@ pub async fn one_too_many<S: Stream>(stream: S, share: Arc<Share>, limits: &Limi
 async fn requests<S: Stream>(
     client: &mut Client<S>,
     origin: &Arc<Origin>,
-    mut beyond: Beyond<'_>,
+    beyond: &mut Beyond<'_>,
     spoken: Option<&TlsName>,
     worker: &Worker,
-) -> Option<Meant> {
+) -> Option<Box<Meant>> {
     let node = &*worker.node;
     let (mut latest, mut before) = (Latest::new(&node.resources), None);
     loop {
@@ -189,7 +188,7 @@ async fn requests<S: Stream>(
             let by_head = by_head.and_then(|head| named(resources, &head, spoken.is_some()));
             by_head.or_else(|| named_in_tls(resources, spoken.filter(|_| may_be)?, origin))
         });
-        let flow = match (head, target, &mut beyond) {
+        let flow = match (head, target, &mut *beyond) {
             (Ok(None), _, _) => return None,
             (Err(broken), None, Beyond::Undeclared(passing, to)) if broken.is_for_a_proxy() => {
                 housed(|| turn.proxied(client, (passing, *to), entry)).await

@@ -32,6 +32,8 @@ use crate::shares::{Share, Use};
 
 /// After an accept that failed: out of descriptors or memory, it would fail again at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// What a connection takes for as long as it is there. Most of them are idle.
+const STATE_BYTES_MAX: usize = 3072;
 /// Connections beyond the limit that a thread tells so at once; more are closed without a word.
 const TURNED_AWAY_MAX: usize = 64;
 
@@ -313,7 +315,8 @@ impl Worker {
         let worker = Rc::clone(self);
         worker.came();
         spawn_local(async move {
-            deadline::connection(proxy::connection(Io::Plain(stream), captured, share, &worker)).await;
+            let work = proxy::connection(Io::Plain(stream), captured, share, &worker);
+            deadline::connection(small(work)).await;
             drop(counted);
             worker.left();
         });
@@ -340,6 +343,13 @@ impl Worker {
             worker.turned_away.set(worker.turned_away.get() - 1);
         });
     }
+}
+
+/// A connection's work, whose state is always as large as the largest that it may come to: what few need, or only a request
+/// that is served, has a place of its own (a box, or a room).
+fn small<F: Future>(work: F) -> F {
+    const { assert!(size_of::<F>() <= STATE_BYTES_MAX, "a connection's state is too large") };
+    work
 }
 
 /// The listeners at home: one of each family for each thread.

@@ -58,12 +58,12 @@ impl Unshaken {
 /// A connection from here on: TLS with its client, then one request after another.
 pub(super) async fn inspected(
     client: Client<Io>,
-    meant: Meant,
+    meant: Box<Meant>,
     origin: &Arc<Origin>,
     captured: &Captured,
     worker: &Worker,
 ) {
-    let (node, Meant { name, passing }) = (&*worker.node, meant);
+    let (node, Meant { name, passing }) = (&*worker.node, *meant);
     let Identified { resources, caller } =
         &identified(None, &mut Latest::new(&node.resources), origin, node).await;
     let (working, then) = (Cell::default(), Cell::default());
@@ -76,7 +76,8 @@ pub(super) async fn inspected(
     let to = forward::Undeclared { tls: Some(&name.name), ..undeclared::beyond(captured, worker) };
     match turn.within(&mut client, passing, to).await {
         Opening::Http(passing) => {
-            requests(&mut client, origin, Beyond::Undeclared(passing, to), Some(&name), worker).await;
+            let mut beyond = Beyond::Undeclared(passing, to);
+            requests(&mut client, origin, &mut beyond, Some(&name), worker).await;
         }
         Opening::Relay(way) => opening::relay(&mut client, way).await,
         // Node looks at what it was shown when all is done, and leaves.
@@ -161,7 +162,7 @@ impl Turn<'_> {
     /// TLS of this client, which is to be read.
     pub(super) fn to_be_read(&self, hello: &ClientHello, to: SocketAddr, passing: Passing) -> Opening {
         match Name::of(hello.server_name.as_deref(), to.ip()) {
-            Some(name) => Opening::Inspect(Meant { name, passing }),
+            Some(name) => Opening::Inspect(Box::new(Meant { name, passing })),
             None => self.ended(&decision::nameless()),
         }
     }

@@ -44,7 +44,7 @@ pub(super) type Passing = Result<Way, Denied>;
 pub(super) enum Opening {
     Http(Passing),
     /// TLS that is to be read.
-    Inspect(Meant),
+    Inspect(Box<Meant>),
     Relay(Way),
     Ended,
 }
@@ -66,6 +66,7 @@ pub(super) async fn opening<S: Stream>(
     captured: &Captured,
     worker: &Worker,
 ) -> Opening {
+    // What few connections come to has a box: the others need not have room for it.
     let node = &*worker.node;
     let Identified { resources, caller } =
         &identified(None, &mut Latest::new(&node.resources), origin, node).await;
@@ -77,7 +78,7 @@ pub(super) async fn opening<S: Stream>(
             Denied::because(Reason::Opaque).with_detail("what calls by App ID is plain HTTP"),
         ),
         None if leads_to_external(resources, captured, node) => {
-            return turn.to_external(client, undeclared::beyond(captured, worker)).await;
+            return Box::pin(turn.to_external(client, undeclared::beyond(captured, worker))).await;
         }
         // The guard lets the agent pass: what is not decided as for that server must not.
         None if node.namespaces.guards(captured.process.netns_cookie, captured.original) => {
@@ -91,12 +92,12 @@ pub(super) async fn opening<S: Stream>(
             // It said nothing, to a server of which nothing is known.
             (None, reason) if reason != Reason::Unrecognised => Opening::Ended,
             (Some(Guess::No | Guess::Maybe), _) => {
-                turn.denied_unread(client, undeclared::beyond(captured, worker), denied).await
+                Box::pin(turn.denied_unread(client, undeclared::beyond(captured, worker), denied)).await
             }
             (None, _) => turn.ended(&denied),
         },
         Decision::Permitted(passage) => {
-            turn.on_the_way(client, passage, undeclared::beyond(captured, worker)).await
+            Box::pin(turn.on_the_way(client, passage, undeclared::beyond(captured, worker))).await
         }
     }
 }
@@ -159,7 +160,7 @@ impl Turn<'_> {
                 Hello::No | Hello::Unclear | Hello::Maybe => Unread::Other,
             },
         };
-        self.opaque(target, what).await
+        Box::pin(self.opaque(target, what)).await
     }
 
     /// What becomes of TLS before its target has a say.
@@ -311,7 +312,7 @@ impl Turn<'_> {
                     }
                     Fate::Read(name) => {
                         way.upstream = Some(upstream);
-                        return Opening::Inspect(Meant { name, passing: Ok(way) });
+                        return Opening::Inspect(Box::new(Meant { name, passing: Ok(way) }));
                     }
                 }
             }
