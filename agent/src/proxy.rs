@@ -120,7 +120,9 @@ pub async fn connection(stream: Io, captured: Captured, share: Arc<Share>, worke
         }
         Opening::Ended => return client.close(limits).await,
     };
-    match requests(&mut client, &origin, &mut beyond, None, worker).await {
+    let then = requests(&mut client, &origin, &mut beyond, None, worker).await;
+    drop(beyond); // what was on the way is over before the client has gone
+    match then {
         Some(meant) => Box::pin(inspected(client, meant, &origin, &captured, worker)).await,
         None => client.close(limits).await,
     }
