@@ -16,7 +16,7 @@ enum Node {
     Folder,
     Link(PathBuf),
     File,
-    /// A program whose debug information stays behind: it is four fifths of what is built here.
+    /// A program whose debug information stays behind: it takes room, and nobody looks at it there.
     Stripped,
 }
 
